@@ -1,0 +1,252 @@
+//! The environment variables: one table that yields the parser, `sheaf help env` and the README's table.
+//!
+//! A bad value is reported once, by [`ValueError::write`], and the program then runs without Sheaf.
+
+use core::fmt;
+
+use crate::pattern::{self, PatternError};
+
+/// One environment variable, as documented to users.
+#[derive(Clone, Copy, Debug)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What it accepts.
+    pub accepts: &'static str,
+    /// What holds when it is unset.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+/// Every variable that Sheaf reads.
+pub const VARIABLES: [Variable; 9] = [
+    Variable {
+        name: "SHEAF_PATHS",
+        accepts: "absolute globs, colon-separated: `*`, `?`, `[a-z]`, and `**` for any number of directories",
+        default: "unset: Sheaf does nothing",
+        meaning: "the checkpoint paths to capture",
+    },
+    Variable {
+        name: "SHEAF_EXCLUDE",
+        accepts: "absolute globs, colon-separated",
+        default: "none",
+        meaning: "paths that SHEAF_PATHS matches and that must stay untouched",
+    },
+    Variable {
+        name: "SHEAF_STAGE",
+        accepts: "absolute directories on node-local storage, colon-separated; the first usable one serves",
+        default: "/dev/shm",
+        meaning: "where captured files live until they are published",
+    },
+    Variable {
+        name: "SHEAF_STAGE_LIMIT",
+        accepts: "a size in bytes, with K, M, G or T (powers of 1024)",
+        default: "half of what is free when the flusher starts",
+        meaning: "published files are evicted from the stage, oldest first, when it holds more than this",
+    },
+    Variable {
+        name: "SHEAF_STORE",
+        accepts: "an absolute directory on the parallel file system",
+        default: "`.sheaf` under the fixed prefix of the first pattern",
+        meaning: "where the aggregates are written",
+    },
+    Variable {
+        name: "SHEAF_ON_EXIT",
+        accepts: "`drain` or `leave`",
+        default: "drain",
+        meaning: "what the flusher does when the last program has ended: publish everything, or leave it staged for `sheaf drain`",
+    },
+    Variable {
+        name: "SHEAF_BANDWIDTH",
+        accepts: "a size per second, with K, M, G or T",
+        default: "unlimited",
+        meaning: "how fast the flusher may write to the store",
+    },
+    Variable {
+        name: "SHEAF_LOG",
+        accepts: "`error`, `warn`, `info` or `debug`, and optionally `,FILE` (absolute)",
+        default: "warn, to the program's standard error; the flusher logs only to a FILE",
+        meaning: "what is said, and where",
+    },
+    Variable {
+        name: "SHEAF_DISABLE",
+        accepts: "`1` or `0`",
+        default: "0",
+        meaning: "`1` makes the preloaded library do nothing",
+    },
+];
+
+/// A value that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueError<'a> {
+    /// The variable.
+    pub name: &'static str,
+    /// The part of its value that was refused.
+    pub value: &'a [u8],
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a value was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A pattern that cannot be used.
+    Pattern(PatternError),
+    /// Something else than the variable accepts.
+    NotAccepted,
+    /// More patterns or longer ones than there is room for.
+    TooMany,
+}
+
+impl fmt::Display for ValueError<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "sheaf: {}: '", self.name)?;
+        for chunk in self.value.utf8_chunks() {
+            formatter.write_str(chunk.valid())?;
+            if !chunk.invalid().is_empty() {
+                formatter.write_str("\u{fffd}")?;
+            }
+        }
+        match self.reason {
+            Reason::Pattern(error) => write!(formatter, "' is refused: {}", error.advice())?,
+            Reason::TooMany => {
+                write!(formatter, "' is refused: at most {PATTERNS_MAX} entries of {PATTERN_MAX} bytes")?
+            }
+            Reason::NotAccepted => {
+                let accepts = VARIABLES.iter().find(|variable| variable.name == self.name).map_or("", |v| v.accepts);
+                write!(formatter, "' is refused: it takes {accepts}")?;
+            }
+        }
+        formatter.write_str("; running without Sheaf")
+    }
+}
+
+/// Most entries in SHEAF_PATHS, in SHEAF_EXCLUDE, and in SHEAF_STAGE.
+pub const PATTERNS_MAX: usize = 16;
+/// Longest pattern or directory, in bytes.
+pub const PATTERN_MAX: usize = 1024;
+
+/// The entries of a colon-separated value; empty entries are skipped.
+pub fn entries(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b':').filter(|entry| !entry.is_empty())
+}
+
+/// Checks a list of patterns (SHEAF_PATHS, SHEAF_EXCLUDE).
+///
+/// # Errors
+/// Names the first entry that is refused.
+pub fn check_patterns<'a>(name: &'static str, value: &'a [u8]) -> Result<(), ValueError<'a>> {
+    check_count(name, value)?;
+    for entry in entries(value) {
+        pattern::validate(entry).map_err(|error| ValueError { name, value: entry, reason: Reason::Pattern(error) })?;
+    }
+    Ok(())
+}
+
+/// Checks a list of absolute directories (SHEAF_STAGE, SHEAF_STORE).
+///
+/// # Errors
+/// Names the first entry that is refused.
+pub fn check_directories<'a>(name: &'static str, value: &'a [u8]) -> Result<(), ValueError<'a>> {
+    check_count(name, value)?;
+    match entries(value).find(|entry| entry.first() != Some(&b'/')) {
+        Some(entry) => Err(ValueError { name, value: entry, reason: Reason::NotAccepted }),
+        None => Ok(()),
+    }
+}
+
+fn check_count<'a>(name: &'static str, value: &'a [u8]) -> Result<(), ValueError<'a>> {
+    if let Some(entry) = entries(value).find(|entry| entry.len() > PATTERN_MAX) {
+        return Err(ValueError { name, value: entry, reason: Reason::TooMany });
+    }
+    if entries(value).count() > PATTERNS_MAX {
+        return Err(ValueError { name, value, reason: Reason::TooMany });
+    }
+    Ok(())
+}
+
+/// A size in bytes: digits, then optionally `K`, `M`, `G` or `T` (powers of 1024). Zero is refused.
+pub fn parse_size(value: &[u8]) -> Option<u64> {
+    let (digits, shift) = match value.split_last()? {
+        (b'K' | b'k', rest) => (rest, 10),
+        (b'M' | b'm', rest) => (rest, 20),
+        (b'G' | b'g', rest) => (rest, 30),
+        (b'T' | b't', rest) => (rest, 40),
+        _ => (value, 0),
+    };
+    if digits.is_empty() {
+        return None;
+    }
+    let mut number: u64 = 0;
+    for byte in digits {
+        let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        number = number.checked_mul(10)?.checked_add(u64::from(digit))?;
+    }
+    number.checked_mul(1 << shift).filter(|size| *size > 0)
+}
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What needs somebody's attention.
+    Error,
+    /// What a user should know once.
+    Warn,
+    /// Starts, ends and publications.
+    Info,
+    /// Every decision.
+    Debug,
+}
+
+/// Reads SHEAF_LOG: a level and the file to write to, if one is named.
+pub fn parse_log(value: &[u8]) -> Option<(Level, Option<&[u8]>)> {
+    let (level, file) = match value.iter().position(|&byte| byte == b',') {
+        Some(comma) => (value.get(..comma)?, Some(value.get(comma + 1..)?)),
+        None => (value, None),
+    };
+    let level = match level {
+        b"error" => Level::Error,
+        b"warn" => Level::Warn,
+        b"info" => Level::Info,
+        b"debug" => Level::Debug,
+        _ => return None,
+    };
+    if file.is_some_and(|file| file.first() != Some(&b'/')) {
+        return None;
+    }
+    Some((level, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size(b"4096"), Some(4096));
+        assert_eq!(parse_size(b"2G"), Some(2 << 30));
+        for refused in ["", "G", "0", "-1", "1.5G", "1GB", "99999999999T"] {
+            assert_eq!(parse_size(refused.as_bytes()), None, "{refused}");
+        }
+    }
+
+    #[test]
+    fn log_levels() {
+        assert_eq!(parse_log(b"debug"), Some((Level::Debug, None)));
+        assert_eq!(parse_log(b"info,/tmp/x"), Some((Level::Info, Some(&b"/tmp/x"[..]))));
+        assert_eq!(parse_log(b"loud"), None);
+        assert_eq!(parse_log(b"info,x"), None);
+    }
+
+    #[test]
+    fn errors_name_the_variable_the_value_and_what_is_accepted() {
+        let error = check_patterns("SHEAF_PATHS", b"/a/**:ckpt/*").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("SHEAF_PATHS") && text.contains("'ckpt/*'") && text.contains("absolute"), "{text}");
+        let error = check_directories("SHEAF_STAGE", b"nvme").unwrap_err();
+        assert!(error.to_string().contains("absolute directories"), "{error}");
+        let many = "/a:".repeat(PATTERNS_MAX + 1);
+        assert_eq!(check_patterns("SHEAF_PATHS", many.as_bytes()).unwrap_err().reason, Reason::TooMany);
+    }
+}

@@ -1,0 +1,74 @@
+//! Names and marks inside a stage, shared by the library that captures and the flusher that drains.
+//!
+//! A stage directory holds (`STAGE` is one tier's `sheaf-UID/HASH` directory):
+//!
+//! | name | what it is |
+//! | --- | --- |
+//! | `STAGE/tree/ABSOLUTE/PATH` | the captured namespace, as ordinary files, directories and symbolic links |
+//! | `STAGE/scratch/` | unwatched room for files that are renamed into the tree, on the same file system |
+//! | `STAGE/replaced/` | one file per checkpoint path whose older, unmanaged file still lies on the parallel file system |
+//! | `STAGE/socket` | the flusher's Unix socket (`SOCK_SEQPACKET`) |
+//! | `STAGE/pulse` | a FIFO that the flusher holds open for reading: opening it for writing fails with `ENXIO` when no flusher lives |
+//! | `STAGE/lock` | locked with `flock` by the one living flusher |
+//! | `STAGE/starting` | locked with `fcntl` by the process that starts a flusher |
+//! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
+
+/// The captured namespace below a stage directory.
+pub const TREE: &str = "tree";
+/// Unwatched directory for files on their way into the tree.
+pub const SCRATCH: &str = "scratch";
+/// Directory of markers for unmanaged files that a capture replaced; see [`marker_name`].
+pub const REPLACED: &str = "replaced";
+/// The flusher's `SOCK_SEQPACKET` socket.
+pub const SOCKET: &str = "socket";
+/// FIFO whose reader is the flusher.
+pub const PULSE: &str = "pulse";
+/// `flock`ed by the flusher for its whole life.
+pub const LOCK: &str = "lock";
+/// Locked by the process that is starting a flusher.
+pub const STARTING: &str = "starting";
+/// Text file with the store's absolute path.
+pub const IDENTITY: &str = "identity";
+/// Default name of the store under the first pattern's fixed prefix, and the reserved first component in aggregates.
+pub const STORE: &str = ".sheaf";
+
+/// Mode bit of a regular file in the tree that says "stub": its data is only in an aggregate.
+///
+/// The sticky bit has no meaning on regular files (inode(7)), every file system stores it, and `stat` yields it with
+/// no further call. Programs never see it: the library removes it from every answer.
+pub const STUB_BIT: u32 = 0o1000;
+
+/// Longest stage directory in bytes, so that the socket's path fits into `sun_path` (unix(7): 108 bytes).
+pub const STAGE_PATH_MAX: usize = 96;
+
+/// Writes the 16 hexadecimal digits that name `bytes` in the stage: of the store's path for the stage directory
+/// itself, of a checkpoint path for its marker in [`REPLACED`].
+pub fn hex_name(bytes: &[u8]) -> [u8; 16] {
+    let hash = xxhash_rust::xxh3::xxh3_64(bytes);
+    let mut name = [0u8; 16];
+    let mut index = 0;
+    while index < 16 {
+        let nibble = ((hash >> (60 - 4 * index)) & 15) as u8;
+        name[index] = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+        index += 1;
+    }
+    name
+}
+
+/// The marker's name in [`REPLACED`] for a canonical checkpoint path. The marker's content is the path itself.
+pub fn marker_name(canonical_path: &[u8]) -> [u8; 16] {
+    hex_name(canonical_path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_sixteen_stable_hexadecimal_digits() {
+        let name = hex_name(b"/scratch/run1/.sheaf");
+        assert!(name.iter().all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase()));
+        assert_eq!(name, hex_name(b"/scratch/run1/.sheaf"));
+        assert_ne!(name, hex_name(b"/scratch/run2/.sheaf"));
+    }
+}
