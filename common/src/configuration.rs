@@ -249,4 +249,17 @@ mod tests {
         let many = "/a:".repeat(PATTERNS_MAX + 1);
         assert_eq!(check_patterns("SHEAF_PATHS", many.as_bytes()).unwrap_err().reason, Reason::TooMany);
     }
+
+    #[test]
+    fn the_readme_shows_this_table() {
+        let mut table = String::from("| variable | accepts | default | meaning |\n| --- | --- | --- | --- |\n");
+        for variable in VARIABLES {
+            let Variable { name, accepts, default, meaning } = variable;
+            table.push_str(&format!("| `{name}` | {accepts} | {default} | {meaning} |\n"));
+        }
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+        let after = readme.split("<!-- variables -->\n").nth(1).unwrap();
+        let shown = after.split("<!-- /variables -->").next().unwrap();
+        assert_eq!(shown, table, "put the right-hand table between the markers in README.md");
+    }
 }

@@ -1,0 +1,285 @@
+//! What a segment is made of, as the writer gives it and as a reader gets it back.
+
+use std::fmt;
+
+use super::checksum::FileChecksums;
+use super::BLOCK;
+
+/// Longest path or link text, in bytes (`PATH_MAX` without the terminating zero).
+pub const PATH_MAX: usize = 4095;
+/// First component of every name in an aggregate that is not the user's.
+pub const RESERVED: &[u8] = b".sheaf";
+
+/// The file was never closed by the program that wrote it.
+pub const FLAG_UNCLOSED: u32 = 1;
+
+/// The aggregate that something belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Random, unique per aggregate.
+    pub uuid: [u8; 16],
+    /// Name of the node that writes it.
+    pub node: String,
+    /// The job, as the batch system names it; may be empty.
+    pub job: String,
+    /// Counts the flushers of this node and store, so that a later one can be told from an earlier one.
+    pub incarnation: u64,
+    /// When the aggregate was made, in nanoseconds since 1970.
+    pub created_ns: u64,
+}
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A version of a file.
+    File,
+    /// A directory exists.
+    Directory,
+    /// A symbolic link exists.
+    Symlink,
+    /// `path` is a further name of the file at `target`.
+    HardLink,
+    /// What is at `path`, file or directory with all below it, is now at `target`.
+    Rename,
+    /// The file or link at `path` is gone.
+    Unlink,
+    /// The directory at `path` is gone.
+    RemoveDirectory,
+    /// Mode, owner and time of `path` changed.
+    SetAttributes,
+    /// The sealed index; see [`super::Index`]. Never part of a view.
+    Index,
+}
+
+impl Kind {
+    const NUMBERS: [(Kind, u16); 9] = [
+        (Kind::File, 1),
+        (Kind::Directory, 2),
+        (Kind::Symlink, 3),
+        (Kind::HardLink, 4),
+        (Kind::Rename, 5),
+        (Kind::Unlink, 6),
+        (Kind::RemoveDirectory, 7),
+        (Kind::SetAttributes, 8),
+        (Kind::Index, 11),
+    ];
+
+    /// The number in a record; 9 and 10 are reserved (FORMAT.md).
+    pub fn number(self) -> u16 {
+        Kind::NUMBERS.iter().find(|(kind, _)| *kind == self).map_or(0, |(_, number)| *number)
+    }
+
+    /// The kind of this number, if this version knows it.
+    pub fn from_number(number: u16) -> Option<Kind> {
+        Kind::NUMBERS.iter().find(|(_, known)| *known == number).map(|(kind, _)| *kind)
+    }
+}
+
+/// Mode, owner and time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits with set-uid, set-gid and sticky.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of the last change of the data, whole seconds since 1970.
+    pub mtime_seconds: i64,
+    /// The rest of that time, below 1,000,000,000.
+    pub mtime_nanoseconds: u32,
+}
+
+/// A range of a file that has data. What no extent covers is a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where in the file.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// One thing to record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What happened.
+    pub kind: Kind,
+    /// Canonical path without the leading slash.
+    pub path: Vec<u8>,
+    /// Text of a symbolic link; existing path of a hard link; new path of a rename; else empty.
+    pub target: Vec<u8>,
+    /// Mode, owner and time after it.
+    pub attributes: Attributes,
+    /// Bytes of a file.
+    pub size: u64,
+    /// Data of a file in ascending order, on whole blocks except at the end of the file.
+    pub extents: Vec<Extent>,
+    /// When it happened, in nanoseconds since 1970, monotone on one node.
+    pub operation_time_ns: u64,
+    /// `ctime` of the staged inode in nanoseconds, or 0 when it proves nothing.
+    pub change_time_ns: i64,
+    /// Number of the staged inode.
+    pub inode: u64,
+    /// [`FLAG_UNCLOSED`].
+    pub flags: u32,
+}
+
+/// Where the header of a record's tar member lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderPlace {
+    /// From the start of the segment.
+    pub offset: u64,
+    /// Bytes, with the `x` header.
+    pub length: u32,
+    /// CRC-32C of these bytes.
+    pub crc: u32,
+}
+
+/// An entry as a reader gets it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What was recorded.
+    pub entry: Entry,
+    /// Orders all records of an aggregate: the segment's sequence in the upper half, the place in it in the lower.
+    pub sequence: u64,
+    /// The tar member's header, for records that are in the tar view.
+    pub header: Option<HeaderPlace>,
+    /// Whether the tar view has the data under a reserved name, because stock readers would stumble over its own.
+    pub hidden: bool,
+    /// Where the data of a file starts, from the start of the segment.
+    pub data_offset: Option<u64>,
+    /// Checksums of a file's data.
+    pub checksums: Option<FileChecksums>,
+}
+
+impl Entry {
+    /// Whether tar data goes with it.
+    pub fn has_data(&self) -> bool {
+        matches!(self.kind, Kind::File | Kind::Index)
+    }
+
+    /// The one extent of a file without holes.
+    pub fn dense_extents(size: u64) -> Vec<Extent> {
+        if size == 0 { Vec::new() } else { vec![Extent { offset: 0, length: size }] }
+    }
+
+    /// Checks everything about an entry that does not depend on other entries.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), Problem> {
+        check_name(&self.path, self.kind == Kind::Index)?;
+        match self.kind {
+            Kind::HardLink | Kind::Rename => check_name(&self.target, false)?,
+            Kind::Symlink if self.target.is_empty() || self.target.contains(&0) => return Err(Problem::LinkText),
+            Kind::Symlink if self.target.len() > PATH_MAX => return Err(Problem::TooLong),
+            Kind::Symlink => {}
+            _ if !self.target.is_empty() => return Err(Problem::LinkText),
+            _ => {}
+        }
+        if self.attributes.mtime_nanoseconds >= 1_000_000_000 || self.attributes.mode > 0o7777 {
+            return Err(Problem::Attributes);
+        }
+        if !self.has_data() && (self.size != 0 || !self.extents.is_empty()) {
+            return Err(Problem::Extents);
+        }
+        self.check_extents()
+    }
+
+    fn check_extents(&self) -> Result<(), Problem> {
+        if self.size > i64::MAX as u64 {
+            return Err(Problem::TooLarge);
+        }
+        let mut end = 0;
+        for (index, extent) in self.extents.iter().enumerate() {
+            let extent_end = extent.offset.checked_add(extent.length).ok_or(Problem::Extents)?;
+            let ascending = index == 0 || extent.offset > end;
+            let aligned = extent.offset.is_multiple_of(BLOCK) && (extent_end.is_multiple_of(BLOCK) || extent_end == self.size);
+            if extent.length == 0 || !ascending || !aligned || extent_end > self.size {
+                return Err(Problem::Extents);
+            }
+            end = extent_end;
+        }
+        Ok(())
+    }
+}
+
+/// What makes an entry impossible to record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// Empty, absolute, or with an empty, `.` or `..` component or a zero byte.
+    Name,
+    /// The first component is `.sheaf`.
+    Reserved,
+    /// Longer than [`PATH_MAX`].
+    TooLong,
+    /// The target is missing, is superfluous or has a zero byte.
+    LinkText,
+    /// Mode or nanoseconds out of range.
+    Attributes,
+    /// Extents that overlap, touch, are not on whole blocks or lie outside the file.
+    Extents,
+    /// More than a segment can hold.
+    TooLarge,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Problem::Name => "the name is empty or absolute, or has an empty, '.' or '..' component or a zero byte",
+            Problem::Reserved => "the name '.sheaf' is reserved; choose another one for checkpoints",
+            Problem::TooLong => "the name or link text is longer than 4095 bytes",
+            Problem::LinkText => "its target is missing, superfluous or has a zero byte",
+            Problem::Attributes => "its mode or time is out of range",
+            Problem::Extents => "its data ranges are not ascending whole blocks inside the file",
+            Problem::TooLarge => "it is more than one segment can hold",
+        })
+    }
+}
+
+/// Whether a path may be recorded: relative, canonical, and not in the reserved directory unless it `may_be_reserved`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(path: &[u8], may_be_reserved: bool) -> Result<(), Problem> {
+    if path.len() > PATH_MAX {
+        return Err(Problem::TooLong);
+    }
+    if path.contains(&0) {
+        return Err(Problem::Name);
+    }
+    if path.split(|byte| *byte == b'/').any(|component| matches!(component, b"" | b"." | b"..")) {
+        return Err(Problem::Name);
+    }
+    if !may_be_reserved && path.split(|byte| *byte == b'/').next() == Some(RESERVED) {
+        return Err(Problem::Reserved);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_would_leave_the_place_of_extraction_are_refused() {
+        for name in [&b""[..], b"/a", b"a//b", b"a/", b"../a", b"a/./b", b"a/..", b"a\0b"] {
+            assert_eq!(check_name(name, false), Err(Problem::Name), "{}", name.escape_ascii());
+        }
+        assert_eq!(check_name(b".sheaf/x", false), Err(Problem::Reserved));
+        assert_eq!(check_name(b".sheaf", false), Err(Problem::Reserved));
+        assert_eq!(check_name(&[b'a'; 4096], false), Err(Problem::TooLong));
+        for name in [&b"a"[..], b"a/.sheaf", b".sheafs/b", b"...", b"a b\n\xff"] {
+            assert_eq!(check_name(name, false), Ok(()));
+        }
+    }
+
+    #[test]
+    fn kinds_keep_their_numbers() {
+        for number in 0..20 {
+            let kind = Kind::from_number(number);
+            assert_eq!(kind.is_some(), (1..=8).contains(&number) || number == 11);
+            assert!(kind.is_none_or(|kind| kind.number() == number));
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Hydration: a stub gets its data back from an aggregate, in the same inode, checked by CRC before anybody sees it.
+//!
+//! The file stays marked as a stub until every byte is right; on any failure it stays a stub.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::io::Errno;
+use sheaf_common::layout::STUB_BIT;
+
+use super::Shared;
+use crate::stage::lease::{self, Lease};
+use crate::stage::mirror;
+use crate::store::Version;
+
+/// Inodes that are being hydrated: one thread does it, the others wait for it.
+#[derive(Debug, Default)]
+pub struct Hydrations {
+    running: Mutex<HashSet<u64>>,
+    done: Condvar,
+}
+
+/// Makes the file at `path` resident. `progress` is told the bytes done.
+///
+/// # Errors
+/// `EIO` when no intact data can be had, or what the file system of the stage answers.
+pub fn hydrate(shared: &Shared, path: &[u8], progress: &mut dyn FnMut(u64)) -> Result<(), Errno> {
+    let location = shared.stage.tree_path(path);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::PATH;
+    let stub = File::from(rustix::fs::open(&location, flags, Mode::empty())?);
+    let inode = stub.metadata().map_err(errno)?.ino();
+    let mut running = shared.hydrations.running.lock();
+    while !running.insert(inode) {
+        shared.hydrations.done.wait(&mut running);
+    }
+    drop(running);
+    let result = hydrate_alone(shared, path, &stub, progress);
+    shared.hydrations.running.lock().remove(&inode);
+    shared.hydrations.done.notify_all();
+    result
+}
+
+fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File, progress: &mut dyn FnMut(u64)) -> Result<(), Errno> {
+    let metadata = stub.metadata().map_err(errno)?;
+    if metadata.mode() & STUB_BIT == 0 {
+        return Ok(());
+    }
+    let known = shared.stubs.lock().get(&metadata.ino()).cloned();
+    let Some(version) = known else {
+        let text = format!("no version in the store belongs to the stub /{}", path.escape_ascii());
+        return Err(failed(shared, text));
+    };
+    let reopened = format!("/proc/self/fd/{}", stub.as_raw_fd());
+    let writer = File::from(rustix::fs::open(&reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).or_else(|_| {
+        // A file whose mode forbids writing to its owner.
+        let mode = Mode::from_raw_mode(metadata.mode() & 0o7777);
+        rustix::fs::chmod(&reopened, mode | Mode::RUSR | Mode::WUSR)?;
+        rustix::fs::open(&reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+    })?);
+    if let Err(error) = fill(shared, &version, &writer, progress) {
+        let _ = rustix::fs::fallocate(
+            &writer,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            0,
+            version.size.max(1),
+        );
+        let _ = mirror::restore(&writer, &version.attributes, true);
+        return Err(failed(shared, format!("cannot bring back /{}: {error}", path.escape_ascii())));
+    }
+    make_resident(shared, &version, writer, &reopened).map_err(errno)?;
+    shared.stubs.lock().remove(&metadata.ino());
+    log::debug!("hydrated /{} ({} bytes)", path.escape_ascii(), version.size);
+    Ok(())
+}
+
+fn fill(shared: &Shared, version: &Arc<Version>, writer: &File, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
+    writer.set_len(version.size)?;
+    let reader = shared.store.read().reader(version)?;
+    reader.copy(&mut |offset, bytes| {
+        writer.write_all_at(bytes, offset)?;
+        progress(offset + bytes.len() as u64);
+        Ok(())
+    })
+}
+
+/// Closes the writing descriptor so that the watcher knows its event as ours, then takes the stub's mark away.
+fn make_resident(shared: &Shared, version: &Version, writer: File, reopened: &str) -> io::Result<()> {
+    mirror::restore(&writer, &version.attributes, true)?;
+    let reader = File::open(reopened)?;
+    let inode = reader.metadata()?.ino();
+    let kept = reader.try_clone()?;
+    {
+        // Held across the close: the watcher looks here before it takes the close for a program's.
+        let mut hydrated = shared.hydrated.lock();
+        drop(writer);
+        if lease::take_read(reader.as_fd())? == Lease::Granted {
+            hydrated.insert(inode, reader);
+        }
+    }
+    mirror::restore(&kept, &version.attributes, false)
+}
+
+fn failed(shared: &Shared, text: String) -> Errno {
+    log::error!("{text}");
+    shared.set_error(text);
+    Errno::IO
+}
+
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}

@@ -1,0 +1,403 @@
+//! The flusher process: one per node and store. It starts when a process captures, and ends when nobody needs it.
+//!
+//! Threads: main (socket, clients' lives, the end), `watcher` (the tree), `flusher` (the store), `leases` (writers that
+//! come back), and one per connection. It must never lose a staged file, and never stop a program for longer than a
+//! copy in memory takes.
+
+mod clients;
+mod hydrate;
+mod segment;
+mod server;
+mod watcher;
+mod writer;
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, bounded};
+use parking_lot::{Mutex, RwLock};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
+use serde::Serialize;
+use sheaf_common::configuration::Level;
+use sheaf_common::layout;
+
+use crate::client::Client;
+use crate::engine;
+use crate::settings::{OnExit, Settings};
+use crate::stage::Stage;
+use crate::stage::lease;
+use crate::stage::source::LeaseKeeper;
+use crate::stage::tracker::Tracker;
+use crate::store::{Store, Version};
+use clients::Clients;
+use watcher::{Command, Commands, Watcher};
+use writer::{Job, Writer};
+
+pub use writer::node_name;
+
+/// How long the flusher stays after the last client: a script's next command may capture again.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a new flusher waits for one that is about to end.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
+/// How often the end is considered while nothing else happens.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What the threads share.
+pub struct Shared {
+    stage: Stage,
+    settings: Settings,
+    /// The fixed prefixes of the patterns, without their leading slash.
+    zones: Vec<Vec<u8>>,
+    store: RwLock<Store>,
+    /// Versions of the stubs in the tree, by inode.
+    stubs: Mutex<HashMap<u64, Arc<Version>>>,
+    hydrations: hydrate::Hydrations,
+    hydrated: Arc<Mutex<HashMap<u64, File>>>,
+    commands: Commands,
+    clients: Mutex<Clients>,
+    /// Connections that are being served.
+    serving: AtomicUsize,
+    draining: AtomicBool,
+    published: AtomicU64,
+    status: Mutex<Status>,
+    stage_limit: u64,
+    main_wake: OwnedFd,
+}
+
+/// What `sheaf status` shows.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// Host name, as in the aggregates' names.
+    pub node: String,
+    /// The flusher's process.
+    pub pid: u32,
+    /// Directory of the aggregates.
+    pub store: String,
+    /// The stage directory.
+    pub stage: String,
+    /// `io_uring` or `pwrite`.
+    pub engine: String,
+    /// The aggregate being written.
+    pub aggregate: Option<String>,
+    /// Processes that have captured and still live.
+    pub clients: usize,
+    /// Files and operations that are in no batch yet.
+    pub waiting: usize,
+    /// Batches that are being written.
+    pub in_flight: u64,
+    /// Files open for writing.
+    pub unfinished: usize,
+    /// Directories watched.
+    pub directories: usize,
+    /// Files published since this flusher started.
+    pub published_files: u64,
+    /// Their bytes.
+    pub published_bytes: u64,
+    /// What goes wrong at present.
+    pub error: Option<String>,
+    #[serde(skip)]
+    submitted: u64,
+}
+
+impl Shared {
+    fn published(&self) -> u64 {
+        self.published.load(Ordering::SeqCst)
+    }
+
+    fn set_published(&self, batch: u64) {
+        self.published.store(batch, Ordering::SeqCst);
+    }
+
+    fn set_error(&self, text: String) {
+        self.status.lock().error = Some(text);
+    }
+
+    fn clear_error(&self) {
+        self.status.lock().error = None;
+    }
+
+    fn status_report(&self) -> Status {
+        let mut status = self.status.lock().clone();
+        status.clients = self.clients.lock().len();
+        status.in_flight = status.submitted.saturating_sub(self.published());
+        status
+    }
+
+    /// Makes the main thread look around.
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.main_wake, &1u64.to_ne_bytes());
+    }
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Serves the stage until nobody needs it. Returns at once when another flusher does.
+pub fn run(settings: Settings) -> ExitCode {
+    close_inherited();
+    start_log(&settings);
+    match serve(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("the flusher ends: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
+    block_signals()?;
+    run_beside_the_job();
+    let stage = Stage::create(&settings.find_stage()?, &settings.store)?;
+    let Some(_lock) = lock(&stage)? else { return Ok(()) };
+    let store = Store::open(&settings.store)?;
+    let zones: Vec<Vec<u8>> = zones(&settings);
+    let keeper = LeaseKeeper::start(stage.path(layout::SCRATCH))?;
+    clear_scratch(&stage)?;
+    let (tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), store.view())?;
+    let (commands, command_receiver) = Commands::new()?;
+    let (engine, why_not_io_uring) = engine::probe();
+    if let Some(reason) = &why_not_io_uring {
+        log::warn!("writing with pwrite, io_uring cannot be used here: {reason}");
+    }
+    let shared = Arc::new(Shared {
+        zones,
+        store: RwLock::new(store),
+        stubs: Mutex::new(stubs.into_iter().collect()),
+        hydrations: hydrate::Hydrations::default(),
+        hydrated: tracker.hydrated(),
+        commands: commands.clone(),
+        clients: Mutex::new(Clients::default()),
+        serving: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+        published: AtomicU64::new(0),
+        status: Mutex::new(first_status(&settings, &stage, engine.name())),
+        stage_limit: stage_limit(&settings, &stage),
+        main_wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        stage,
+        settings,
+    });
+    let (jobs, job_receiver) = bounded(1);
+    let watcher = Watcher::new(shared.clone(), tracker, (&commands, command_receiver), jobs.clone());
+    std::thread::Builder::new().name("watcher".to_string()).spawn(move || watcher.run())?;
+    let writing = shared.clone();
+    std::thread::Builder::new()
+        .name("flusher".to_string())
+        .spawn(move || Writer::new(writing, engine, job_receiver).run())?;
+    let listener = server::open(&shared)?;
+    // From here on, processes that capture know that a flusher lives; it is closed when the process ends.
+    let _pulse = shared.stage.open_pulse()?;
+    log::info!("serving {} for {}", shared.stage.directory().display(), shared.settings.store.display());
+    until_nobody_needs_us(&shared, &listener)?;
+    leave(&shared, listener, &jobs)
+}
+
+/// The fixed prefixes of the patterns, as the tracker names directories.
+fn zones(settings: &Settings) -> Vec<Vec<u8>> {
+    settings.patterns.iter().map(|pattern| sheaf_common::pattern::fixed_prefix(pattern)[1..].to_vec()).collect()
+}
+
+fn first_status(settings: &Settings, stage: &Stage, engine: &str) -> Status {
+    Status {
+        node: node_name(),
+        pid: std::process::id(),
+        store: settings.store.display().to_string(),
+        stage: stage.directory().display().to_string(),
+        engine: engine.to_string(),
+        ..Status::default()
+    }
+}
+
+/// Accepts connections until no client lives and everything is published.
+fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result<()> {
+    let mut idle_since = Instant::now();
+    let mut finishing: Option<Receiver<u64>> = None;
+    loop {
+        wait_for_events(shared, listener)?;
+        while server::accept_one(shared, listener)? {}
+        shared.clients.lock().forget_dead();
+        if !shared.clients.lock().is_empty() || shared.serving.load(Ordering::SeqCst) > 0 {
+            idle_since = Instant::now();
+            finishing = None;
+            continue;
+        }
+        let linger = if shared.draining.load(Ordering::SeqCst) { Duration::ZERO } else { LINGER };
+        if idle_since.elapsed() < linger {
+            continue;
+        }
+        let leave = shared.settings.on_exit == OnExit::Leave && !shared.draining.load(Ordering::SeqCst);
+        if leave {
+            return Ok(());
+        }
+        match finishing.as_ref().map(|receiver| receiver.try_recv()) {
+            Some(Ok(0)) => return Ok(()),
+            // Somebody who never said hello still writes: look again.
+            Some(Ok(_)) | None => {
+                let (sender, receiver) = bounded(1);
+                shared.commands.send(Command::Finish(sender));
+                finishing = Some(receiver);
+            }
+            Some(Err(_)) => {}
+        }
+    }
+}
+
+fn wait_for_events(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result<()> {
+    let deaths = shared.clients.lock().descriptors();
+    let mut ends = vec![
+        PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(shared.main_wake.as_fd(), PollFlags::IN),
+    ];
+    ends.extend(deaths.iter().map(|death| PollFd::from_borrowed_fd(death.as_fd(), PollFlags::IN)));
+    let tick = if shared.draining.load(Ordering::SeqCst) { Duration::from_millis(10) } else { TICK };
+    let timeout = Timespec { tv_sec: 0, tv_nsec: tick.subsec_nanos().into() };
+    match poll(&mut ends, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut count = [0; 8];
+    let _ = rustix::io::read(&shared.main_wake, &mut count);
+    Ok(())
+}
+
+/// The end: nobody can connect any more, what came in meanwhile is published, the aggregate is sealed.
+fn leave(
+    shared: &Arc<Shared>,
+    listener: OwnedFd,
+    jobs: &crossbeam_channel::Sender<Job>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    drop(listener);
+    for name in [layout::PULSE, layout::SOCKET] {
+        let _ = std::fs::remove_file(shared.stage.path(name));
+    }
+    while shared.serving.load(Ordering::SeqCst) > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if shared.settings.on_exit == OnExit::Drain || shared.draining.load(Ordering::SeqCst) {
+        let (sender, receiver) = bounded(1);
+        shared.commands.send(Command::Finish(sender));
+        receiver.recv()?;
+    }
+    let (sender, receiver) = bounded(1);
+    jobs.send(Job::Seal(sender))?;
+    receiver.recv()?;
+    log::info!("done");
+    Ok(())
+}
+
+/// Takes the stage's lock. `None` when a living flusher serves the stage.
+fn lock(stage: &Stage) -> io::Result<Option<File>> {
+    let start = Instant::now();
+    loop {
+        if let Some(lock) = stage.try_lock()? {
+            return Ok(Some(lock));
+        }
+        if Client::connect(stage.directory()).is_ok() {
+            return Ok(None);
+        }
+        if start.elapsed() > LOCK_LIMIT {
+            let text = format!("{} is locked by a process that does not answer", stage.path(layout::LOCK).display());
+            return Err(io::Error::other(text));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What a flusher that died left half-made.
+fn clear_scratch(stage: &Stage) -> io::Result<()> {
+    for entry in std::fs::read_dir(stage.path(layout::SCRATCH))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn stage_limit(settings: &Settings, stage: &Stage) -> u64 {
+    settings.stage_limit.unwrap_or_else(|| {
+        rustix::fs::statvfs(stage.directory()).map_or(u64::MAX, |status| status.f_bavail * status.f_frsize / 2)
+    })
+}
+
+/// The program that started us must not be held up by descriptors that we inherited, nor srun by its pipes.
+fn close_inherited() {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+    if let Ok(null) = null {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+    // SAFETY: no other thread runs yet, and nothing of ours holds a descriptor above 2.
+    if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } == 0 {
+        return;
+    }
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+        .unwrap_or_default();
+    for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
+        // SAFETY: as above; closing one that is closed already does nothing.
+        unsafe { libc::close(descriptor) };
+    }
+}
+
+/// Blocks what a terminal or a batch system sends to the job: the flusher ends when its work is done, or by SIGKILL.
+fn block_signals() -> io::Result<()> {
+    // SAFETY: sigset_t is plain data that sigemptyset initialises; only this thread exists and its old mask is unwanted.
+    let result = unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in [
+            libc::SIGHUP,
+            libc::SIGINT,
+            libc::SIGQUIT,
+            libc::SIGTERM,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+            libc::SIGPIPE,
+            libc::SIGALRM,
+            libc::SIGTSTP,
+            libc::SIGTTIN,
+            libc::SIGTTOU,
+            libc::SIGXCPU,
+            libc::SIGXFSZ,
+        ] {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut())
+    };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
+    }
+    lease::block_signals()
+}
+
+/// Low priority, on every processor of the job step, not only on those of the rank that happened to start us.
+fn run_beside_the_job() {
+    let _ = rustix::process::nice(10);
+    let mut all = rustix::thread::CpuSet::new();
+    for processor in 0..rustix::thread::CpuSet::MAX_CPU {
+        all.set(processor);
+    }
+    let _ = rustix::thread::sched_setaffinity(None, &all);
+}
+
+fn start_log(settings: &Settings) {
+    let Some(path) = &settings.log_file else { return };
+    let Ok(file) = OpenOptions::new().create(true).append(true).open(path) else { return };
+    let level = match settings.log_level {
+        Level::Error => simplelog::LevelFilter::Error,
+        Level::Warn => simplelog::LevelFilter::Warn,
+        Level::Info => simplelog::LevelFilter::Info,
+        Level::Debug => simplelog::LevelFilter::Debug,
+    };
+    // Fails only when a logger is set already, and none is.
+    let _ = simplelog::WriteLogger::init(level, simplelog::Config::default(), file);
+}

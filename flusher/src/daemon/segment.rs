@@ -1,0 +1,223 @@
+//! Streams one segment to the engine: headers, data and TOC in file order, as few large aligned writes as possible.
+//!
+//! Aligned data of large files goes to the device straight from the staged file's pages. Everything between (headers,
+//! small files, tails) is gathered in blocks. Ranges that are all hole are not written. The segment's head is not
+//! written here but for its unpublished form: publishing is the caller's decision.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::aggregate::{ALIGNED_SIZE, BLOCK, CHUNK, Entry, FileChecksummer, FileChecksums, SegmentPlan};
+use crate::engine::{BLOCK_SIZE, Block, Data, Engine, Target, WriteError};
+use crate::stage::source::Source;
+
+/// Bytes of one write from a mapping.
+const MAPPED_WRITE: u64 = 4 << 20;
+
+/// Why a segment could not be written.
+#[derive(Debug)]
+pub enum SegmentError {
+    /// The aggregate could not be written.
+    Write(WriteError),
+    /// The staged file of this entry could not be read.
+    Read(usize, io::Error),
+}
+
+impl From<WriteError> for SegmentError {
+    fn from(error: WriteError) -> Self {
+        SegmentError::Write(error)
+    }
+}
+
+/// Limits the flusher's writes to a rate (`SHEAF_BANDWIDTH`).
+#[derive(Debug)]
+pub struct Throttle {
+    bytes_per_second: u64,
+    next: Instant,
+}
+
+impl Throttle {
+    /// A limit in bytes per second.
+    pub fn new(bytes_per_second: u64) -> Throttle {
+        Throttle { bytes_per_second, next: Instant::now() }
+    }
+
+    /// Waits until `bytes` more may be written.
+    fn pass(&mut self, bytes: u64) {
+        let now = Instant::now();
+        if self.next > now {
+            std::thread::sleep(self.next - now);
+        }
+        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        self.next = self.next.max(now) + cost;
+    }
+}
+
+/// Writes everything of a planned segment but its published head. Returns the checksums, one per entry.
+///
+/// # Errors
+/// The first failure; the range is then undefined and must not be published.
+pub fn write(
+    engine: &mut dyn Engine,
+    target: &Arc<Target>,
+    offset: u64,
+    plan: &SegmentPlan,
+    sources: &[Option<Arc<Source>>],
+    throttle: Option<&mut Throttle>,
+) -> Result<Vec<Option<FileChecksums>>, SegmentError> {
+    assert_eq!(sources.len(), plan.entries().len(), "one source slot per entry");
+    let mut stream = Stream { engine, target, throttle, position: offset, block: None };
+    stream.copy(&plan.unpublished_head())?;
+    let mut checksums = Vec::with_capacity(sources.len());
+    for (index, source) in sources.iter().enumerate() {
+        if let Some((at, header)) = plan.header(index) {
+            stream.zeros_until(offset + at)?;
+            stream.copy(&header)?;
+        }
+        checksums.push(match (source, plan.data_offset(index)) {
+            (Some(source), Some(at)) => {
+                stream.zeros_until(offset + at)?;
+                Some(stream.file(index, &plan.entries()[index], source)?)
+            }
+            _ => None,
+        });
+    }
+    stream.zeros_until(offset + plan.toc_offset())?;
+    stream.copy(&plan.toc(&checksums))?;
+    assert_eq!(stream.position, offset + plan.length(), "the plan and what was written agree");
+    stream.flush()?;
+    Ok(checksums)
+}
+
+struct Stream<'a> {
+    engine: &'a mut dyn Engine,
+    target: &'a Arc<Target>,
+    throttle: Option<&'a mut Throttle>,
+    /// Where the next byte goes in the aggregate.
+    position: u64,
+    /// Gathered bytes that end at `position`; it starts on a block boundary.
+    block: Option<Block>,
+}
+
+impl Stream<'_> {
+    fn submit(&mut self, offset: u64, data: Data, length: u64) -> Result<(), WriteError> {
+        if let Some(throttle) = self.throttle.as_deref_mut() {
+            throttle.pass(length);
+        }
+        self.engine.write(self.target, offset, data)
+    }
+
+    /// Room for gathered bytes at `position`: never empty.
+    fn room(&mut self) -> Result<&mut Block, WriteError> {
+        if self.block.as_ref().is_some_and(|block| block.len() == BLOCK_SIZE) {
+            self.flush()?;
+        }
+        if self.block.is_none() {
+            assert_eq!(self.position % BLOCK, 0, "gathering starts on a block boundary");
+            self.block = Some(self.engine.block()?);
+        }
+        Ok(self.block.as_mut().expect("made above"))
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let count = self.room()?.append(rest);
+            self.position += count as u64;
+            rest = &rest[count..];
+        }
+        Ok(())
+    }
+
+    fn zeros_until(&mut self, end: u64) -> Result<(), WriteError> {
+        const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+        assert!(end >= self.position, "a segment is written in order");
+        while self.position < end {
+            let count = (end - self.position).min(BLOCK) as usize;
+            self.copy(&ZEROS[..count])?;
+        }
+        Ok(())
+    }
+
+    /// Hands the gathered bytes to the engine.
+    fn flush(&mut self) -> Result<(), WriteError> {
+        let Some(block) = self.block.take() else { return Ok(()) };
+        let length = block.len() as u64;
+        self.submit(self.position - length, Data::Block(block), length)
+    }
+
+    fn file(&mut self, index: usize, entry: &Entry, source: &Source) -> Result<FileChecksums, SegmentError> {
+        if entry.size >= ALIGNED_SIZE {
+            return self.large_file(index, entry, source);
+        }
+        let mut bytes = vec![0; entry.size as usize];
+        source.read_exact_at(&mut bytes, 0).map_err(|error| SegmentError::Read(index, error))?;
+        self.copy(&bytes)?;
+        let mut checksums = FileChecksummer::default();
+        checksums.data(&bytes);
+        Ok(checksums.finish())
+    }
+
+    fn large_file(&mut self, index: usize, entry: &Entry, source: &Source) -> Result<FileChecksums, SegmentError> {
+        let start = self.position;
+        let mut checksums = FileChecksummer::default();
+        for extent in &entry.extents {
+            self.skip_hole(start + extent.offset)?;
+            checksums.hole(extent.offset - checksums.size());
+            let end = extent.offset + extent.length;
+            let mut offset = extent.offset;
+            while offset < end {
+                let piece_end = end.min((offset / CHUNK + 1) * CHUNK).min(offset + MAPPED_WRITE);
+                self.piece(index, source, start, offset, piece_end, &mut checksums)?;
+                offset = piece_end;
+            }
+        }
+        checksums.hole(entry.size - checksums.size());
+        self.skip_hole(start + entry.size / BLOCK * BLOCK)?;
+        self.zeros_until(start + entry.size)?;
+        Ok(checksums.finish())
+    }
+
+    /// One piece of a large file: whole blocks straight from the mapping, what is left over through the gathered block.
+    fn piece(
+        &mut self,
+        index: usize,
+        source: &Source,
+        start: u64,
+        offset: u64,
+        end: u64,
+        checksums: &mut FileChecksummer,
+    ) -> Result<(), SegmentError> {
+        // Asked for anew for each piece: the lease keeper may have moved the source to a copy.
+        let mapping = source.mapping().map_err(|error| SegmentError::Read(index, error))?;
+        // SAFETY: the source's lease (or its private copy) keeps the file from shrinking while this clone lives.
+        let bytes = unsafe { mapping.bytes() };
+        checksums.data(&bytes[offset as usize..end as usize]);
+        let whole_end = offset + (end - offset) / BLOCK * BLOCK;
+        if whole_end > offset {
+            self.flush()?;
+            let length = whole_end - offset;
+            assert_eq!(self.position, start + offset, "pieces follow each other");
+            let data = Data::Mapped { mapping: mapping.clone(), offset, length: length as usize };
+            self.submit(self.position, data, length)?;
+            self.position += length;
+        }
+        self.copy(&bytes[whole_end as usize..end as usize])?;
+        Ok(())
+    }
+
+    /// Leaves whole blocks up to `end` unwritten: they read as zeros.
+    fn skip_hole(&mut self, end: u64) -> Result<(), WriteError> {
+        if end <= self.position {
+            return Ok(());
+        }
+        assert_eq!(end % BLOCK, 0, "holes end on blocks");
+        self.zeros_until(end.min(self.position.next_multiple_of(BLOCK)))?;
+        if end > self.position {
+            self.flush()?;
+            self.position = end;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+//! The stage's Unix socket: who asks, what they ask, and the promise that they hear something while they wait.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv, send,
+    socket_with, sockopt,
+};
+use sheaf_common::layout;
+use sheaf_common::protocol::{IN_PROGRESS, Kind, PAYLOAD_MAX, PROGRESS_INTERVAL_MS, REQUEST_HEADER, Reply, Request};
+
+use super::watcher::Command;
+use super::{Shared, hydrate};
+
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
+/// A connection that asks nothing for so long is closed.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+const BACKLOG: i32 = 4096;
+
+/// Makes the socket and listens on it.
+///
+/// # Errors
+/// From bind(2) and listen(2).
+pub fn open(shared: &Shared) -> io::Result<OwnedFd> {
+    let path = shared.stage.path(layout::SOCKET);
+    let _ = std::fs::remove_file(&path);
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// Takes one connection, if one waits, and serves it in a thread of its own. False when none waits.
+///
+/// # Errors
+/// From accept4(2), or when no thread can be made.
+pub fn accept_one(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result<bool> {
+    let connection = match accept_with(listener, SocketFlags::CLOEXEC) {
+        Ok(connection) => connection,
+        Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    let credentials = sockopt::socket_peercred(&connection)?;
+    let own = rustix::process::geteuid();
+    if credentials.uid != own && !credentials.uid.is_root() {
+        log::warn!("refused a connection of user {}", credentials.uid.as_raw());
+        return Ok(true);
+    }
+    sockopt::set_socket_timeout(&connection, sockopt::Timeout::Recv, Some(IDLE_LIMIT))?;
+    shared.serving.fetch_add(1, Ordering::SeqCst);
+    let shared = shared.clone();
+    let peer = Connection { socket: connection, process: credentials.pid };
+    std::thread::Builder::new().name("client".to_string()).stack_size(256 * 1024).spawn(move || {
+        if let Err(error) = serve(&shared, &peer) {
+            log::debug!("client {}: {error}", peer.process.as_raw_nonzero());
+        }
+        shared.serving.fetch_sub(1, Ordering::SeqCst);
+        shared.wake();
+    })?;
+    Ok(true)
+}
+
+struct Connection {
+    socket: OwnedFd,
+    process: rustix::process::Pid,
+}
+
+impl Connection {
+    fn reply(&self, status: i32, value: u64, payload: &[u8]) -> io::Result<()> {
+        let mut packet = Reply { status, value, payload_length: payload.len() }.encode().to_vec();
+        packet.extend_from_slice(payload);
+        rustix::io::retry_on_intr(|| send(&self.socket, &packet, SendFlags::NOSIGNAL))?;
+        Ok(())
+    }
+}
+
+/// Answers requests until the peer hangs up.
+fn serve(shared: &Arc<Shared>, connection: &Connection) -> io::Result<()> {
+    let mut buffer = vec![0; REQUEST_HEADER + PAYLOAD_MAX];
+    loop {
+        let (_, length) = rustix::io::retry_on_intr(|| recv(&connection.socket, &mut buffer[..], RecvFlags::empty()))?;
+        if length == 0 {
+            return Ok(());
+        }
+        let packet = &buffer[..length];
+        let Ok(request) = Request::decode(packet) else {
+            return connection.reply(Errno::PROTO.raw_os_error(), 0, b"");
+        };
+        let payload = packet[REQUEST_HEADER..].to_vec();
+        log::debug!("client {}: {:?} {}", connection.process.as_raw_nonzero(), request.kind, payload.escape_ascii());
+        answer(shared, connection, request.kind, &payload)?;
+    }
+}
+
+fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[u8]) -> io::Result<()> {
+    match kind {
+        Kind::Hello => {
+            shared.clients.lock().add(connection.process);
+            shared.wake();
+            connection.reply(0, 0, b"")
+        }
+        Kind::Populate | Kind::Hydrate => match canonical(payload) {
+            Some(path) if kind == Kind::Populate => {
+                let (sender, receiver) = bounded(1);
+                shared.commands.send(Command::Populate(path.to_vec(), sender));
+                let result = wait(connection, &receiver)?;
+                connection.reply(status(result), 0, b"")
+            }
+            Some(path) => answer_hydrate(shared, connection, path),
+            None => connection.reply(Errno::INVAL.raw_os_error(), 0, b""),
+        },
+        Kind::Wait => {
+            let (sender, receiver) = bounded(1);
+            shared.commands.send(Command::Wait(sender));
+            let unfinished = wait(connection, &receiver)?;
+            connection.reply(0, unfinished, b"")
+        }
+        Kind::Status => {
+            let text = serde_json::to_vec(&shared.status_report()).map_err(io::Error::other)?;
+            connection.reply(0, 0, &text)
+        }
+        Kind::Drain => {
+            shared.draining.store(true, Ordering::SeqCst);
+            let (sender, receiver) = bounded(1);
+            shared.commands.send(Command::Finish(sender));
+            let unfinished = wait(connection, &receiver)?;
+            connection.reply(0, unfinished, b"")
+        }
+    }
+}
+
+/// The path of a request without its leading slash, if it is a canonical one.
+fn canonical(payload: &[u8]) -> Option<&[u8]> {
+    let path = payload.strip_prefix(b"/")?;
+    let normal = |component: &[u8]| !component.is_empty() && component != b"." && component != b".." && !component.contains(&0);
+    path.split(|byte| *byte == b'/').all(normal).then_some(path)
+}
+
+fn status(result: Result<(), Errno>) -> i32 {
+    result.err().map_or(0, Errno::raw_os_error)
+}
+
+fn answer_hydrate(shared: &Shared, connection: &Connection, path: &[u8]) -> io::Result<()> {
+    let mut last = Instant::now();
+    let result = hydrate::hydrate(shared, path, &mut |done| {
+        if last.elapsed() >= PROGRESS_INTERVAL {
+            last = Instant::now();
+            // A peer that is gone is noticed with the last reply.
+            let _ = connection.reply(IN_PROGRESS, done, b"");
+        }
+    });
+    connection.reply(status(result), 0, b"")
+}
+
+/// Waits for the watcher's answer, and lets the peer hear that somebody is at work.
+fn wait<T>(connection: &Connection, receiver: &Receiver<T>) -> io::Result<T> {
+    loop {
+        match receiver.recv_timeout(PROGRESS_INTERVAL / 2) {
+            Ok(value) => return Ok(value),
+            Err(RecvTimeoutError::Timeout) => connection.reply(IN_PROGRESS, 0, b"")?,
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the watcher thread has ended")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::canonical;
+
+    #[test]
+    fn only_canonical_paths_are_accepted() {
+        assert_eq!(canonical(b"/scratch/ckpt"), Some(&b"scratch/ckpt"[..]));
+        for refused in [&b"scratch"[..], b"/", b"/a//b", b"/a/../b", b"/a/.", b"/a/", b"/a\0b", b""] {
+            assert_eq!(canonical(refused), None, "{}", refused.escape_ascii());
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The watcher thread: follows the tree, makes batches, answers what needs the tree's state (populate, wait, evict).
+//!
+//! It never writes to an aggregate; a store that hangs does not stop it from following the tree.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::Shared;
+use super::writer::Job;
+use crate::stage::mirror;
+use crate::stage::tracker::{BATCH_FILES_MAX, Batch, Tracker};
+use crate::store::Node;
+
+/// How long finished work may wait for more, before it is written.
+const BATCH_DELAY: Duration = Duration::from_millis(200);
+/// Batches that may be leased and not published yet: one being written, one ready.
+const IN_FLIGHT_MAX: u64 = 2;
+/// How often files that are still open are looked at while somebody waits for the end.
+const RECHECK: Duration = Duration::from_millis(500);
+
+/// What other threads ask of the watcher.
+#[derive(Debug)]
+pub enum Command {
+    /// Make a mirror; answers when it is there.
+    Populate(Vec<u8>, Sender<Result<(), Errno>>),
+    /// Publish what is complete now; answers with the number of files still open for writing.
+    Wait(Sender<u64>),
+    /// As `Wait`, after looking again at every file that was open: for the end of a job.
+    Finish(Sender<u64>),
+    /// Nothing but a reason to look around: a batch has been published.
+    Look,
+}
+
+/// Hands commands to the watcher thread and wakes it.
+#[derive(Clone, Debug)]
+pub struct Commands {
+    sender: Sender<Command>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Commands {
+    /// Commands, and the ends that the watcher keeps.
+    ///
+    /// # Errors
+    /// From eventfd(2).
+    pub fn new() -> io::Result<(Commands, Receiver<Command>)> {
+        let (sender, receiver) = crossbeam_channel::bounded(1024);
+        let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        Ok((Commands { sender, wake }, receiver))
+    }
+
+    /// Queues a command.
+    pub fn send(&self, command: Command) {
+        // The receiver lives as long as the process; a full queue waits.
+        if self.sender.send(command).is_ok() {
+            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+struct Waiter {
+    /// Everything before this position must be published.
+    position: u64,
+    /// The batch that carries the last of it, once it is known.
+    batch: Option<u64>,
+    reply: Sender<u64>,
+}
+
+/// The watcher thread's state.
+pub struct Watcher {
+    shared: Arc<Shared>,
+    tracker: Tracker,
+    commands: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    jobs: Sender<Job>,
+    waiters: Vec<Waiter>,
+    submitted: u64,
+    evict_checked: u64,
+    last_recheck: Instant,
+}
+
+impl Watcher {
+    /// Everything it needs; `tracker` has scanned the tree.
+    pub fn new(
+        shared: Arc<Shared>,
+        tracker: Tracker,
+        commands: (&Commands, Receiver<Command>),
+        jobs: Sender<Job>,
+    ) -> Watcher {
+        Watcher {
+            shared,
+            tracker,
+            wake: commands.0.wake.clone(),
+            commands: commands.1,
+            jobs,
+            waiters: Vec::new(),
+            submitted: 0,
+            evict_checked: 0,
+            last_recheck: Instant::now(),
+        }
+    }
+
+    /// Runs until the process ends.
+    pub fn run(mut self) {
+        loop {
+            if let Err(error) = self.step() {
+                log::error!("watcher: {error}; trying again in a second");
+                self.shared.set_error(format!("watching the stage failed: {error}"));
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+    }
+
+    fn step(&mut self) -> io::Result<()> {
+        self.sleep()?;
+        self.follow()?;
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command)?;
+        }
+        self.submit()?;
+        self.answer_waiters();
+        self.make_room()?;
+        let mut status = self.shared.status.lock();
+        status.waiting = self.tracker.waiting();
+        status.submitted = self.submitted;
+        status.unfinished = self.tracker.unfinished();
+        status.directories = self.tracker.watches().len();
+        Ok(())
+    }
+
+    fn sleep(&mut self) -> io::Result<()> {
+        let room = self.submitted - self.shared.published() < IN_FLIGHT_MAX;
+        let timeout = match self.tracker.oldest_work() {
+            Some(oldest) if room => BATCH_DELAY.saturating_sub(oldest.elapsed()),
+            _ => Duration::from_secs(1),
+        };
+        let timeout = if self.waiters.is_empty() { timeout } else { timeout.min(Duration::from_millis(50)) };
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        let mut ends = [
+            PollFd::from_borrowed_fd(self.tracker.watches().as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut ends, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&*self.wake, &mut count);
+        Ok(())
+    }
+
+    /// Takes in what has happened in the tree.
+    fn follow(&mut self) -> io::Result<()> {
+        let changes = self.tracker.watches().drain()?;
+        self.tracker.apply_all(changes)?;
+        if self.tracker.overflowed() {
+            log::warn!("the kernel dropped events of the stage: scanning it");
+            self.rescan()?;
+        }
+        Ok(())
+    }
+
+    fn rescan(&mut self) -> io::Result<()> {
+        // The view must show everything that was handed to the writer, or it would be published twice.
+        while self.shared.published() < self.submitted {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let stubs = self.tracker.rescan(self.shared.store.read().view())?;
+        self.shared.stubs.lock().extend(stubs);
+        Ok(())
+    }
+
+    fn obey(&mut self, command: Command) -> io::Result<()> {
+        match command {
+            Command::Look => {}
+            Command::Populate(directory, reply) => {
+                let _ = reply.send(self.populate(&directory));
+            }
+            Command::Wait(reply) => {
+                self.follow()?;
+                self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, reply });
+            }
+            Command::Finish(reply) => {
+                self.follow()?;
+                if self.last_recheck.elapsed() >= RECHECK {
+                    self.tracker.recheck_unfinished();
+                    self.last_recheck = Instant::now();
+                }
+                self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, reply });
+            }
+        }
+        Ok(())
+    }
+
+    fn populate(&mut self, directory: &[u8]) -> Result<(), Errno> {
+        let store = self.shared.store.read();
+        let stubs = mirror::populate(&self.shared.stage, &mut self.tracker, &self.shared.zones, store.view(), directory)?;
+        self.shared.stubs.lock().extend(stubs);
+        Ok(())
+    }
+
+    /// Makes batches while there is something to write and room for it.
+    fn submit(&mut self) -> io::Result<()> {
+        while self.submitted - self.shared.published() < IN_FLIGHT_MAX && self.is_due() {
+            let batch = self.tracker.next_batch()?;
+            if !batch.entries.is_empty() {
+                self.submitted += 1;
+                log::debug!("batch {}: {} records, {} bytes", self.submitted, batch.entries.len(), batch.bytes);
+                self.hand_over(batch)?;
+            }
+            self.assign_batches();
+        }
+        self.assign_batches();
+        Ok(())
+    }
+
+    fn is_due(&self) -> bool {
+        let Some(oldest) = self.tracker.oldest_work() else { return false };
+        let wanted = self.waiters.iter().any(|waiter| waiter.batch.is_none());
+        wanted || oldest.elapsed() >= BATCH_DELAY || self.tracker.waiting() >= BATCH_FILES_MAX
+    }
+
+    fn hand_over(&mut self, batch: Batch) -> io::Result<()> {
+        let job = Job::Batch(self.submitted, batch);
+        self.jobs.send(job).map_err(|_| io::Error::other("the writer thread has ended"))
+    }
+
+    /// A waiter whose last piece of work is in a batch waits for the newest batch.
+    fn assign_batches(&mut self) {
+        let first = self.tracker.first_position();
+        for waiter in &mut self.waiters {
+            if waiter.batch.is_none() && first.is_none_or(|first| first >= waiter.position) {
+                waiter.batch = Some(self.submitted);
+            }
+        }
+    }
+
+    fn answer_waiters(&mut self) {
+        let (published, unfinished) = (self.shared.published(), self.tracker.unfinished() as u64);
+        self.waiters.retain(|waiter| {
+            let done = waiter.batch.is_some_and(|batch| batch <= published);
+            if done {
+                let _ = waiter.reply.send(unfinished);
+            }
+            !done
+        });
+    }
+
+    /// Evicts published files, oldest first, while the stage holds more than its limit.
+    fn make_room(&mut self) -> io::Result<()> {
+        let published = self.shared.published();
+        if self.tracker.resident_bytes() <= self.shared.stage_limit || self.evict_checked == published {
+            return Ok(());
+        }
+        self.evict_checked = published;
+        let mut candidates = Vec::new();
+        {
+            let store = self.shared.store.read();
+            for (path, inode, size) in self.tracker.resident() {
+                if let Some(Node::File(version)) = store.view().get(path)
+                    && version.inode == inode
+                    && version.size == size
+                    && size > 0
+                {
+                    candidates.push((version.operation_time_ns, path.clone(), inode, version.clone()));
+                }
+            }
+        }
+        candidates.sort_by_key(|(time_ns, ..)| *time_ns);
+        for (_, path, inode, version) in candidates {
+            if self.tracker.resident_bytes() <= self.shared.stage_limit {
+                break;
+            }
+            // Known before the file shows as a stub, so that a hydration can never come too early.
+            self.shared.stubs.lock().insert(inode, version);
+            if mirror::evict(&self.shared.stage, &mut self.tracker, &path, inode)? {
+                log::debug!("evicted /{}", path.escape_ascii());
+            } else {
+                self.shared.stubs.lock().remove(&inode);
+            }
+        }
+        Ok(())
+    }
+}

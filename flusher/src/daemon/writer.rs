@@ -1,0 +1,304 @@
+//! The flusher thread: writes batches as segments, publishes them, and never gives one up.
+//!
+//! A batch whose writing failed stays staged and is written again, to a new aggregate: after an error nothing is known
+//! about what the old one holds behind its published end, and a failed fdatasync must never be tried again on the same
+//! file (its dirty pages may have been dropped).
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::Shared;
+use super::segment::{self, SegmentError, Throttle};
+use super::watcher::Command;
+use crate::aggregate::{self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, SegmentPlan, TarNames};
+use crate::engine::{Data, Engine, Target, WriteError};
+use crate::stage::source::Source;
+use crate::stage::tracker::Batch;
+use crate::store::{AggregateId, Node};
+
+/// First and longest pause before a failed batch is written again.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(30);
+
+/// What the writer is told.
+#[derive(Debug)]
+pub enum Job {
+    /// Publish this batch, known by this number.
+    Batch(u64, Batch),
+    /// Seal the aggregate: the flusher is about to end. Answered when done, whether it worked or not.
+    Seal(Sender<()>),
+}
+
+/// The aggregate that is being written.
+struct Aggregate {
+    target: Arc<Target>,
+    identity: Identity,
+    id: AggregateId,
+    /// Where the next segment begins.
+    end: u64,
+    sequence: u64,
+    /// What plain tar readers have seen so far.
+    names: TarNames,
+}
+
+/// The flusher thread's state.
+pub struct Writer {
+    shared: Arc<Shared>,
+    engine: Box<dyn Engine>,
+    jobs: Receiver<Job>,
+    aggregate: Option<Aggregate>,
+    throttle: Option<Throttle>,
+}
+
+/// Why a batch is not published yet.
+enum Failure {
+    /// The store: try again later.
+    Store(String),
+    /// These entries' files were torn or could not be read: go on without them, they will complete again.
+    Entries(Vec<usize>),
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Failure {
+        Failure::Store(error.to_string())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Store(error.to_string())
+    }
+}
+
+impl Writer {
+    /// Everything it needs.
+    pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, jobs: Receiver<Job>) -> Writer {
+        let throttle = shared.settings.bandwidth.map(Throttle::new);
+        Writer { shared, engine, jobs, aggregate: None, throttle }
+    }
+
+    /// Runs until the last sender of jobs is gone.
+    pub fn run(mut self) {
+        while let Ok(job) = self.jobs.recv() {
+            match job {
+                Job::Batch(number, batch) => self.publish(number, batch),
+                Job::Seal(reply) => {
+                    if let Err(Failure::Store(text)) = self.seal() {
+                        // Unsealed is as good as sealed, only slower to open.
+                        log::warn!("the aggregate was not sealed: {text}");
+                    }
+                    let _ = reply.send(());
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, number: u64, mut batch: Batch) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            match self.write_segment(&batch.entries, &batch.sources) {
+                Ok(()) => break,
+                Err(Failure::Entries(mut indices)) => {
+                    indices.sort_unstable();
+                    for index in indices.into_iter().rev() {
+                        let path = batch.entries.remove(index).path;
+                        batch.sources.remove(index);
+                        log::warn!("/{} changed while it was read; it will be published when it completes again", path.escape_ascii());
+                    }
+                    self.aggregate = None;
+                    if batch.entries.is_empty() {
+                        break;
+                    }
+                }
+                Err(Failure::Store(text)) => {
+                    self.aggregate = None;
+                    let text = format!("cannot publish to {}: {text}; everything stays staged", self.shared.settings.store.display());
+                    log::error!("{text}; trying again in {} s", pause.as_secs());
+                    self.shared.set_error(text);
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(RETRY_LONGEST);
+                }
+            }
+        }
+        self.shared.clear_error();
+        if let Err(error) = self.remove_replaced() {
+            log::warn!("superseded files were left on the parallel file system: {error}");
+        }
+        batch.sources.iter().flatten().for_each(|source| source.release());
+        let mut status = self.shared.status.lock();
+        status.published_bytes += batch.bytes;
+        status.published_files += batch.sources.iter().flatten().count() as u64;
+        drop(status);
+        self.shared.set_published(number);
+        self.shared.commands.send(Command::Look);
+    }
+
+    /// Writes one segment and publishes it.
+    fn write_segment(&mut self, entries: &[Entry], sources: &[Option<Arc<Source>>]) -> Result<(), Failure> {
+        if self.aggregate.is_none() {
+            self.aggregate = Some(self.create_aggregate()?);
+        }
+        let aggregate = self.aggregate.as_mut().expect("made above");
+        let plan = SegmentPlan::new(&aggregate.identity, aggregate.sequence, entries.to_vec(), &mut aggregate.names)
+            .map_err(|error| Failure::Store(error.to_string()))?;
+        aggregate.target.allocate(aggregate.end, plan.length() + BLOCK)?;
+        let engine = self.engine.as_mut();
+        let written = segment::write(engine, &aggregate.target, aggregate.end, &plan, sources, self.throttle.as_mut());
+        let finished = engine.finish();
+        let checksums = match written {
+            Err(SegmentError::Read(index, error)) => {
+                log::error!("/{}: {error}", entries[index].path.escape_ascii());
+                return Err(Failure::Entries(vec![index]));
+            }
+            Err(SegmentError::Write(error)) => return Err(error.into()),
+            Ok(checksums) => checksums,
+        };
+        finished?;
+        aggregate.target.sync_data()?;
+        let torn: Vec<usize> =
+            (0..sources.len()).filter(|index| sources[*index].as_ref().is_some_and(|source| source.is_torn())).collect();
+        if !torn.is_empty() {
+            return Err(Failure::Entries(torn));
+        }
+        self.publish_head(&plan, &checksums)
+    }
+
+    /// Makes a segment that is durable visible, then durable as visible.
+    fn publish_head(&mut self, plan: &SegmentPlan, checksums: &[Option<FileChecksums>]) -> Result<(), Failure> {
+        let aggregate = self.aggregate.as_mut().expect("a segment was written to it");
+        write_through(self.engine.as_mut(), &aggregate.target, aggregate.end, &plan.head())?;
+        aggregate.target.sync_data()?;
+        let mut store = self.shared.store.write();
+        store.publish(aggregate.id, aggregate.end, plan.length(), plan.sequence(), plan.records(checksums));
+        drop(store);
+        log::info!("published segment {} of {}: {} records", plan.sequence(), aggregate.target.path().display(), plan.entries().len());
+        aggregate.end += plan.length();
+        aggregate.sequence += 1;
+        Ok(())
+    }
+
+    fn create_aggregate(&mut self) -> Result<Aggregate, Failure> {
+        let directory = &self.shared.settings.store;
+        fs::create_dir_all(directory)?;
+        let node = node_name();
+        let (number, target) = create_numbered(directory, &node)?;
+        let target = Arc::new(target);
+        let mut uuid = [0; 16];
+        rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
+        let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
+        let identity = Identity { uuid, node, job, incarnation: number, created_ns: super::now_ns() };
+        target.allocate(0, 2 * BLOCK)?;
+        write_through(self.engine.as_mut(), &target, 0, &aggregate::format_entry(&identity))?;
+        target.sync_data()?;
+        File::open(directory)?.sync_all()?;
+        log::info!("writing to {} with {}", target.path().display(), self.engine.name());
+        self.shared.status.lock().aggregate = Some(target.path().display().to_string());
+        let id = self.shared.store.write().add_own(target.path(), &identity)?;
+        Ok(Aggregate { target, identity, id, end: BLOCK, sequence: FIRST_SEQUENCE, names: TarNames::default() })
+    }
+
+    /// Unlinks the unmanaged files whose successor is published, and their markers.
+    fn remove_replaced(&self) -> io::Result<()> {
+        for absolute in self.shared.stage.replaced()? {
+            let marker = self.shared.stage.marker_path(&absolute);
+            let marked = fs::metadata(&marker)?;
+            let marked_ns = u64::try_from(marked.mtime() * 1_000_000_000 + marked.mtime_nsec()).unwrap_or(0);
+            let path = absolute.strip_prefix(b"/").unwrap_or(&absolute);
+            let store = self.shared.store.read();
+            let published =
+                matches!(store.view().get(path), Some(Node::File(version)) if version.operation_time_ns >= marked_ns);
+            drop(store);
+            if !published {
+                continue;
+            }
+            let real = crate::stage::mirror::absolute(path);
+            // Only what was there when the marker was made: a later file is not ours to remove.
+            if let Ok(metadata) = fs::symlink_metadata(&real)
+                && metadata.is_file()
+                && (metadata.mtime(), metadata.mtime_nsec()) <= (marked.mtime(), marked.mtime_nsec())
+            {
+                fs::remove_file(&real)?;
+                log::info!("removed {}, its new version is published", real.display());
+            }
+            fs::remove_file(&marker)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the index that lets a reader open the aggregate in a few reads, and cuts the file to its end.
+    fn seal(&mut self) -> Result<(), Failure> {
+        let Some(aggregate) = self.aggregate.take() else { return Ok(()) };
+        let (target, end) = (&aggregate.target, aggregate.end);
+        let store = self.shared.store.read();
+        let segment = store.seal_segment(aggregate.id, &aggregate.identity, aggregate.sequence, end)?;
+        drop(store);
+        let length = segment.bytes.len() as u64;
+        target.allocate(end, length + BLOCK)?;
+        write_through(self.engine.as_mut(), target, end, &segment.bytes)?;
+        target.set_length(end + length + BLOCK)?;
+        target.sync_data()?;
+        write_through(self.engine.as_mut(), target, end, &segment.head)?;
+        target.sync_data()?;
+        Ok(())
+    }
+}
+
+/// Writes bytes in whole blocks and waits for them.
+fn write_through(engine: &mut dyn Engine, target: &Arc<Target>, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let mut block = engine.block()?;
+        let at = offset + (bytes.len() - rest.len()) as u64;
+        let count = block.append(rest);
+        rest = &rest[count..];
+        engine.write(target, at, Data::Block(block))?;
+    }
+    engine.finish()?;
+    Ok(())
+}
+
+/// The host's name, fit for a file name.
+pub fn node_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let fit = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    let name: String = name.chars().map(|character| if fit(character) { character } else { '_' }).collect();
+    if name.is_empty() || name.starts_with('.') { format!("node{name}") } else { name }
+}
+
+/// Creates `<node>-<n>.tar` with the first free n.
+fn create_numbered(directory: &Path, node: &str) -> io::Result<(u64, Target)> {
+    let mut number = 1;
+    loop {
+        match Target::create(&directory.join(format!("{node}-{number}.tar"))) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(error),
+            Ok(target) => return Ok((number, target)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_names_are_file_names() {
+        let name = node_name();
+        assert!(!name.is_empty() && !name.contains('/') && !name.starts_with('.'));
+    }
+
+    #[test]
+    fn aggregates_are_numbered_without_overwriting() {
+        let directory = tempfile::tempdir().unwrap();
+        let (first, target) = create_numbered(directory.path(), "n0").unwrap();
+        let (second, _) = create_numbered(directory.path(), "n0").unwrap();
+        assert_eq!((first, second), (1, 2));
+        assert_eq!(target.path(), directory.path().join("n0-1.tar"));
+    }
+}

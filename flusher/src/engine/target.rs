@@ -1,0 +1,104 @@
+//! An aggregate that is being written: one file, with a descriptor past the page cache and one through it.
+//!
+//! Never truncates or opens a file that exists: an aggregate belongs to the one flusher that created it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat};
+use rustix::io::Errno;
+
+use super::ALIGNMENT;
+
+/// An aggregate opened for writing.
+#[derive(Debug)]
+pub struct Target {
+    path: PathBuf,
+    buffered: File,
+    direct: Option<OwnedFd>,
+    /// Cleared for good when the file system turns out to refuse direct writes to this file.
+    direct_works: AtomicBool,
+}
+
+impl Target {
+    /// Creates the file; it must not exist.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`], or whatever else the kernel says.
+    pub fn create(path: &Path) -> io::Result<Target> {
+        let buffered = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
+        Ok(Target::over(path, buffered))
+    }
+
+    /// Adds the direct descriptor, where the file system gives one for the same file.
+    pub(super) fn over(path: &Path, buffered: File) -> Target {
+        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let direct = rustix::fs::open(path, flags, Mode::empty()).ok().filter(|direct| same_file(direct, &buffered));
+        Target { path: path.to_path_buf(), buffered, direct, direct_works: AtomicBool::new(true) }
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether aligned writes go past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some() && self.direct_works.load(Ordering::Relaxed)
+    }
+
+    /// Reserves room, so that writes need no allocation (without this, every request is punted to a kernel thread).
+    /// A file system that cannot reserve is no error.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let call = || fallocate(&self.buffered, FallocateFlags::empty(), offset, length);
+        match rustix::io::retry_on_intr(call) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Sets the file's length. No write may be in flight beyond it.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    pub fn set_length(&self, length: u64) -> io::Result<()> {
+        self.buffered.set_len(length)
+    }
+
+    /// Makes everything written so far durable. After an error nothing may be assumed about what was written, and the
+    /// call must not be repeated: the kernel forgets what it could not write.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    pub fn sync_data(&self) -> io::Result<()> {
+        self.buffered.sync_data()
+    }
+
+    /// The descriptor for a write, and whether it is the direct one.
+    pub(super) fn descriptor(&self, memory: *const u8, offset: u64, length: usize) -> (RawFd, bool) {
+        let aligned = (memory.addr() | length).is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64);
+        match &self.direct {
+            Some(direct) if aligned && self.is_direct() => (direct.as_raw_fd(), true),
+            _ => (self.buffered.as_raw_fd(), false),
+        }
+    }
+
+    /// Sends everything through the page cache from now on.
+    pub(super) fn give_up_direct(&self) {
+        self.direct_works.store(false, Ordering::Relaxed);
+    }
+}
+
+fn same_file(one: impl AsFd, other: impl AsFd) -> bool {
+    match (fstat(one), fstat(other)) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        _ => false,
+    }
+}

@@ -1,0 +1,248 @@
+//! Mirrors of directories: populate (stubs for what the store holds), and evict (a file's data leaves the stage).
+//!
+//! A mirror at or below a pattern's fixed prefix carries [`POPULATED_BIT`]: it shows every name that Sheaf holds in
+//! that directory, so a name that is absent in it is not held. It is built aside and moved in, complete, in one step.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+use sheaf_common::layout::{self, STUB_BIT};
+
+use super::lease::{self, Lease};
+use super::tracker::{Stubs, Tracker, is_at_or_below, join};
+use super::Stage;
+use crate::aggregate::Attributes;
+use crate::store::{Node, Version, View};
+
+/// Mode bit of a directory in the tree that says "populated".
+pub const POPULATED_BIT: u32 = 0o1000;
+
+/// Makes the mirror of `directory` and of all its ancestors down from its zone, each with what `view` holds in it.
+/// Yields the stubs that it made.
+///
+/// # Errors
+/// `ENOENT` when neither the parallel file system nor the store knows the directory, `EINVAL` when it is in no zone,
+/// or what the file systems answer.
+pub fn populate(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    zones: &[Vec<u8>],
+    view: &View,
+    directory: &[u8],
+) -> Result<Stubs, Errno> {
+    let mut stubs = Stubs::new();
+    let zone = zones
+        .iter()
+        .filter(|zone| is_at_or_below(directory, zone))
+        .min_by_key(|zone| zone.len())
+        .ok_or(Errno::INVAL)?;
+    let above = zone.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash);
+    let walk = stage.tree_path(&zone[..above]);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&walk).map_err(errno)?;
+    let mut end = zone.len();
+    loop {
+        populate_one(stage, tracker, view, &directory[..end], &mut stubs)?;
+        let Some(rest) = directory.get(end + 1..) else { return Ok(stubs) };
+        end += 1 + rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+    }
+}
+
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+fn populate_one(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    view: &View,
+    directory: &[u8],
+    stubs: &mut Stubs,
+) -> Result<(), Errno> {
+    let location = stage.tree_path(directory);
+    let existing = fs::symlink_metadata(&location).ok();
+    if existing.as_ref().is_some_and(|metadata| metadata.mode() & POPULATED_BIT != 0 || !metadata.is_dir()) {
+        return Ok(());
+    }
+    let real = real_directory(view, directory)?;
+    let aside = stage.path(layout::SCRATCH).join(OsStr::from_bytes(&layout::hex_name(directory)));
+    let _ = fs::remove_dir_all(&aside);
+    fs::DirBuilder::new().mode(0o700).create(&aside).map_err(errno)?;
+    stubs.extend(fill(stage, tracker, view, directory, &real, &aside)?);
+    let writable = rustix::fs::access(&real, rustix::fs::Access::WRITE_OK).is_ok();
+    let mode = if writable { 0o700 } else { 0o500 };
+    tracker.watches().add(directory, &aside).map_err(errno)?;
+    if existing.is_some() {
+        // A walk-through directory became a mirror because the patterns changed: what is in it goes along.
+        for entry in fs::read_dir(&location).map_err(errno)? {
+            let entry = entry.map_err(errno)?;
+            fs::rename(entry.path(), aside.join(entry.file_name())).map_err(errno)?;
+        }
+    }
+    rustix::fs::chmod(&aside, Mode::from_raw_mode(mode | POPULATED_BIT))?;
+    match rustix::fs::rename(&aside, &location) {
+        // The program has just made it itself, and put something in it.
+        Err(Errno::NOTEMPTY | Errno::EXIST) => fs::remove_dir_all(&aside).map_err(errno),
+        result => result,
+    }
+}
+
+/// The real directory, made anew when only the store knows it (a store that was moved to another file system).
+fn real_directory(view: &View, directory: &[u8]) -> Result<PathBuf, Errno> {
+    let real = absolute(directory);
+    match fs::metadata(&real) {
+        Ok(metadata) if metadata.is_dir() => return Ok(real),
+        Ok(_) => return Err(Errno::NOTDIR),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(errno(error)),
+        Err(_) => {}
+    }
+    let known = matches!(view.get(directory), Some(Node::Directory(_))) || view.children(directory).next().is_some();
+    if !known {
+        return Err(Errno::NOENT);
+    }
+    fs::create_dir_all(&real).map_err(errno)?;
+    Ok(real)
+}
+
+/// The real path of a canonical path.
+pub fn absolute(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec([b"/", path].concat()))
+}
+
+/// Puts a stub or link for each name that the store holds into the directory being built.
+fn fill(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    view: &View,
+    directory: &[u8],
+    real: &Path,
+    aside: &Path,
+) -> Result<Stubs, Errno> {
+    let mut stubs = Stubs::new();
+    let mut unmanaged: HashMap<Vec<u8>, PathBuf> = HashMap::new();
+    if view.children(directory).next().is_some() {
+        for entry in fs::read_dir(real).map_err(errno)? {
+            let entry = entry.map_err(errno)?;
+            unmanaged.insert(entry.file_name().into_vec(), entry.path());
+        }
+    }
+    let mut versions: HashMap<*const Version, PathBuf> = HashMap::new();
+    for (name, node) in view.children(directory) {
+        let path = join(directory, name);
+        let place = aside.join(OsStr::from_bytes(name));
+        if let Some(beside) = unmanaged.get(name)
+            && newer_outside(stage, &path, node, beside)
+        {
+            tracker.superseded_outside(&path);
+            continue;
+        }
+        match node {
+            Node::Directory(_) => {
+                // Afterwards a directory that the store knows and that is missing is one that a program removed.
+                match fs::create_dir(real.join(OsStr::from_bytes(name))) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(errno(error)),
+                    _ => continue,
+                }
+            }
+            Node::Symlink(link) => rustix::fs::symlink(OsStr::from_bytes(&link.target), &place)?,
+            Node::File(version) => {
+                let identity = std::sync::Arc::as_ptr(version);
+                match versions.get(&identity) {
+                    Some(first) => fs::hard_link(first, &place).map_err(errno)?,
+                    None => make_stub(&place, version.size, &version.attributes).map_err(errno)?,
+                }
+                versions.insert(identity, place.clone());
+            }
+        }
+        let stat = rustix::fs::statat(rustix::fs::CWD, &place, AtFlags::SYMLINK_NOFOLLOW)?;
+        if let Node::File(version) = node {
+            stubs.push((stat.st_ino, version.clone()));
+        }
+        tracker.populated(path, &stat);
+    }
+    Ok(stubs)
+}
+
+/// A name that both the store and the parallel file system hold: whichever is newer counts. An older unmanaged file is
+/// marked, so that it goes with the next publication.
+fn newer_outside(stage: &Stage, path: &[u8], node: &Node, beside: &Path) -> bool {
+    let Ok(metadata) = fs::symlink_metadata(beside) else { return false };
+    if metadata.is_dir() {
+        return !matches!(node, Node::Directory(_));
+    }
+    let outside_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    let held_ns = match node {
+        Node::File(version) => i128::from(version.operation_time_ns),
+        Node::Symlink(link) => i128::from(link.operation_time_ns),
+        Node::Directory(_) => return true,
+    };
+    if outside_ns > held_ns {
+        return true;
+    }
+    // Without the marker the older file stays, hidden: untidy, not wrong.
+    let _ = stage.mark_replaced(&[b"/", path].concat());
+    false
+}
+
+/// A file with its size, mode and times, and no data.
+fn make_stub(place: &Path, size: u64, attributes: &Attributes) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(place, flags, Mode::from_raw_mode(0o600))?);
+    file.set_len(size)?;
+    restore(&file, attributes, size > 0)
+}
+
+/// Sets what a file's record says about it; as a stub when its data is missing.
+///
+/// # Errors
+/// From fchmod(2) or futimens(2). Owners that we may not set are left.
+pub fn restore(file: &File, attributes: &Attributes, stub: bool) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    if metadata.uid() != attributes.uid || metadata.gid() != attributes.gid {
+        let _ = rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
+    }
+    let mtime = Timespec { tv_sec: attributes.mtime_seconds, tv_nsec: attributes.mtime_nanoseconds.into() };
+    rustix::fs::futimens(file, &Timestamps { last_access: mtime, last_modification: mtime })?;
+    let mark = if stub { STUB_BIT } else { 0 };
+    rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode & 0o7777 & !STUB_BIT | mark))?;
+    Ok(())
+}
+
+/// Frees the data of a published file: the file becomes a stub. False when somebody has it open, or it has changed.
+///
+/// # Errors
+/// From the file system of the stage.
+pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> io::Result<bool> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(stage.tree_path(path), flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(_) => return Ok(false),
+    };
+    if lease::take_write(file.as_fd())? == Lease::StillWritten {
+        return Ok(false);
+    }
+    // Nobody can have the file open now. Whatever was written to it before is in the queue.
+    let changes = tracker.watches().drain()?;
+    tracker.apply_all(changes)?;
+    let metadata = file.metadata()?;
+    let evictable = !tracker.overflowed() && tracker.is_clean(path) && metadata.ino() == inode && metadata.nlink() == 1;
+    if !evictable {
+        lease::release(file.as_fd());
+        return Ok(false);
+    }
+    let mtime = Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() };
+    let atime = Timespec { tv_sec: metadata.atime(), tv_nsec: metadata.atime_nsec() };
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(metadata.mode() & 0o7777 | STUB_BIT))?;
+    rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, metadata.len().max(1))?;
+    rustix::fs::futimens(&file, &Timestamps { last_access: atime, last_modification: mtime })?;
+    tracker.evicted(path);
+    lease::release(file.as_fd());
+    Ok(true)
+}

@@ -1,0 +1,281 @@
+//! The stage: the node-local directory that holds captured files. It survives every process; it is the recovery log.
+//!
+//! Paths inside Sheaf are the canonical absolute path without its leading slash, as bytes: what an aggregate stores.
+//! Nothing here may follow a symbolic link that another user could have planted, or remove a captured file.
+
+pub mod lease;
+pub mod mirror;
+pub mod source;
+pub mod tracker;
+#[cfg(test)]
+mod tracker_tests;
+pub mod watch;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use sheaf_common::layout;
+
+/// File systems that cannot hold a stage, by their statfs(2) magic, with the reason.
+const REFUSED_FILE_SYSTEMS: [(u64, &str); 2] = [
+    (0x794c_7630, "overlayfs: it grants leases while a writable mapping is alive, so completion cannot be known"),
+    (0x6969, "NFS: it is not node-local, and leases and inotify do not see other nodes"),
+];
+
+/// Why a directory cannot serve as a stage.
+#[derive(Debug)]
+pub struct StageError {
+    /// The directory.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl fmt::Display for StageError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "stage {}: {}", self.path.display(), self.problem)
+    }
+}
+
+impl std::error::Error for StageError {}
+
+/// A stage directory that has been checked: it is ours, private, and on a file system that tells when files are complete.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    directory: PathBuf,
+}
+
+impl Stage {
+    /// Makes the stage directory if it is missing, and checks it and its parent (`TIER/sheaf-UID`).
+    ///
+    /// # Errors
+    /// When the file system is refused, when a directory belongs to somebody else, is a symbolic link or open to
+    /// others, or cannot be made.
+    pub fn create(directory: &Path, store: &Path) -> Result<Stage, StageError> {
+        let failed = |problem: String| StageError { path: directory.to_path_buf(), problem };
+        if directory.as_os_str().len() > layout::STAGE_PATH_MAX {
+            return Err(failed(format!(
+                "its path is longer than {} bytes, the most that a socket in it can have; choose a shorter SHEAF_STAGE",
+                layout::STAGE_PATH_MAX
+            )));
+        }
+        let parent = directory.parent().ok_or_else(|| failed("has no parent directory".to_string()))?;
+        for private in [parent, directory] {
+            make_private(private).map_err(|error| failed(error.to_string()))?;
+        }
+        refuse_file_system(directory).map_err(failed)?;
+        let stage = Stage { directory: directory.to_path_buf() };
+        for name in [layout::TREE, layout::SCRATCH, layout::REPLACED] {
+            make_private(&stage.path(name)).map_err(|error| failed(error.to_string()))?;
+        }
+        let identity = stage.path(layout::IDENTITY);
+        let mut text = store.as_os_str().as_bytes().to_vec();
+        text.push(b'\n');
+        if fs::read(&identity).ok().as_deref() != Some(&text) {
+            fs::write(&identity, &text).map_err(|error| failed(format!("cannot write {}: {error}", identity.display())))?;
+        }
+        Ok(stage)
+    }
+
+    /// The stage directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A name in the stage directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Where `path` lies in the tree.
+    pub fn tree_path(&self, path: &[u8]) -> PathBuf {
+        let mut full = self.directory.as_os_str().as_bytes().to_vec();
+        full.push(b'/');
+        full.extend_from_slice(layout::TREE.as_bytes());
+        if !path.is_empty() {
+            full.push(b'/');
+            full.extend_from_slice(path);
+        }
+        PathBuf::from(std::ffi::OsString::from_vec(full))
+    }
+
+    /// Locks the stage for the one flusher that may serve it. `None` when another process holds the lock.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened.
+    pub fn try_lock(&self) -> io::Result<Option<File>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(self.path(layout::LOCK))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the reading end of the pulse: as long as it is open, processes that capture know that a flusher lives.
+    ///
+    /// # Errors
+    /// When the FIFO cannot be made or opened.
+    pub fn open_pulse(&self) -> io::Result<File> {
+        let path = self.path(layout::PULSE);
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.file_type().is_fifo() => {}
+            Ok(_) => fs::remove_file(&path)?,
+            Err(_) => {}
+        }
+        match rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::from_raw_mode(0o600)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(File::from(rustix::fs::open(&path, flags, Mode::empty())?))
+    }
+
+    /// The real paths whose unmanaged file a capture replaced: read from the markers. A marker that names another path
+    /// than its own hash says is skipped.
+    ///
+    /// # Errors
+    /// When the directory of markers cannot be read.
+    pub fn replaced(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(self.path(layout::REPLACED))? {
+            let entry = entry?;
+            let mut content = Vec::new();
+            File::open(entry.path())?.read_to_end(&mut content)?;
+            if entry.file_name().as_bytes() == layout::marker_name(&content) {
+                paths.push(content);
+            }
+        }
+        Ok(paths)
+    }
+
+    /// Where the marker of a canonical absolute path lies.
+    pub fn marker_path(&self, absolute: &[u8]) -> PathBuf {
+        self.path(layout::REPLACED).join(OsStr::from_bytes(&layout::marker_name(absolute)))
+    }
+
+    /// Says that the unmanaged file at `absolute` has been superseded and is to go once its successor is published.
+    ///
+    /// # Errors
+    /// When the marker cannot be written.
+    pub fn mark_replaced(&self, absolute: &[u8]) -> io::Result<()> {
+        File::create(self.marker_path(absolute))?.write_all(absolute)
+    }
+}
+
+/// Makes a directory that only we can enter, or checks that it is one.
+fn make_private(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(io::Error::other(format!("cannot make {}: {error}", path.display())));
+        }
+        _ => {}
+    }
+    let metadata = fs::symlink_metadata(path)?;
+    let owner = rustix::process::geteuid().as_raw();
+    if !metadata.is_dir() {
+        return Err(io::Error::other(format!("{} is not a directory; remove it", path.display())));
+    }
+    if metadata.uid() != owner {
+        return Err(io::Error::other(format!(
+            "{} belongs to user {}, not to {owner}; choose another SHEAF_STAGE",
+            path.display(),
+            metadata.uid()
+        )));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        return Err(io::Error::other(format!(
+            "{} is open to others (mode {:o}); make it private with chmod 700",
+            path.display(),
+            metadata.mode() & 0o7777
+        )));
+    }
+    Ok(())
+}
+
+/// Says why the file system under `directory` cannot hold a stage, if so.
+///
+/// # Errors
+/// The reason, ready to be shown.
+pub fn refuse_file_system(directory: &Path) -> Result<(), String> {
+    let status = rustix::fs::statfs(directory).map_err(|error| format!("statfs failed: {error}"))?;
+    match REFUSED_FILE_SYSTEMS.iter().find(|(magic, _)| *magic == status.f_type as u64) {
+        Some((_, reason)) => Err(format!("refused, it is on {reason}; set SHEAF_STAGE to tmpfs, ext4 or xfs")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn scene() -> (tempfile::TempDir, PathBuf) {
+        let tier = tempfile::tempdir_in("/dev/shm").unwrap();
+        let directory = tier.path().join("sheaf-0").join("0123456789abcdef");
+        (tier, directory)
+    }
+
+    #[test]
+    fn a_stage_is_made_private_and_found_again() {
+        let (_tier, directory) = scene();
+        let stage = Stage::create(&directory, Path::new("/scratch/.sheaf")).unwrap();
+        assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(fs::read(stage.path(layout::IDENTITY)).unwrap(), b"/scratch/.sheaf\n");
+        assert_eq!(stage.tree_path(b"scratch/a"), directory.join("tree/scratch/a"));
+        Stage::create(&directory, Path::new("/scratch/.sheaf")).unwrap();
+    }
+
+    #[test]
+    fn a_planted_link_or_an_open_directory_is_refused() {
+        let (tier, directory) = scene();
+        let elsewhere = tier.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, directory.parent().unwrap()).unwrap();
+        assert!(Stage::create(&directory, Path::new("/s")).is_err());
+        fs::remove_file(directory.parent().unwrap()).unwrap();
+        fs::create_dir(directory.parent().unwrap()).unwrap();
+        fs::set_permissions(directory.parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Stage::create(&directory, Path::new("/s")).is_err());
+    }
+
+    #[test]
+    fn only_one_flusher_holds_the_lock() {
+        let (_tier, directory) = scene();
+        let stage = Stage::create(&directory, Path::new("/s")).unwrap();
+        let first = stage.try_lock().unwrap();
+        assert!(first.is_some());
+        assert!(stage.try_lock().unwrap().is_none());
+        drop(first);
+        assert!(stage.try_lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn markers_name_their_path() {
+        let (_tier, directory) = scene();
+        let stage = Stage::create(&directory, Path::new("/s")).unwrap();
+        stage.mark_replaced(b"/s/old").unwrap();
+        fs::write(stage.path(layout::REPLACED).join("0000000000000000"), b"/forged").unwrap();
+        assert_eq!(stage.replaced().unwrap(), vec![b"/s/old".to_vec()]);
+    }
+
+    #[test]
+    fn a_long_path_is_refused_with_advice() {
+        let (tier, _) = scene();
+        let directory = tier.path().join("x".repeat(80)).join("y");
+        let error = Stage::create(&directory, Path::new("/s")).unwrap_err();
+        assert!(error.to_string().contains("SHEAF_STAGE"));
+    }
+}

@@ -1,0 +1,406 @@
+//! A completed file on its way into a segment: its bytes cannot change while a [`Source`] lives.
+//!
+//! The guarantee is a read lease. When a program comes back to write, it waits in the kernel; the [`LeaseKeeper`] then
+//! copies the file aside, lets the flush go on from the copy, and releases the lease: the program is held up for the
+//! time of a copy in memory, not of a write to the parallel file system. A source whose lease the kernel took away
+//! before that (`lease-break-time`) is torn: it must not be published.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use sheaf_common::layout::STUB_BIT;
+
+use super::Stage;
+use super::lease::{self, Lease, Notice, Notices};
+use crate::engine::Mapping;
+
+/// A program that truncates replaces the inode instead of waiting; the keeper gives it this long before it copies.
+const REPLACEMENT_GRACE: Duration = Duration::from_millis(10);
+/// Kept between the last moment at which a lease is trusted and the moment at which the kernel takes it away.
+const LEASE_MARGIN_S: u64 = 5;
+
+/// What opening a completed file came to.
+#[derive(Debug)]
+pub enum Opened {
+    /// Its bytes are fixed now; `Stat` was taken under the lease.
+    Ready(Arc<Source>, Box<Stat>),
+    /// Somebody still writes: it will complete again.
+    StillWritten,
+    /// A stub: its data is in an aggregate already.
+    Stub,
+    /// A symbolic link.
+    Symlink(Box<Stat>),
+    /// Neither a regular file nor a link of that name.
+    Gone,
+}
+
+/// A leased file, or the copy that stands in for it.
+#[derive(Debug)]
+pub struct Source {
+    size: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    leased: bool,
+    mapping: Option<Arc<Mapping>>,
+    /// When the kernel will have taken the lease away, once somebody has asked for it.
+    deadline: Option<Instant>,
+    torn: bool,
+}
+
+impl Source {
+    /// Opens `path` in the tree and takes a read lease on it.
+    ///
+    /// # Errors
+    /// Anything that is neither "gone" nor "still written".
+    pub fn open(stage: &Stage, path: &[u8]) -> io::Result<Opened> {
+        let location = stage.tree_path(path);
+        let file = match open_for_reading(&location) {
+            Ok(file) => file,
+            Err(Errno::LOOP) => {
+                let stat = rustix::fs::statat(rustix::fs::CWD, &location, AtFlags::SYMLINK_NOFOLLOW)?;
+                let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+                return Ok(if link { Opened::Symlink(Box::new(stat)) } else { Opened::Gone });
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => return Ok(Opened::Gone),
+            Err(error) => return Err(error.into()),
+        };
+        if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+            return Ok(Opened::Gone);
+        }
+        if lease::take_read(file.as_fd())? == Lease::StillWritten {
+            return Ok(Opened::StillWritten);
+        }
+        let stat = rustix::fs::fstat(&file)?;
+        if stat.st_mode & STUB_BIT != 0 {
+            return Ok(Opened::Stub);
+        }
+        let state = State { file, leased: true, mapping: None, deadline: None, torn: false };
+        Ok(Opened::Ready(Arc::new(Source { size: stat.st_size as u64, state: Mutex::new(state) }), Box::new(stat)))
+    }
+
+    /// The file's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The ranges of the file that hold data, by SEEK_DATA and SEEK_HOLE (lseek(2)); the rest reads as zeros.
+    ///
+    /// # Errors
+    /// From lseek(2).
+    pub fn data_ranges(&self) -> io::Result<Vec<(u64, u64)>> {
+        let state = self.state.lock();
+        let mut ranges = Vec::new();
+        let mut position = 0;
+        while position < self.size {
+            let start = match rustix::fs::seek(&state.file, rustix::fs::SeekFrom::Data(position)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let end = rustix::fs::seek(&state.file, rustix::fs::SeekFrom::Hole(start))?.min(self.size);
+            ranges.push((start, end));
+            position = end;
+        }
+        Ok(ranges)
+    }
+
+    /// Reads exactly `buffer.len()` bytes at `offset`.
+    ///
+    /// # Errors
+    /// From pread(2); `UnexpectedEof` when the file is shorter than it was under the lease.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.state.lock().file.read_exact_at(buffer, offset)
+    }
+
+    /// The file's pages, to be written from where they lie. The keeper does not release the lease while a clone of
+    /// the mapping is in use.
+    ///
+    /// # Errors
+    /// From mmap(2).
+    pub fn mapping(&self) -> io::Result<Arc<Mapping>> {
+        let mut state = self.state.lock();
+        if let Some(mapping) = &state.mapping {
+            return Ok(mapping.clone());
+        }
+        let mapping = Arc::new(Mapping::new(state.file.as_fd(), self.size)?);
+        state.mapping = Some(mapping.clone());
+        Ok(mapping)
+    }
+
+    /// Whether the bytes may have changed before they were read, because the kernel took the lease away.
+    pub fn is_torn(&self) -> bool {
+        let state = self.state.lock();
+        state.torn || (state.leased && state.deadline.is_some_and(|deadline| Instant::now() >= deadline))
+    }
+
+    /// The descriptor that lease notices name.
+    fn descriptor(&self) -> RawFd {
+        self.state.lock().file.as_raw_fd()
+    }
+
+    /// Gives the lease back and frees the pages, once the bytes are in a published segment.
+    pub fn release(&self) {
+        let mut state = self.state.lock();
+        state.mapping = None;
+        if state.leased {
+            lease::release(state.file.as_fd());
+            state.leased = false;
+        }
+    }
+
+    /// Makes way for a writer: goes on from a copy, and releases the lease when nothing reads the old pages any more.
+    fn step_aside(&self, scratch: &Path) {
+        let asked = Instant::now();
+        if self.wait_for_replacement(asked) {
+            return;
+        }
+        let mut state = self.state.lock();
+        if !state.leased || lease::is_whole(state.file.as_fd()) {
+            return;
+        }
+        let trusted_s = lease::break_time_s().saturating_sub(LEASE_MARGIN_S);
+        let deadline = *state.deadline.get_or_insert(asked + Duration::from_secs(trusted_s));
+        let Ok(copy) = copy_aside(&state.file, self.size, scratch) else {
+            // No room for a copy: the flush goes on from the file itself, and the writer waits for it.
+            return;
+        };
+        let old_mapping = state.mapping.take().map(|mapping| Arc::downgrade(&mapping));
+        let old = std::mem::replace(&mut state.file, copy);
+        state.leased = false;
+        drop(state);
+        while old_mapping.as_ref().is_some_and(|mapping| mapping.strong_count() > 0) {
+            if Instant::now() >= deadline {
+                self.state.lock().torn = true;
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        lease::release(old.as_fd());
+    }
+
+    /// Waits a moment for the writer to put a new inode in this one's place. Then nobody can write to ours any more.
+    fn wait_for_replacement(&self, asked: Instant) -> bool {
+        loop {
+            let mut state = self.state.lock();
+            if !state.leased {
+                return true;
+            }
+            if rustix::fs::fstat(&state.file).is_ok_and(|stat| stat.st_nlink == 0) {
+                lease::release(state.file.as_fd());
+                state.leased = false;
+                return true;
+            }
+            drop(state);
+            if asked.elapsed() >= REPLACEMENT_GRACE {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Opens a file for reading even if its mode forbids that to its owner (a program may create files with mode 0200).
+fn open_for_reading(location: &Path) -> Result<File, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    match rustix::fs::open(location, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => {}
+        result => return result.map(File::from),
+    }
+    let stat = rustix::fs::statat(rustix::fs::CWD, location, AtFlags::SYMLINK_NOFOLLOW)?;
+    let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+    rustix::fs::chmod(location, mode | Mode::RUSR)?;
+    let result = rustix::fs::open(location, flags, Mode::empty());
+    rustix::fs::chmod(location, mode)?;
+    result.map(File::from)
+}
+
+/// Copies a file into an unnamed one in `scratch`, data ranges only.
+fn copy_aside(file: &File, size: u64, scratch: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    let copy = File::from(rustix::fs::open(scratch, flags, Mode::from_raw_mode(0o600))?);
+    copy.set_len(size)?;
+    let mut position = 0;
+    while position < size {
+        let start = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(position)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?.min(size);
+        copy_range(file, &copy, start, end)?;
+        position = end;
+    }
+    Ok(copy)
+}
+
+fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    let mut buffer = vec![0; (1 << 20).min((end - start) as usize)];
+    let mut position = start;
+    while position < end {
+        let count = buffer.len().min((end - position) as usize);
+        from.read_exact_at(&mut buffer[..count], position)?;
+        to.write_all_at(&buffer[..count], position)?;
+        position += count as u64;
+    }
+    Ok(())
+}
+
+/// Answers lease notices for every source that is on its way. Clones share one register.
+#[derive(Clone, Debug)]
+pub struct LeaseKeeper {
+    sources: Arc<Mutex<HashMap<RawFd, Weak<Source>>>>,
+    scratch: PathBuf,
+}
+
+impl LeaseKeeper {
+    /// Starts the thread that answers. [`lease::block_signals`] must have been called before any thread was made.
+    ///
+    /// # Errors
+    /// When the thread or its signal descriptor cannot be made.
+    pub fn start(scratch: PathBuf) -> io::Result<LeaseKeeper> {
+        let keeper = LeaseKeeper { sources: Arc::default(), scratch };
+        let notices = Notices::new()?;
+        let answering = keeper.clone();
+        std::thread::Builder::new().name("leases".to_string()).spawn(move || answering.answer(&notices))?;
+        Ok(keeper)
+    }
+
+    /// Registers a source, and looks once whether its lease was broken before it was known here.
+    pub fn register(&self, source: &Arc<Source>) {
+        let mut sources = self.sources.lock();
+        if sources.len() > 4 * 1024 && sources.len().is_multiple_of(1024) {
+            sources.retain(|_, known| known.strong_count() > 0);
+        }
+        sources.insert(source.descriptor(), Arc::downgrade(source));
+        drop(sources);
+        let broken = {
+            let state = source.state.lock();
+            state.leased && !lease::is_whole(state.file.as_fd())
+        };
+        if broken {
+            source.step_aside(&self.scratch);
+        }
+    }
+
+    fn answer(&self, notices: &Notices) {
+        loop {
+            match notices.next() {
+                Ok(Notice::Broken(descriptor)) => {
+                    let source = self.sources.lock().remove(&descriptor).and_then(|known| known.upgrade());
+                    if let Some(source) = source {
+                        source.step_aside(&self.scratch);
+                    }
+                }
+                Ok(Notice::LookAtAll) => {
+                    let all: Vec<_> = self.sources.lock().values().filter_map(Weak::upgrade).collect();
+                    all.iter().for_each(|source| source.step_aside(&self.scratch));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Without notices a writer waits until the flush ends or the kernel breaks the lease: slower, never wrong.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, OpenOptions};
+    use std::io::Write;
+
+    fn scene() -> (tempfile::TempDir, Stage) {
+        lease::block_signals().unwrap();
+        let tier = tempfile::tempdir_in("/dev/shm").unwrap();
+        let stage = Stage::create(&tier.path().join("sheaf-0/0123456789abcdef"), Path::new("/s")).unwrap();
+        (tier, stage)
+    }
+
+    fn ready(stage: &Stage, path: &[u8]) -> Arc<Source> {
+        match Source::open(stage, path).unwrap() {
+            Opened::Ready(source, _) => source,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn states_of_a_file() {
+        let (_tier, stage) = scene();
+        assert!(matches!(Source::open(&stage, b"a").unwrap(), Opened::Gone));
+        let mut writer = File::create(stage.tree_path(b"a")).unwrap();
+        writer.write_all(b"data").unwrap();
+        assert!(matches!(Source::open(&stage, b"a").unwrap(), Opened::StillWritten));
+        drop(writer);
+        assert_eq!(ready(&stage, b"a").size(), 4);
+        fs::create_dir(stage.tree_path(b"d")).unwrap();
+        assert!(matches!(Source::open(&stage, b"d").unwrap(), Opened::Gone));
+        let location = stage.tree_path(b"a");
+        rustix::fs::chmod(&location, Mode::from_raw_mode(0o200)).unwrap();
+        assert_eq!(ready(&stage, b"a").size(), 4);
+        rustix::fs::chmod(&location, Mode::from_raw_mode(0o600 | STUB_BIT)).unwrap();
+        assert!(matches!(Source::open(&stage, b"a").unwrap(), Opened::Stub));
+    }
+
+    #[test]
+    fn a_writer_that_comes_back_goes_on_and_the_source_keeps_the_old_bytes() {
+        let (_tier, stage) = scene();
+        let keeper = LeaseKeeper::start(stage.path("scratch")).unwrap();
+        fs::write(stage.tree_path(b"a"), vec![7u8; 100_000]).unwrap();
+        let source = ready(&stage, b"a");
+        let location = stage.tree_path(b"a");
+        let refused =
+            std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().write(true), libc::O_NONBLOCK).open(&location);
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        keeper.register(&source);
+        let mut writer = OpenOptions::new().write(true).open(&location).unwrap();
+        writer.write_all(b"new").unwrap();
+        let mut bytes = vec![0; 100_000];
+        source.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 7) && !source.is_torn());
+        let mapping = source.mapping().unwrap();
+        // SAFETY: the source has gone over to a copy that nobody else can open.
+        assert_eq!(unsafe { mapping.bytes() }[..4], [7; 4]);
+    }
+
+    #[test]
+    fn a_replaced_inode_needs_no_copy() {
+        let (_tier, stage) = scene();
+        fs::write(stage.tree_path(b"a"), b"old").unwrap();
+        let source = ready(&stage, b"a");
+        fs::write(stage.path("scratch").join("n"), b"new").unwrap();
+        fs::rename(stage.path("scratch").join("n"), stage.tree_path(b"a")).unwrap();
+        source.step_aside(&stage.path("scratch"));
+        let mut bytes = [0; 3];
+        source.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"old");
+    }
+
+    #[test]
+    fn holes_are_seen() {
+        let (_tier, stage) = scene();
+        let file = File::create(stage.tree_path(b"a")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(b"x", 512 * 1024).unwrap();
+        drop(file);
+        assert_eq!(ready(&stage, b"a").data_ranges().unwrap(), vec![(512 * 1024, 512 * 1024 + 4096)]);
+    }
+}

@@ -1,0 +1,899 @@
+//! What has to be published, in the order in which it happened.
+//!
+//! The tracker follows the tree's changes and keeps, per path, what the store already holds of it (`held`) and whether
+//! a newer complete version waits (`dirty`). A batch is a prefix of the order of events, so a segment never shows
+//! something without what happened before it. Contents are read late, when the batch is made: a file that is rewritten
+//! ten times a second is published once, as it is at the cut.
+//!
+//! It must never forget a completed file, and never call a file published that could have changed since: when in
+//! doubt it publishes again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FileType, Stat};
+use sheaf_common::layout::STUB_BIT;
+
+use super::source::{LeaseKeeper, Opened, Source};
+use super::watch::{Change, Watches};
+use super::Stage;
+use crate::aggregate::{Attributes, BLOCK, Entry, Extent, Kind};
+use crate::store::{Node, Version, View};
+
+/// A canonical path without its leading slash.
+pub type StagedPath = Vec<u8>;
+
+/// Most files in one batch: each holds a descriptor and a lease until it is published.
+pub const BATCH_FILES_MAX: usize = 4096;
+/// A batch is closed when its files hold this much, in bytes; a larger file is a batch of its own.
+pub const BATCH_BYTES: u64 = 256 << 20;
+/// A file that changed less than this before it was read may change again within the same kernel time stamp.
+const TIMESTAMP_GRAIN: Duration = Duration::from_millis(20);
+/// How often a batch is made anew because a file in it changed while it was made.
+const BATCH_ATTEMPTS: usize = 10;
+
+/// What the store holds, or will hold when the batches under way are published, under a name of the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    inode: u64,
+    size: u64,
+    attributes: Attributes,
+    change_time_ns: i64,
+    symlink: bool,
+    /// Whether the data is in the stage too (not a stub).
+    resident: bool,
+}
+
+impl Held {
+    fn new(stat: &Stat) -> Held {
+        let symlink = is_symlink(stat);
+        Held {
+            inode: stat.st_ino,
+            size: stat.st_size as u64,
+            attributes: attributes(stat),
+            change_time_ns: change_time_ns(stat),
+            symlink,
+            resident: !symlink && stat.st_mode & STUB_BIT == 0,
+        }
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        if self.resident { self.size } else { 0 }
+    }
+}
+
+/// Stubs by inode, with the version whose data they lack.
+pub type Stubs = Vec<(u64, Arc<Version>)>;
+
+/// Something that happened and is not in a batch yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Work {
+    File(StagedPath),
+    Operation(Entry),
+}
+
+/// A cut through the stage's history, ready to be written as one segment.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Records in the order of events.
+    pub entries: Vec<Entry>,
+    /// For each entry, the file whose data goes with it.
+    pub sources: Vec<Option<Arc<Source>>>,
+    /// Bytes of file data.
+    pub bytes: u64,
+}
+
+/// Follows the tree; owned by the watcher thread.
+#[derive(Debug)]
+pub struct Tracker {
+    stage: Stage,
+    watches: Watches,
+    keeper: LeaseKeeper,
+    /// The fixed prefixes of the patterns: only at and below them directories are mirrors.
+    zones: Vec<StagedPath>,
+    held: BTreeMap<StagedPath, Held>,
+    dirty: BTreeMap<StagedPath, u64>,
+    work: BTreeMap<u64, Work>,
+    /// Names of files with several: inode to names.
+    links: HashMap<u64, HashSet<StagedPath>>,
+    /// Closed once, but open for writing again (or never closed yet).
+    unfinished: HashSet<StagedPath>,
+    /// Own hydrations whose close event is still to come: inode to the leased descriptor.
+    hydrated: Arc<parking_lot::Mutex<HashMap<u64, fs::File>>>,
+    next_position: u64,
+    last_time_ns: u64,
+    oldest_work: Option<Instant>,
+    overflowed: bool,
+    resident_bytes: u64,
+    /// Directories whose names changed in the changes being applied.
+    moved_directories: BTreeSet<StagedPath>,
+}
+
+/// Removes from `map` what lies at `directory` and below it.
+pub(super) fn take_below<V: Clone>(map: &mut BTreeMap<Vec<u8>, V>, directory: &[u8]) -> Vec<(Vec<u8>, V)> {
+    let below: Vec<Vec<u8>> = map
+        .range(directory.to_vec()..)
+        .take_while(|(path, _)| path.starts_with(directory))
+        .filter(|(path, _)| path.len() == directory.len() || path[directory.len()] == b'/')
+        .map(|(path, _)| path.clone())
+        .collect();
+    below.into_iter().filter_map(|path| map.remove(&path).map(|value| (path, value))).collect()
+}
+
+/// Attributes of a staged file as programs see them.
+pub fn attributes(stat: &Stat) -> Attributes {
+    Attributes {
+        mode: stat.st_mode & 0o7777 & !STUB_BIT,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime_seconds: stat.st_mtime,
+        mtime_nanoseconds: stat.st_mtime_nsec as u32,
+    }
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+fn is_symlink(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Symlink
+}
+
+fn change_time_ns(stat: &Stat) -> i64 {
+    stat.st_ctime.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec as i64)
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+impl Tracker {
+    /// Watches the tree's root and compares everything in the tree with what the store holds.
+    ///
+    /// # Errors
+    /// When the tree cannot be watched or read.
+    pub fn new(stage: Stage, keeper: LeaseKeeper, zones: Vec<StagedPath>, view: &View) -> io::Result<(Tracker, Stubs)> {
+        let mut tracker = Tracker {
+            stage,
+            watches: Watches::new()?,
+            keeper,
+            zones,
+            held: BTreeMap::new(),
+            dirty: BTreeMap::new(),
+            work: BTreeMap::new(),
+            links: HashMap::new(),
+            unfinished: HashSet::new(),
+            hydrated: Arc::default(),
+            next_position: 1,
+            last_time_ns: view.newest_operation_time_ns(),
+            oldest_work: None,
+            overflowed: false,
+            resident_bytes: 0,
+            moved_directories: BTreeSet::new(),
+        };
+        let stubs = tracker.rescan(view)?;
+        Ok((tracker, stubs))
+    }
+
+    /// The queue of changes, to be polled.
+    pub fn watches(&mut self) -> &mut Watches {
+        &mut self.watches
+    }
+
+    /// Where hydrations leave the descriptors by which their own close events are told from programs'.
+    pub fn hydrated(&self) -> Arc<parking_lot::Mutex<HashMap<u64, fs::File>>> {
+        self.hydrated.clone()
+    }
+
+    /// When the oldest thing that is not in a batch happened.
+    pub fn oldest_work(&self) -> Option<Instant> {
+        self.oldest_work
+    }
+
+    /// How many files and operations wait for a batch.
+    pub fn waiting(&self) -> usize {
+        self.work.len()
+    }
+
+    /// How many files are open for writing, as far as is known.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished.len()
+    }
+
+    /// Looks again at the files that were open for writing: those that nobody writes any more become dirty.
+    pub fn recheck_unfinished(&mut self) {
+        for path in std::mem::take(&mut self.unfinished) {
+            self.mark_dirty(path);
+        }
+    }
+
+    fn position(&mut self) -> u64 {
+        self.oldest_work.get_or_insert_with(Instant::now);
+        self.next_position += 1;
+        self.next_position - 1
+    }
+
+    /// A time for the next record: the kernel's stamp if there is one, never earlier than what was handed out before.
+    fn operation_time_ns(&mut self, stamp_ns: u64) -> u64 {
+        self.last_time_ns = stamp_ns.max(self.last_time_ns + 1);
+        self.last_time_ns
+    }
+
+    fn mark_dirty(&mut self, path: StagedPath) {
+        let position = self.position();
+        self.unfinished.remove(&path);
+        if let Some(old) = self.dirty.insert(path.clone(), position) {
+            self.work.remove(&old);
+        }
+        self.work.insert(position, Work::File(path));
+    }
+
+    fn unmark_dirty(&mut self, path: &[u8]) -> bool {
+        self.unfinished.remove(path);
+        match self.dirty.remove(path) {
+            Some(position) => self.work.remove(&position).is_some(),
+            None => false,
+        }
+    }
+
+    fn operate(&mut self, kind: Kind, path: &[u8], target: &[u8], attributes: Attributes) {
+        let position = self.position();
+        let entry = Entry {
+            kind,
+            path: path.to_vec(),
+            target: target.to_vec(),
+            attributes,
+            size: 0,
+            extents: Vec::new(),
+            operation_time_ns: 0,
+            change_time_ns: 0,
+            inode: 0,
+            flags: 0,
+        };
+        self.work.insert(position, Work::Operation(entry));
+    }
+
+    fn stat(&self, path: &[u8]) -> Option<Stat> {
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::statat(rustix::fs::CWD, self.stage.tree_path(path), flags).ok()
+    }
+
+    /// Applies one change.
+    ///
+    /// # Errors
+    /// When a new directory cannot be watched or read.
+    fn apply(&mut self, change: Change) -> io::Result<()> {
+        match change {
+            Change::Overflow => self.overflowed = true,
+            Change::Ignored(watch) => self.watches.forget(watch),
+            Change::Closed(place) => {
+                if let Some(path) = self.watches.path(&place) {
+                    self.closed(path);
+                }
+            }
+            Change::Created(place, directory) => {
+                if let Some(path) = self.watches.path(&place) {
+                    if directory { self.directory_created(path)? } else { self.created(path) }
+                }
+            }
+            Change::MovedIn(place, directory) => match self.watches.path(&place) {
+                // A mirror that was populated aside is watched before it is moved in.
+                Some(path) if directory && !self.watches.contains(&path) => self.directory_created(path)?,
+                Some(path) if !directory => self.mark_dirty(path),
+                _ => {}
+            },
+            Change::Deleted(place, directory) | Change::MovedOut(place, directory) => {
+                if let Some(path) = self.watches.path(&place) {
+                    if directory { self.directory_deleted(&path) } else { self.deleted(&path) }
+                }
+            }
+            Change::Moved(from, to, directory) => {
+                if let (Some(from), Some(to)) = (self.watches.path(&from), self.watches.path(&to)) {
+                    if directory { self.directory_moved(&from, &to) } else { self.moved(&from, &to) }
+                }
+            }
+            Change::Attributes(place) => {
+                if let Some(path) = self.watches.path(&place) {
+                    self.attributes_changed(&path);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, path: StagedPath) {
+        let mut hydrated = self.hydrated.lock();
+        if !hydrated.is_empty()
+            && let Some(stat) = self.stat(&path)
+            && let Some(leased) = hydrated.remove(&stat.st_ino)
+        {
+            drop(hydrated);
+            if let Some(held) = self.held.get_mut(&path)
+                && !held.resident
+            {
+                held.resident = true;
+                self.resident_bytes += held.size;
+            }
+            // The lease was taken before any program could open the file: if it is whole, the event is our own.
+            if super::lease::is_whole(std::os::fd::AsFd::as_fd(&leased)) {
+                return;
+            }
+        } else {
+            drop(hydrated);
+        }
+        // What was written through one name is to be read under the others, whatever becomes of this one.
+        let others = self.held.get(&path).and_then(|held| self.links.get(&held.inode)).cloned().unwrap_or_default();
+        for name in others.into_iter().filter(|name| *name != path) {
+            self.mark_dirty(name);
+        }
+        self.mark_dirty(path);
+    }
+
+    /// A new name may be a file that is being written, a link to one that is complete, or a symbolic link; and it may
+    /// have moved on since. The next batch looks at what is there.
+    fn created(&mut self, path: StagedPath) {
+        let links = self.stat(&path).filter(|stat| stat.st_nlink > 1 && is_file(stat));
+        if let Some(stat) = links {
+            self.remember_links(&path, stat.st_ino);
+        }
+        self.mark_dirty(path);
+    }
+
+    /// Takes note that `path` is one of several names of an inode, and finds the names that are already held.
+    fn remember_links(&mut self, path: &[u8], inode: u64) {
+        let names = self.links.entry(inode).or_insert_with(|| {
+            self.held.iter().filter(|(_, held)| held.inode == inode && !held.symlink).map(|(name, _)| name.clone()).collect()
+        });
+        names.insert(path.to_vec());
+    }
+
+    fn deleted(&mut self, path: &[u8]) {
+        self.unmark_dirty(path);
+        if let Some(held) = self.unhold(path) {
+            if let Some(names) = self.links.get_mut(&held.inode) {
+                names.remove(path);
+            }
+            self.operate(Kind::Unlink, path, b"", held.attributes);
+        }
+    }
+
+    fn moved(&mut self, from: &[u8], to: &[u8]) {
+        let was_dirty = self.unmark_dirty(from);
+        let was_unfinished = !was_dirty && !self.held.contains_key(from);
+        self.unmark_dirty(to);
+        if let Some(held) = self.unhold(from) {
+            if let Some(names) = self.links.get_mut(&held.inode) {
+                names.remove(from);
+                names.insert(to.to_vec());
+            }
+            self.operate(Kind::Rename, from, to, held.attributes.clone());
+            self.hold(to.to_vec(), held);
+        }
+        // An older published version under `to` stays until the file that took its name is complete and published.
+        if was_dirty || was_unfinished {
+            self.mark_dirty(to.to_vec());
+        }
+    }
+
+    fn attributes_changed(&mut self, path: &[u8]) {
+        let Some(stat) = self.stat(path) else { return };
+        let Some(held) = self.held.get_mut(path) else { return };
+        let now = attributes(&stat);
+        if held.attributes == now || held.symlink || held.inode != stat.st_ino || self.dirty.contains_key(path) {
+            return;
+        }
+        held.attributes = now.clone();
+        self.operate(Kind::SetAttributes, path, b"", now);
+    }
+
+    /// Whether `directory` is at or below the fixed prefix of a pattern.
+    pub fn in_zone(&self, directory: &[u8]) -> bool {
+        self.zones.iter().any(|zone| is_at_or_below(directory, zone))
+    }
+
+    /// A directory that the library made in the tree is the mirror of one that the program has just made: complete as
+    /// it is. Those above the zones are there only to be walked through.
+    fn directory_created(&mut self, path: StagedPath) -> io::Result<()> {
+        self.moved_directories.insert(path.clone());
+        let Some(stat) = self.stat(&path) else { return Ok(()) };
+        if self.in_zone(&path) {
+            let marked = rustix::fs::Mode::from_raw_mode(stat.st_mode & 0o7777 | super::mirror::POPULATED_BIT);
+            match rustix::fs::chmod(self.stage.tree_path(&path), marked) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.operate(Kind::Directory, &path, b"", attributes(&stat));
+        }
+        self.watch_and_scan(&path)
+    }
+
+    /// Watches a directory whose content is not known, then looks at what is in it.
+    fn watch_and_scan(&mut self, path: &[u8]) -> io::Result<()> {
+        match self.watches.add(path, &self.stage.tree_path(path)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => result?,
+        }
+        for (name, metadata) in list(&self.stage, path)? {
+            let child = join(path, &name);
+            if metadata.is_dir() {
+                self.directory_created(child)?;
+            } else if metadata.file_type().is_symlink() || metadata.is_file() {
+                self.created(child);
+            }
+        }
+        Ok(())
+    }
+
+    fn directory_deleted(&mut self, path: &[u8]) {
+        // Its names were deleted one by one before; what is left in the tables was never watched.
+        for (gone, held) in take_below(&mut self.held, path) {
+            self.resident_bytes -= held.resident_bytes();
+            self.operate(Kind::Unlink, &gone, b"", Attributes::default());
+        }
+        for (_, position) in take_below(&mut self.dirty, path) {
+            self.work.remove(&position);
+        }
+        self.operate(Kind::RemoveDirectory, path, b"", Attributes::default());
+    }
+
+    fn directory_moved(&mut self, from: &[u8], to: &[u8]) {
+        self.watches.rename(from, to);
+        self.moved_directories.extend([from.to_vec(), to.to_vec()]);
+        self.operate(Kind::Rename, from, to, Attributes::default());
+        let renamed = |path: &[u8]| [to, &path[from.len()..]].concat();
+        for (path, held) in take_below(&mut self.held, from) {
+            if let Some(names) = self.links.get_mut(&held.inode) {
+                names.remove(&path);
+                names.insert(renamed(&path));
+            }
+            self.held.insert(renamed(&path), held);
+        }
+        let mut below = take_below(&mut self.dirty, from);
+        below.sort_by_key(|(_, position)| *position);
+        for (path, position) in below {
+            self.work.remove(&position);
+            self.mark_dirty(renamed(&path));
+        }
+        let unfinished = std::mem::take(&mut self.unfinished);
+        let inside = |path: &[u8]| path.starts_with(from) && path.get(from.len()) == Some(&b'/');
+        self.unfinished = unfinished.into_iter().map(|path| if inside(&path) { renamed(&path) } else { path }).collect();
+    }
+
+    /// Compares the tree with the store's view: at start, and when the kernel dropped events. Whatever cannot be shown
+    /// to be published as it is becomes dirty; names that the store holds and a mirror lacks were removed. Yields the
+    /// stubs that it found, with their versions.
+    ///
+    /// # Errors
+    /// When the tree cannot be watched or read.
+    pub fn rescan(&mut self, view: &View) -> io::Result<Stubs> {
+        self.overflowed = false;
+        let mut scan = Scan::default();
+        let mut directories = vec![StagedPath::new()];
+        while let Some(directory) = directories.pop() {
+            self.watches.add(&directory, &self.stage.tree_path(&directory))?;
+            let mut present = HashSet::new();
+            for (name, metadata) in list(&self.stage, &directory)? {
+                let path = join(&directory, &name);
+                present.insert(name);
+                if metadata.is_dir() {
+                    directories.push(path);
+                } else if let Some(stat) = self.stat(&path) {
+                    self.compare(path, &stat, view, &mut scan);
+                }
+            }
+            if self.is_mirror(&directory) {
+                let absent = view.children(&directory).filter(|(name, _)| !present.contains(*name));
+                for (name, node) in absent {
+                    scan.note_gone(view, join(&directory, name), node);
+                }
+            }
+        }
+        self.match_orphans(view, &mut scan);
+        for path in scan.gone {
+            self.unmark_dirty(&path);
+            self.unhold(&path);
+            self.operate(Kind::Unlink, &path, b"", Attributes::default());
+        }
+        for path in scan.gone_directories {
+            self.operate(Kind::RemoveDirectory, &path, b"", Attributes::default());
+        }
+        Ok(scan.stubs)
+    }
+
+    /// A stub whose name the store does not know was renamed shortly before a flusher died. Its version is the one of
+    /// the same size and time whose own name is gone; when several could be meant, none is taken and none removed.
+    fn match_orphans(&mut self, view: &View, scan: &mut Scan) {
+        if scan.orphans.is_empty() {
+            return;
+        }
+        let identity = |attributes: &Attributes, size: u64| (attributes.mtime_seconds, attributes.mtime_nanoseconds, size);
+        let mut lost: HashMap<_, Vec<(StagedPath, Arc<Version>)>> = HashMap::new();
+        for (path, node) in view.iter() {
+            if let Node::File(version) = node
+                && self.stat(&path).is_none()
+            {
+                lost.entry(identity(&version.attributes, version.size)).or_default().push((path, version.clone()));
+            }
+        }
+        for (path, stat) in std::mem::take(&mut scan.orphans) {
+            let Some(candidates) = lost.get(&identity(&attributes(&stat), stat.st_size as u64)) else { continue };
+            scan.gone.retain(|gone| !candidates.iter().any(|(candidate, _)| candidate == gone));
+            if let [(old, version)] = &candidates[..] {
+                self.operate(Kind::Rename, old, &path, version.attributes.clone());
+                scan.stubs.push((stat.st_ino, version.clone()));
+                self.populated(path, &stat);
+            }
+        }
+    }
+
+    /// Directories above every pattern are in the tree only to be walked through: what they lack says nothing.
+    fn is_mirror(&self, directory: &[u8]) -> bool {
+        self.stat(directory).is_some_and(|stat| stat.st_mode & super::mirror::POPULATED_BIT != 0)
+    }
+
+    fn compare(&mut self, path: StagedPath, stat: &Stat, view: &View, scan: &mut Scan) {
+        let symlink = is_symlink(stat);
+        let stub = !symlink && stat.st_mode & STUB_BIT != 0;
+        if stat.st_nlink > 1 && !symlink {
+            self.remember_links(&path, stat.st_ino);
+        }
+        match view.get(&path) {
+            Some(Node::File(version)) if stub => scan.stubs.push((stat.st_ino, version.clone())),
+            Some(Node::File(version)) if !symlink => {
+                let unchanged = version.inode == stat.st_ino
+                    && version.size == stat.st_size as u64
+                    && version.change_time_ns != 0
+                    && version.change_time_ns == change_time_ns(stat);
+                if !unchanged {
+                    self.mark_dirty(path.clone());
+                }
+            }
+            Some(Node::Symlink(known)) if symlink => {
+                let target = fs::read_link(self.stage.tree_path(&path)).unwrap_or_default();
+                if target.as_os_str().as_bytes() != &known.target[..] {
+                    self.mark_dirty(path.clone());
+                }
+            }
+            _ if stub => return scan.orphans.push((path, *stat)),
+            _ => return self.mark_dirty(path),
+        }
+        self.hold(path, Held::new(stat));
+    }
+
+    /// Takes note of a name that populating has just put into a new mirror.
+    pub fn populated(&mut self, path: StagedPath, stat: &Stat) {
+        self.hold(path, Held::new(stat));
+    }
+
+    /// Records that the store's version of `path` has been superseded by a newer unmanaged file.
+    pub fn superseded_outside(&mut self, path: &[u8]) {
+        self.operate(Kind::Unlink, path, b"", Attributes::default());
+    }
+
+    /// The clean resident files, as (path, inode, size): what could be evicted.
+    pub fn resident(&self) -> impl Iterator<Item = (&StagedPath, u64, u64)> {
+        self.held
+            .iter()
+            .filter(|(path, held)| held.resident && !held.symlink && !self.dirty.contains_key(*path))
+            .map(|(path, held)| (path, held.inode, held.size))
+    }
+
+    /// Takes note that a file's data has left the stage.
+    pub fn evicted(&mut self, path: &[u8]) {
+        if let Some(held) = self.held.get_mut(path)
+            && held.resident
+        {
+            held.resident = false;
+            self.resident_bytes -= held.size;
+        }
+    }
+
+    /// Whether nothing newer than the published version of `path` is known.
+    pub fn is_clean(&self, path: &[u8]) -> bool {
+        self.held.contains_key(path) && !self.dirty.contains_key(path) && !self.unfinished.contains(path)
+    }
+
+    /// Makes the next batch: a prefix of the order of events, with its files leased. Empty when nothing is ready.
+    ///
+    /// # Errors
+    /// When the queue or a staged file cannot be read.
+    pub fn next_batch(&mut self) -> io::Result<Batch> {
+        let mut minimum_end = 0;
+        for attempt in 1..=BATCH_ATTEMPTS {
+            let candidate = self.open_prefix(minimum_end)?;
+            let changes = self.watches.drain()?;
+            let touched = attempt < BATCH_ATTEMPTS && changes.iter().any(|change| self.touches(change, &candidate));
+            if !touched {
+                let batch = self.commit(candidate)?;
+                self.apply_all(changes)?;
+                return Ok(batch);
+            }
+            drop(candidate);
+            self.apply_all(changes)?;
+            // What was read of the changed file is newer than the cut: the cut must move past the change.
+            minimum_end = self.next_position;
+        }
+        Ok(Batch::default())
+    }
+
+    /// Applies changes in order. Afterwards [`Tracker::overflowed`] may ask for a scan.
+    ///
+    /// # Errors
+    /// When a new directory cannot be watched or read.
+    pub fn apply_all(&mut self, changes: Vec<Change>) -> io::Result<()> {
+        changes.into_iter().try_for_each(|change| self.apply(change))?;
+        // A directory may have moved, and another taken its name, before it could be watched: with the queue applied,
+        // what the names mean is known again.
+        for directory in std::mem::take(&mut self.moved_directories) {
+            if self.stat(&directory).is_some() && !self.watches.is_current(&directory, &self.stage.tree_path(&directory))? {
+                self.watch_and_scan(&directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel dropped events since the last [`Tracker::rescan`].
+    pub fn overflowed(&self) -> bool {
+        self.overflowed
+    }
+
+    /// Work from here on is newer than everything that is known now.
+    pub fn end_position(&self) -> u64 {
+        self.next_position
+    }
+
+    /// The oldest work that is in no batch.
+    pub fn first_position(&self) -> Option<u64> {
+        self.work.keys().next().copied()
+    }
+
+    /// Bytes of the held files whose data is in the stage.
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident_bytes
+    }
+
+    fn hold(&mut self, path: StagedPath, held: Held) {
+        self.resident_bytes += held.resident_bytes();
+        if let Some(old) = self.held.insert(path, held) {
+            self.resident_bytes -= old.resident_bytes();
+        }
+    }
+
+    fn unhold(&mut self, path: &[u8]) -> Option<Held> {
+        let held = self.held.remove(path)?;
+        self.resident_bytes -= held.resident_bytes();
+        Some(held)
+    }
+
+    fn touches(&self, change: &Change, candidate: &Candidate) -> bool {
+        let place = match change {
+            Change::Closed(place) | Change::MovedIn(place, false) | Change::Created(place, false) => place,
+            Change::Moved(_, place, false) => place,
+            Change::Moved(_, _, true) => return true,
+            _ => return false,
+        };
+        self.watches.path(place).is_some_and(|path| candidate.paths.contains(&path))
+    }
+
+    /// Opens and leases the files of the longest prefix that fits into a batch, at least up to `minimum_end`.
+    fn open_prefix(&self, minimum_end: u64) -> io::Result<Candidate> {
+        let mut candidate = Candidate::default();
+        for (&position, work) in &self.work {
+            let full = candidate.bytes >= BATCH_BYTES || candidate.items.len() >= BATCH_FILES_MAX;
+            if full && position >= minimum_end {
+                break;
+            }
+            let Work::File(path) = work else {
+                candidate.items.push((position, Opened::Gone));
+                continue;
+            };
+            let opened = Source::open(&self.stage, path).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot open staged /{}: {error}", path.escape_ascii()))
+            })?;
+            if let Opened::Ready(source, _) = &opened {
+                let large = source.size() > BATCH_BYTES && candidate.bytes > 0;
+                if large && position >= minimum_end {
+                    break;
+                }
+                candidate.bytes += source.size();
+                self.keeper.register(source);
+            }
+            candidate.paths.insert(path.clone());
+            candidate.items.push((position, opened));
+        }
+        Ok(candidate)
+    }
+
+    /// Turns a candidate into a batch: its files count as held from now on.
+    fn commit(&mut self, candidate: Candidate) -> io::Result<Batch> {
+        let mut batch = Batch { bytes: candidate.bytes, ..Batch::default() };
+        for (position, opened) in candidate.items {
+            let Some(work) = self.work.remove(&position) else { continue };
+            match (work, opened) {
+                (Work::Operation(mut entry), _) => {
+                    entry.operation_time_ns = self.operation_time_ns(now_ns());
+                    batch.entries.push(entry);
+                    batch.sources.push(None);
+                }
+                (Work::File(path), opened) => {
+                    self.dirty.remove(&path);
+                    match opened {
+                        Opened::Ready(source, stat) => {
+                            self.commit_file(&mut batch, path, source, &stat)?;
+                        }
+                        Opened::Symlink(stat) => self.commit_symlink(&mut batch, path, &stat),
+                        Opened::StillWritten => {
+                            self.unfinished.insert(path);
+                        }
+                        Opened::Stub | Opened::Gone => {}
+                    }
+                }
+            }
+        }
+        self.oldest_work = if self.work.is_empty() { None } else { Some(Instant::now()) };
+        Ok(batch)
+    }
+
+    fn commit_file(
+        &mut self,
+        batch: &mut Batch,
+        path: StagedPath,
+        source: Arc<Source>,
+        stat: &Stat,
+    ) -> io::Result<()> {
+        let changed_ns = change_time_ns(stat);
+        let settled = now_ns().saturating_sub(changed_ns.max(0) as u64) > TIMESTAMP_GRAIN.as_nanos() as u64;
+        let entry = Entry {
+            kind: Kind::File,
+            path: path.clone(),
+            target: Vec::new(),
+            attributes: attributes(stat),
+            size: source.size(),
+            extents: data_extents(&source)?,
+            operation_time_ns: self.operation_time_ns(changed_ns.max(0) as u64),
+            change_time_ns: if settled { changed_ns } else { 0 },
+            inode: stat.st_ino,
+            flags: 0,
+        };
+        self.hold(path.clone(), Held::new(stat));
+        if stat.st_nlink == 1 {
+            batch.entries.push(entry);
+            batch.sources.push(Some(source));
+            return Ok(());
+        }
+        self.remember_links(&path, stat.st_ino);
+        if let Some(first) = self.same_content(&path, stat) {
+            let extents = Vec::new();
+            batch.entries.push(Entry { kind: Kind::HardLink, target: first, size: 0, extents, change_time_ns: 0, ..entry });
+            batch.sources.push(None);
+            return Ok(());
+        }
+        batch.entries.push(entry);
+        batch.sources.push(Some(source));
+        // The other names show the new content, too: the next batch links them to this one.
+        for name in self.other_names(&path, stat) {
+            self.mark_dirty(name);
+        }
+        Ok(())
+    }
+
+    /// The other names of a file with several, as far as they are known and still its own.
+    fn other_names(&self, path: &[u8], stat: &Stat) -> Vec<StagedPath> {
+        let names = self.links.get(&stat.st_ino).into_iter().flatten();
+        let own = |name: &&StagedPath| self.stat(name).is_some_and(|other| other.st_ino == stat.st_ino);
+        names.filter(|name| *name != path).filter(own).cloned().collect()
+    }
+
+    /// Another name of the same file under which its present content is published, or is about to be.
+    fn same_content(&self, path: &[u8], stat: &Stat) -> Option<StagedPath> {
+        let present = Held::new(stat);
+        let is_same = |name: &StagedPath| self.held.get(name) == Some(&present) && !self.dirty.contains_key(name);
+        self.other_names(path, stat).into_iter().find(is_same)
+    }
+
+    fn commit_symlink(&mut self, batch: &mut Batch, path: StagedPath, stat: &Stat) {
+        // Gone again: its removal is in the queue.
+        let Ok(target) = fs::read_link(self.stage.tree_path(&path)) else { return };
+        let operation_time_ns = self.operation_time_ns(change_time_ns(stat).max(0) as u64);
+        batch.entries.push(Entry {
+            kind: Kind::Symlink,
+            path: path.clone(),
+            target: target.as_os_str().as_bytes().to_vec(),
+            attributes: attributes(stat),
+            size: 0,
+            extents: Vec::new(),
+            operation_time_ns,
+            change_time_ns: 0,
+            inode: stat.st_ino,
+            flags: 0,
+        });
+        batch.sources.push(None);
+        self.hold(path, Held::new(stat));
+    }
+}
+
+/// What a scan of the tree found.
+#[derive(Default)]
+struct Scan {
+    stubs: Stubs,
+    /// Stubs whose name the store does not know.
+    orphans: Vec<(StagedPath, Stat)>,
+    /// Names that the store holds in a mirrored directory and the mirror lacks.
+    gone: Vec<StagedPath>,
+    /// The same for directories, the deepest first.
+    gone_directories: Vec<StagedPath>,
+}
+
+impl Scan {
+    /// A directory without a mirror was removed or renamed only if the real one is missing: populating its parent has
+    /// made those that only the store knew.
+    fn note_gone(&mut self, view: &View, path: StagedPath, node: &Node) {
+        if !matches!(node, Node::Directory(_)) {
+            self.gone.push(path);
+            return;
+        }
+        if fs::symlink_metadata(super::mirror::absolute(&path)).is_ok() {
+            return;
+        }
+        for (name, below) in view.children(&path) {
+            self.note_gone(view, join(&path, name), below);
+        }
+        self.gone_directories.push(path);
+    }
+}
+
+/// A batch in the making.
+#[derive(Debug, Default)]
+struct Candidate {
+    items: Vec<(u64, Opened)>,
+    paths: HashSet<StagedPath>,
+    bytes: u64,
+}
+
+/// The data of a file as extents that start and end on blocks (but for the file's end), so that holes of whole blocks
+/// stay holes in the aggregate.
+fn data_extents(source: &Source) -> io::Result<Vec<Extent>> {
+    let mut extents: Vec<Extent> = Vec::new();
+    for (start, end) in source.data_ranges()? {
+        let start = start / BLOCK * BLOCK;
+        let end = end.next_multiple_of(BLOCK).min(source.size());
+        match extents.last_mut() {
+            Some(last) if last.offset + last.length >= start => last.length = end - last.offset,
+            _ => extents.push(Extent { offset: start, length: end - start }),
+        }
+    }
+    Ok(extents)
+}
+
+/// Whether `path` is `directory` or lies below it.
+pub fn is_at_or_below(path: &[u8], directory: &[u8]) -> bool {
+    directory.is_empty() || path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+/// The path of a name in a directory.
+pub fn join(directory: &[u8], name: &[u8]) -> StagedPath {
+    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
+}
+
+/// The names in a directory of the tree; a directory that is gone is empty.
+fn list(stage: &Stage, directory: &[u8]) -> io::Result<Vec<(Vec<u8>, fs::Metadata)>> {
+    let entries = match fs::read_dir(stage.tree_path(directory)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if let Ok(metadata) = fs::symlink_metadata(entry.path()) {
+            let kind = metadata.file_type();
+            if kind.is_dir() || kind.is_file() || kind.is_symlink() {
+                names.push((entry.file_name().as_bytes().to_vec(), metadata));
+            }
+        }
+    }
+    Ok(names)
+}
