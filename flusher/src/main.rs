@@ -1,2 +1,5 @@
-//! placeholder
-fn main() {}
+//! The program `sheaf`. Everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    sheaf_flusher::cli::main()
+}

@@ -166,10 +166,13 @@ impl Settings {
         if !tier.is_dir() {
             return Some("not a directory; create it or name another".to_string());
         }
-        if let Err(error) = rustix::fs::accessat(CWD, tier, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
-            return Some(format!("this user cannot create files in it ({error})"));
+        let stage = self.stage_directory(tier);
+        // A site may have made the user's own directory in a tier that only root may write to.
+        let own = stage.parent().filter(|own| own.is_dir()).unwrap_or(tier);
+        if let Err(error) = rustix::fs::accessat(CWD, own, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+            return Some(format!("this user cannot create files in {} ({error})", own.display()));
         }
-        if self.stage_directory(tier).as_os_str().len() > layout::STAGE_PATH_MAX {
+        if stage.as_os_str().len() > layout::STAGE_PATH_MAX {
             return Some(format!("the stage's path would be longer than {} bytes", layout::STAGE_PATH_MAX));
         }
         stage::refuse_file_system(tier).err()

@@ -17,6 +17,8 @@ const NAME_MAX: usize = 255;
 /// Why a first block is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FormatError {
+    /// It is all zero: an aggregate whose flusher died, or still works, before it wrote anything.
+    Empty,
     /// It is not the first block of an aggregate.
     NotAnAggregate,
     /// It was one, and bytes of it changed.
@@ -115,6 +117,9 @@ fn unescape(value: &str) -> Option<String> {
 /// # Errors
 /// [`FormatError`].
 pub fn parse(block: &[u8]) -> Result<Identity, FormatError> {
+    if block.iter().all(|byte| *byte == 0) {
+        return Err(FormatError::Empty);
+    }
     let (header, body) = block.split_at_checked(SECTOR as usize).ok_or(FormatError::NotAnAggregate)?;
     if !header.starts_with(NAME) || body.len() != (BLOCK - SECTOR) as usize {
         return Err(FormatError::NotAnAggregate);
@@ -204,7 +209,9 @@ mod tests {
         let crc = format!("{:08x}", crc32c(&block[512..4080]));
         block[4087..4095].copy_from_slice(crc.as_bytes());
         assert_eq!(parse(&block), Err(FormatError::Unsupported("lz4".to_owned())));
-        assert_eq!(parse(&[0; 4096]), Err(FormatError::NotAnAggregate));
-        assert_eq!(parse(b""), Err(FormatError::NotAnAggregate));
+        assert_eq!(parse(b"scratch/a"), Err(FormatError::NotAnAggregate));
+        assert_eq!(parse(&[1; 4096]), Err(FormatError::NotAnAggregate));
+        assert_eq!(parse(&[0; 4096]), Err(FormatError::Empty));
+        assert_eq!(parse(b""), Err(FormatError::Empty));
     }
 }

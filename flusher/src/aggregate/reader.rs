@@ -98,6 +98,7 @@ impl fmt::Display for ReadError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ReadError::Io(error) => write!(formatter, "cannot be read: {error}"),
+            ReadError::Format(FormatError::Empty) => formatter.write_str("holds nothing yet"),
             ReadError::Format(FormatError::NotAnAggregate) => formatter.write_str("is not an aggregate of Sheaf"),
             ReadError::Format(FormatError::Damaged(what)) => write!(formatter, "is damaged at its start: {what}"),
             ReadError::Format(FormatError::Unsupported(what)) => {

@@ -54,6 +54,30 @@ impl Throttle {
     }
 }
 
+/// Holes from this size on are kept out of the space that is reserved for a segment.
+const HOLE_KEPT_MIN: u64 = 1 << 20;
+
+/// The ranges of a planned segment that are worth reserving before they are written, and the zero block that follows
+/// the segment: all but the large holes of its files. Relative to the segment.
+pub fn written_ranges(plan: &SegmentPlan) -> Vec<(u64, u64)> {
+    let mut ranges = Vec::new();
+    let mut start = 0;
+    for (index, entry) in plan.entries().iter().enumerate() {
+        let Some(data) = plan.data_offset(index) else { continue };
+        let mut end_of_data = 0;
+        let ends = entry.extents.iter().map(|extent| (extent.offset, extent.offset + extent.length));
+        for (from, to) in ends.chain([(entry.size / BLOCK * BLOCK, entry.size)]) {
+            if from >= end_of_data + HOLE_KEPT_MIN {
+                ranges.push((start, data + end_of_data));
+                start = data + from;
+            }
+            end_of_data = to;
+        }
+    }
+    ranges.push((start, plan.length() + BLOCK));
+    ranges
+}
+
 /// Writes everything of a planned segment but its published head. Returns the checksums, one per entry.
 ///
 /// # Errors
@@ -219,5 +243,39 @@ impl Stream<'_> {
             self.position = end;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::{Attributes, Extent, Identity, Kind, TarNames};
+
+    #[test]
+    fn large_holes_are_not_reserved() {
+        let mebibyte = 1 << 20;
+        let entry = Entry {
+            kind: Kind::File,
+            path: b"s/sparse".to_vec(),
+            target: Vec::new(),
+            attributes: Attributes::default(),
+            size: 64 * mebibyte,
+            extents: vec![Extent { offset: 0, length: BLOCK }, Extent { offset: 32 * mebibyte, length: mebibyte }],
+            operation_time_ns: 1,
+            change_time_ns: 0,
+            inode: 1,
+            flags: 0,
+        };
+        let identity = Identity { uuid: [1; 16], node: "n".into(), job: String::new(), incarnation: 1, created_ns: 1 };
+        let plan = SegmentPlan::new(&identity, 1, vec![entry], &mut TarNames::default()).unwrap();
+        let data = plan.data_offset(0).unwrap();
+        assert_eq!(
+            written_ranges(&plan),
+            [
+                (0, data + BLOCK),
+                (data + 32 * mebibyte, data + 33 * mebibyte),
+                (data + 64 * mebibyte, plan.length() + BLOCK)
+            ]
+        );
     }
 }

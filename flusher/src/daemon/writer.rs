@@ -147,7 +147,9 @@ impl Writer {
         let aggregate = self.aggregate.as_mut().expect("made above");
         let plan = SegmentPlan::new(&aggregate.identity, aggregate.sequence, entries.to_vec(), &mut aggregate.names)
             .map_err(|error| Failure::Store(error.to_string()))?;
-        aggregate.target.allocate(aggregate.end, plan.length() + BLOCK)?;
+        for (start, end) in segment::written_ranges(&plan) {
+            aggregate.target.allocate(aggregate.end + start, end - start)?;
+        }
         let engine = self.engine.as_mut();
         let written = segment::write(engine, &aggregate.target, aggregate.end, &plan, sources, self.throttle.as_mut());
         let finished = engine.finish();

@@ -276,8 +276,11 @@ impl Tracker {
                 }
             }
             Change::Created(place, directory) => {
-                if let Some(path) = self.watches.path(&place) {
-                    if directory { self.directory_created(path)? } else { self.created(path) }
+                match self.watches.path(&place) {
+                    Some(path) if directory && self.watches.contains(&path) => drop(self.moved_directories.insert(path)),
+                    Some(path) if directory => self.directory_created(path)?,
+                    Some(path) => self.created(path),
+                    None => {}
                 }
             }
             Change::MovedIn(place, directory) => match self.watches.path(&place) {
@@ -420,7 +423,10 @@ impl Tracker {
         for (name, metadata) in list(&self.stage, path)? {
             let child = join(path, &name);
             if metadata.is_dir() {
-                self.directory_created(child)?;
+                // A mirror that was populated meanwhile is watched, and complete.
+                if !self.watches.contains(&child) {
+                    self.directory_created(child)?;
+                }
             } else if metadata.file_type().is_symlink() || metadata.is_file() {
                 self.created(child);
             }

@@ -1,0 +1,66 @@
+//! `sheaf drain`: publishes a stage, also one that a dead job left, and returns when its flusher has ended.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use sheaf_common::protocol::Kind;
+
+use super::environment::Location;
+use super::{Failure, publication};
+use crate::client::{self, Client, ClientError};
+
+/// How often it is checked that a flusher that waits for its programs is alive. Each look restarts its way out, so it
+/// must not come often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// When it is looked first, to say what is waited for.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// How long a flusher that listens no more may take to seal its aggregate and end.
+const LEAVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Publish everything and wait until the flusher has ended; for a dead job's stage, too
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    #[command(flatten)]
+    location: Location,
+}
+
+/// Drains; see [`DrainArgs`].
+///
+/// # Errors
+/// When it cannot be published, or the flusher does not end.
+pub fn run(arguments: &DrainArgs) -> Result<ExitCode, Failure> {
+    let settings = arguments.location.settings()?;
+    let Some(stage) = settings.existing_stage() else {
+        println!("nothing is staged for {} on this node", settings.store.display());
+        return Ok(ExitCode::SUCCESS);
+    };
+    publication::publish(&settings, &stage, Kind::Drain, false)?;
+    until_gone(&stage)?;
+    println!("everything is published in {}", settings.store.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for the end of a flusher that has been told to drain. It stays for as long as its programs live.
+fn until_gone(stage: &Path) -> Result<(), Failure> {
+    let mut said = false;
+    while !client::wait_for_end(stage, if said { LOOK_INTERVAL } else { FIRST_LOOK })? {
+        match Client::connect(stage).and_then(|client| client.request(Kind::Status, &[])) {
+            Ok(_) if said => {}
+            Ok(_) => {
+                said = true;
+                eprintln!("sheaf: everything is published; waiting for programs that may still capture");
+            }
+            Err(ClientError::NoFlusher(_) | ClientError::Closed(_)) => {
+                if client::wait_for_end(stage, LEAVE_LIMIT)? {
+                    return Ok(());
+                }
+                let limit = LEAVE_LIMIT.as_secs();
+                return Err(Failure::new(format!("the flusher of {} does not end within {limit} s", stage.display())));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

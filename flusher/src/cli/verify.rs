@@ -1,0 +1,162 @@
+//! `sheaf verify`: is every published byte what was written?
+//!
+//! Reads everything, changes nothing. Clean means: the chain of segments, every TOC, every header and its agreement with
+//! the TOC, every file's data and all padding were checked.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use indicatif::HumanBytes;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::offline::{self, Progress};
+use super::{COULD_NOT, FOUND_A_PROBLEM, Failure};
+use crate::aggregate::{Damage, FormatError, ReadError, Recovered, Record, Segment, Stop, check_record, recover};
+use crate::store::aggregate_files;
+
+/// Check every published byte of a store or of single aggregates
+///
+/// Exit code 0: all is what was written. 1: damage was found. 2: something could not be read.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// The store's directory, or aggregates of it
+    #[arg(required = true, value_name = "STORE|AGGREGATE")]
+    sources: Vec<PathBuf>,
+}
+
+/// What was found in one aggregate.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    aggregate: String,
+    segments: usize,
+    records: usize,
+    published_bytes: u64,
+    damage: Vec<Finding>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// Byte in the aggregate.
+    offset: u64,
+    /// The file concerned, if it is a single one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    what: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Reports {
+    clean: bool,
+    aggregates: Vec<Report>,
+}
+
+/// Verifies; see [`VerifyArgs`].
+///
+/// # Errors
+/// When a source is not there or cannot be listed.
+pub fn run(arguments: VerifyArgs) -> Result<ExitCode, Failure> {
+    offline::require(&arguments.sources)?;
+    let mut files = Vec::new();
+    for source in &arguments.sources {
+        files.extend(aggregate_files(source)?);
+    }
+    let sizes = files.iter().filter_map(|file| Some(file.metadata().ok()?.len()));
+    let progress = Progress::new(sizes.sum());
+    let aggregates: Vec<Report> = files.iter().map(|file| verify(file, &progress)).collect();
+    progress.finish();
+    let damaged = aggregates.iter().any(|report| !report.damage.is_empty());
+    let unreadable = aggregates.iter().any(|report| report.unreadable.is_some());
+    let reports = Reports { clean: !damaged && !unreadable, aggregates };
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &reports)?;
+        out.write_all(b"\n")?;
+    } else {
+        reports.aggregates.iter().try_for_each(|report| print(&mut out, report))?;
+    }
+    Ok(match (damaged, unreadable) {
+        (true, _) => ExitCode::from(FOUND_A_PROBLEM),
+        (false, true) => ExitCode::from(COULD_NOT),
+        (false, false) => ExitCode::SUCCESS,
+    })
+}
+
+fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let Report { aggregate, segments, records, published_bytes, damage, unreadable } = report;
+    if let Some(reason) = unreadable {
+        writeln!(out, "{aggregate}: {reason}")?;
+    }
+    for Finding { offset, path, what } in damage {
+        match path {
+            Some(path) => writeln!(out, "{aggregate}: byte {offset}: {path}: {what}")?,
+            None => writeln!(out, "{aggregate}: byte {offset}: {what}")?,
+        }
+    }
+    if unreadable.is_none() && damage.is_empty() {
+        let size = HumanBytes(*published_bytes);
+        writeln!(out, "{aggregate}: clean ({segments} segments, {records} records, {size})")?;
+    }
+    Ok(())
+}
+
+fn verify(path: &Path, progress: &Progress) -> Report {
+    let aggregate = path.display().to_string();
+    let recovered = File::open(path).map_err(ReadError::from).and_then(|file| Ok((recover(&file)?, file)));
+    match recovered {
+        Ok((recovered, file)) => {
+            let mut report = Report {
+                segments: recovered.segments.len(),
+                records: recovered.segments.iter().map(|segment| segment.records.len()).sum(),
+                published_bytes: recovered.published_end,
+                ..Report { aggregate, ..Report::default() }
+            };
+            check(&recovered, &file, progress, &mut report);
+            report
+        }
+        // Its flusher has not written anything yet, or never came to it.
+        Err(ReadError::Format(FormatError::Empty)) => Report { aggregate, ..Report::default() },
+        Err(ReadError::Format(FormatError::Damaged(what))) => {
+            let finding = Finding { offset: 0, path: None, what: what.to_owned() };
+            Report { aggregate, damage: vec![finding], ..Report::default() }
+        }
+        Err(error) => Report { aggregate, unreadable: Some(error.to_string()), ..Report::default() },
+    }
+}
+
+fn check(recovered: &Recovered, file: &File, progress: &Progress, report: &mut Report) {
+    let records: Vec<(&Segment, &Record)> = recovered
+        .segments
+        .iter()
+        .flat_map(|segment| segment.records.iter().map(move |record| (segment, record)))
+        .collect();
+    let found: Mutex<Vec<Damage>> = Mutex::default();
+    let failed: Mutex<Option<String>> = Mutex::default();
+    offline::in_parallel(records.len(), |index| {
+        let (segment, record) = records[index];
+        match check_record(file, &recovered.identity, segment, record, &mut |bytes| progress.add(bytes)) {
+            Ok(damages) => found.lock().extend(damages),
+            Err(error) => *failed.lock() = Some(format!("cannot be read: {error}")),
+        }
+    });
+    let finding = |damage: Damage| Finding {
+        offset: damage.offset,
+        path: Some(format!("/{}", String::from_utf8_lossy(&damage.path))),
+        what: damage.what,
+    };
+    report.damage = found.into_inner().into_iter().map(finding).collect();
+    report.damage.sort_by_key(|finding| finding.offset);
+    if let Stop::Damaged(reason) = &recovered.stop {
+        let what = format!("the segment here is damaged: {reason}; it and what follows cannot be read");
+        report.damage.push(Finding { offset: recovered.published_end, path: None, what });
+    }
+    report.unreadable = failed.into_inner();
+}

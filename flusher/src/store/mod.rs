@@ -1,0 +1,234 @@
+//! The store: the directory of aggregates, read as one namespace.
+//!
+//! Opening reads every aggregate's published records and merges them by time. Data leaves it only after its checksum
+//! has been found right. Nothing here changes an aggregate, and one that is damaged or foreign never hides the others.
+
+mod merge;
+mod read;
+mod view;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use merge::Note;
+pub use read::{DataLoss, VersionReader};
+pub use view::{AggregateId, Directory, Iter, Link, Node, RecordedDirectory, Version, View};
+
+use crate::aggregate::{
+    BLOCK, FIRST_SEQUENCE, FileChecksummer, Identity, IndexEntry, Kind, Record, SegmentPlan, encode_index,
+};
+
+/// Name suffix of the files in a store that are taken for aggregates.
+const SUFFIX: &str = "tar";
+
+/// An aggregate of the store.
+#[derive(Debug)]
+pub(crate) struct Aggregate {
+    path: PathBuf,
+    identity: Identity,
+    published_end: u64,
+    next_sequence: u64,
+}
+
+/// What merging compares: a record that is applied late must not come before one that was applied.
+type MergeKey = (u64, [u8; 16], u64);
+
+/// The aggregates of one directory, and the namespace that they make up.
+#[derive(Debug)]
+pub struct Store {
+    sources: Vec<PathBuf>,
+    aggregates: Vec<Aggregate>,
+    view: View,
+    notes: Vec<Note>,
+    last_applied: Option<MergeKey>,
+}
+
+/// The aggregates behind a path: all `*.tar` of a directory, or the file itself. A directory that is missing has none.
+///
+/// # Errors
+/// When a directory cannot be listed.
+pub fn aggregate_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == SUFFIX) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+impl Store {
+    /// Reads all aggregates (`*.tar`) of a directory. One that is missing is an empty store.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed. What is wrong with single aggregates is in [`Store::notes`].
+    pub fn open(directory: &Path) -> io::Result<Store> {
+        Store::open_all(&[directory.to_owned()])
+    }
+
+    /// Reads several aggregates, or directories of them, as one.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_all(sources: &[PathBuf]) -> io::Result<Store> {
+        let (sources, view) = (sources.to_vec(), View::default());
+        let mut store = Store { sources, aggregates: Vec::new(), view, notes: Vec::new(), last_applied: None };
+        store.load()?;
+        Ok(store)
+    }
+
+    /// Takes in what was published since.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn refresh(&mut self) -> io::Result<()> {
+        self.load()
+    }
+
+    /// The namespace.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// What is wrong with single aggregates.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    /// The aggregates that were read, with their files.
+    pub fn aggregates(&self) -> impl Iterator<Item = (AggregateId, &Path)> {
+        self.aggregates.iter().enumerate().map(|(index, aggregate)| (AggregateId(index as u32), aggregate.path.as_path()))
+    }
+
+    fn aggregate(&self, id: AggregateId) -> io::Result<&Aggregate> {
+        self.aggregates.get(id.0 as usize).ok_or_else(|| io::Error::other("no such aggregate in this store"))
+    }
+
+    /// Takes note of an aggregate that this process has just made; [`Store::publish`] says what is in it.
+    ///
+    /// # Errors
+    /// When there are more aggregates than can be counted.
+    pub fn add_own(&mut self, path: &Path, identity: &Identity) -> io::Result<AggregateId> {
+        let id = u32::try_from(self.aggregates.len()).map_err(|_| io::Error::other("too many aggregates"))?;
+        self.aggregates.push(Aggregate {
+            path: path.to_owned(),
+            identity: identity.clone(),
+            published_end: BLOCK,
+            next_sequence: FIRST_SEQUENCE,
+        });
+        Ok(AggregateId(id))
+    }
+
+    /// Takes in a segment that this process has just published.
+    pub fn publish(&mut self, id: AggregateId, offset: u64, length: u64, sequence: u64, records: Vec<Record>) {
+        let Some(aggregate) = self.aggregates.get_mut(id.0 as usize) else { return };
+        aggregate.published_end = offset + length;
+        aggregate.next_sequence = sequence + 1;
+        let uuid = aggregate.identity.uuid;
+        for record in &records {
+            self.view.apply(id, offset, record);
+            let key = (record.entry.operation_time_ns, uuid, record.sequence);
+            self.last_applied = self.last_applied.max(Some(key));
+        }
+    }
+
+    /// Opens a version's data. The reader is independent of the store.
+    ///
+    /// # Errors
+    /// When the aggregate cannot be opened.
+    pub fn reader(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
+        let open = |version: &Arc<Version>| {
+            let path = self.aggregate(version.aggregate)?.path.clone();
+            let file = File::open(&path).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot open aggregate {}: {error}", path.display()))
+            })?;
+            Ok::<_, io::Error>((path, file))
+        };
+        let (path, file) = open(version)?;
+        let older = self.view.older(&version.recorded_path).filter(|older| older.sequence != version.sequence);
+        let older = older.filter_map(|older| Some((older.clone(), self.aggregate(older.aggregate).ok()?.path.clone())));
+        Ok(VersionReader::new(version.clone(), path, file, older.collect()))
+    }
+
+    /// The segment that seals an aggregate with the index of its live names.
+    ///
+    /// # Errors
+    /// When there are more names than an index can hold.
+    pub fn seal_segment(&self, id: AggregateId, identity: &Identity, sequence: u64, offset: u64) -> io::Result<Sealed> {
+        let too_large = || io::Error::other("too many names for the index of one aggregate");
+        let index = encode_index(identity.uuid, offset, self.live_names(id)).ok_or_else(too_large)?;
+        let plan = SegmentPlan::seal(identity, sequence, &index).map_err(io::Error::other)?;
+        let mut bytes = plan.unpublished_head();
+        let (header_offset, header) = plan.header(0).ok_or_else(too_large)?;
+        let data_offset = plan.data_offset(0).ok_or_else(too_large)?;
+        bytes.resize(header_offset as usize, 0);
+        bytes.extend_from_slice(&header);
+        bytes.resize(data_offset as usize, 0);
+        bytes.extend_from_slice(&index);
+        bytes.resize(plan.toc_offset() as usize, 0);
+        let mut checksummer = FileChecksummer::default();
+        checksummer.data(&index);
+        bytes.extend_from_slice(&plan.toc(&[Some(checksummer.finish())]));
+        Ok(Sealed { bytes, head: plan.head() })
+    }
+
+    fn live_names(&self, id: AggregateId) -> Vec<IndexEntry> {
+        let entry = |path: Vec<u8>, node: &Node| match node {
+            Node::File(version) if version.aggregate == id => Some(IndexEntry {
+                path,
+                kind: Kind::File,
+                target: Vec::new(),
+                attributes: version.attributes.clone(),
+                size: version.size,
+                data_offset: version.data_offset,
+                data_crc: version.checksums.whole,
+                sequence: version.sequence,
+            }),
+            Node::Symlink(link) if link.aggregate == id => Some(IndexEntry {
+                path,
+                kind: Kind::Symlink,
+                target: link.target.to_vec(),
+                attributes: link.attributes.clone(),
+                size: 0,
+                data_offset: 0,
+                data_crc: 0,
+                sequence: link.sequence,
+            }),
+            Node::Directory(Directory { recorded: Some(recorded) }) if recorded.aggregate == id => Some(IndexEntry {
+                path,
+                kind: Kind::Directory,
+                target: Vec::new(),
+                attributes: recorded.attributes.clone(),
+                size: 0,
+                data_offset: 0,
+                data_crc: 0,
+                sequence: recorded.sequence,
+            }),
+            _ => None,
+        };
+        self.view.iter().filter_map(|(path, node)| entry(path, node)).collect()
+    }
+}
+
+/// The bytes that seal an aggregate.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// The whole segment, not published.
+    pub bytes: Vec<u8>,
+    /// The block that publishes it.
+    pub head: Vec<u8>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Reading one version's data: every chunk is checked before its bytes are handed out.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Version;
+use crate::aggregate::{DataError, FileData};
+
+/// Data that cannot be had intact.
+#[derive(Debug)]
+pub struct DataLoss {
+    path: Box<[u8]>,
+    aggregate: PathBuf,
+    reason: DataError,
+    /// When an older intact version was complete, and the aggregate that has it.
+    older: Option<(u64, PathBuf)>,
+}
+
+impl fmt::Display for DataLoss {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.escape_ascii();
+        write!(formatter, "/{path} in aggregate {}: {}; ", self.aggregate.display(), self.reason)?;
+        match &self.older {
+            None => formatter.write_str("no older intact version of it is known"),
+            Some((time_ns, aggregate)) => write!(
+                formatter,
+                "an older intact version of it, of {}.{:09} s since 1970, is in {}",
+                time_ns / 1_000_000_000,
+                time_ns % 1_000_000_000,
+                aggregate.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for DataLoss {}
+
+/// Reads a version's data; independent of the store that made it.
+#[derive(Debug)]
+pub struct VersionReader {
+    version: Arc<Version>,
+    path: PathBuf,
+    file: File,
+    older: Vec<(Arc<Version>, PathBuf)>,
+}
+
+impl VersionReader {
+    pub(super) fn new(
+        version: Arc<Version>,
+        path: PathBuf,
+        file: File,
+        older: Vec<(Arc<Version>, PathBuf)>,
+    ) -> VersionReader {
+        VersionReader { version, path, file, older }
+    }
+
+    /// The version that is read.
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+
+    /// Hands out all data in order, as offsets in the file and bytes; holes are left out.
+    ///
+    /// # Errors
+    /// What `out` returns, or an error with a [`DataLoss`] inside when the data cannot be had intact.
+    pub fn copy(&self, out: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let data = file_data(&self.version);
+        let mut buffer = Vec::new();
+        for chunk in 0..data.chunk_count() {
+            if data.chunk_extents(chunk).next().is_none() {
+                continue;
+            }
+            data.read_chunk(&self.file, chunk, &mut buffer).map_err(|reason| self.loss(reason))?;
+            let start = chunk * crate::aggregate::CHUNK;
+            for extent in data.chunk_extents(chunk) {
+                let within = (extent.offset - start) as usize;
+                out(extent.offset, &buffer[within..within + extent.length as usize])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn loss(&self, reason: DataError) -> io::Error {
+        let intact = self.older.iter().find(|(version, path)| is_intact(version, path));
+        let kind = if matches!(&reason, DataError::Io(_)) { io::ErrorKind::Other } else { io::ErrorKind::InvalidData };
+        let older = intact.map(|(version, path)| (version.operation_time_ns, path.clone()));
+        let path = self.version.recorded_path.clone();
+        io::Error::new(kind, DataLoss { path, aggregate: self.path.clone(), reason, older })
+    }
+}
+
+fn file_data(version: &Version) -> FileData<'_> {
+    let Version { data_offset, size, extents, checksums, .. } = version;
+    FileData { offset: *data_offset, size: *size, extents, checksums }
+}
+
+fn is_intact(version: &Version, path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    let data = file_data(version);
+    let mut buffer = Vec::new();
+    (0..data.chunk_count()).all(|chunk| data.read_chunk(&file, chunk, &mut buffer).is_ok())
+}

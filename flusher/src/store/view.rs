@@ -1,0 +1,460 @@
+//! The namespace that results from the records of many aggregates, applied in order.
+//!
+//! Directories are a tree in an arena, so that listing a directory and renaming one cost what they move, not what lies
+//! below; nothing recurses, whatever depth hostile records ask for. It holds no data and reads no file.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::aggregate::{Attributes, Entry, Extent, FileChecksums, Kind, Record, check_name};
+
+/// How many superseded versions of a path are remembered, to be named when the newest one is damaged.
+const OLDER_MAX: usize = 2;
+
+/// An aggregate of the store, as long as the store is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AggregateId(pub(super) u32);
+
+/// One version of a file. Hard links share it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Which aggregate has the data.
+    pub aggregate: AggregateId,
+    /// The record's place in the order of that aggregate.
+    pub sequence: u64,
+    /// The path under which it was recorded.
+    pub recorded_path: Box<[u8]>,
+    /// Where the data starts in the aggregate.
+    pub data_offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What is not a hole.
+    pub extents: Box<[Extent]>,
+    /// Checksums of all of it.
+    pub checksums: FileChecksums,
+    /// Mode, owner and time.
+    pub attributes: Attributes,
+    /// Number of the inode that it was staged in.
+    pub inode: u64,
+    /// `ctime` of that inode in nanoseconds, or 0 when it proves nothing.
+    pub change_time_ns: i64,
+    /// When it was complete.
+    pub operation_time_ns: u64,
+    /// Flags of its record.
+    pub flags: u32,
+}
+
+/// A symbolic link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Which aggregate recorded it.
+    pub aggregate: AggregateId,
+    /// The record's place in the order of that aggregate.
+    pub sequence: u64,
+    /// Its text.
+    pub target: Box<[u8]>,
+    /// Owner and time.
+    pub attributes: Attributes,
+    /// When it was made.
+    pub operation_time_ns: u64,
+}
+
+/// A directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Directory {
+    /// What was recorded of it; `None` when it is only known from names below it.
+    pub recorded: Option<Box<RecordedDirectory>>,
+}
+
+/// What was recorded of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedDirectory {
+    /// Which aggregate recorded it.
+    pub aggregate: AggregateId,
+    /// The record's place in the order of that aggregate.
+    pub sequence: u64,
+    /// Mode, owner and time.
+    pub attributes: Attributes,
+}
+
+/// What is at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A file.
+    File(Arc<Version>),
+    /// A directory, recorded or implied by what lies below it.
+    Directory(Directory),
+    /// A symbolic link.
+    Symlink(Arc<Link>),
+}
+
+type Place = u32;
+
+const ROOT: Place = 0;
+
+#[derive(Debug)]
+struct Slot {
+    node: Node,
+    parent: Place,
+    children: BTreeMap<Box<[u8]>, Place>,
+}
+
+/// The resolved namespace.
+pub struct View {
+    slots: Vec<Slot>,
+    free: Vec<Place>,
+    /// The places of versions that have, or had, several names.
+    linked: HashMap<(AggregateId, u64), Vec<Place>>,
+    older: HashMap<Box<[u8]>, Vec<Arc<Version>>>,
+    newest_operation_time_ns: u64,
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("View").field("names", &(self.slots.len() - self.free.len())).finish_non_exhaustive()
+    }
+}
+
+impl Default for View {
+    fn default() -> View {
+        let root = Slot { node: Node::Directory(Directory::default()), parent: ROOT, children: BTreeMap::new() };
+        View {
+            slots: vec![root],
+            free: Vec::new(),
+            linked: HashMap::new(),
+            older: HashMap::new(),
+            newest_operation_time_ns: 0,
+        }
+    }
+}
+
+impl View {
+    /// Applies the next record. Records that make no sense where they stand change nothing.
+    pub fn apply(&mut self, aggregate: AggregateId, segment_offset: u64, record: &Record) {
+        let entry = &record.entry;
+        self.newest_operation_time_ns = self.newest_operation_time_ns.max(entry.operation_time_ns);
+        if check_name(&entry.path, false).is_err() {
+            return;
+        }
+        match entry.kind {
+            Kind::File => {
+                if let Some(version) = version(aggregate, segment_offset, record) {
+                    self.put(&entry.path, Node::File(Arc::new(version)));
+                }
+            }
+            Kind::Symlink => {
+                let link = Link {
+                    aggregate,
+                    sequence: record.sequence,
+                    target: entry.target.as_slice().into(),
+                    attributes: entry.attributes.clone(),
+                    operation_time_ns: entry.operation_time_ns,
+                };
+                self.put(&entry.path, Node::Symlink(Arc::new(link)));
+            }
+            Kind::Directory => self.make_directory(aggregate, record),
+            Kind::HardLink => self.link(&entry.target, &entry.path),
+            Kind::Rename => self.rename(&entry.path, &entry.target),
+            Kind::Unlink => self.unlink(&entry.path),
+            Kind::RemoveDirectory => self.remove_directory(&entry.path),
+            Kind::SetAttributes => self.set_attributes(&entry.path, &entry.attributes),
+            Kind::Index => {}
+        }
+    }
+
+    /// What is at a path; the empty path is the root.
+    pub fn get(&self, path: &[u8]) -> Option<&Node> {
+        self.find(path).map(|place| &self.slot(place).node)
+    }
+
+    /// The names in a directory with what they are, in byte order. Nothing for what is no directory.
+    pub fn children(&self, directory: &[u8]) -> impl Iterator<Item = (&[u8], &Node)> {
+        let place = self.find(directory);
+        let children = place.into_iter().flat_map(|place| &self.slot(place).children);
+        children.map(|(name, place)| (&name[..], &self.slot(*place).node))
+    }
+
+    /// Everything but the root: each directory before what is in it, names in byte order.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter { view: self, stack: vec![self.slot(ROOT).children.iter()], path: Vec::new(), lengths: vec![0] }
+    }
+
+    /// Superseded or removed versions of a path, the newest first.
+    pub fn older(&self, path: &[u8]) -> impl Iterator<Item = &Arc<Version>> {
+        self.older.get(path).into_iter().flatten().rev()
+    }
+
+    /// The latest time of all records that were applied.
+    pub fn newest_operation_time_ns(&self) -> u64 {
+        self.newest_operation_time_ns
+    }
+
+    fn slot(&self, place: Place) -> &Slot {
+        &self.slots[place as usize]
+    }
+
+    fn slot_mut(&mut self, place: Place) -> &mut Slot {
+        &mut self.slots[place as usize]
+    }
+
+    fn find(&self, path: &[u8]) -> Option<Place> {
+        let mut components = path.split(|byte| *byte == b'/').filter(|_| !path.is_empty());
+        components.try_fold(ROOT, |place, name| self.slot(place).children.get(name).copied())
+    }
+
+    /// The place of a directory, made if it is not there. Something else under its name gives way.
+    fn directory(&mut self, path: &[u8]) -> Place {
+        let mut place = ROOT;
+        let components = path.split(|byte| *byte == b'/').filter(|_| !path.is_empty());
+        for name in components {
+            place = match self.slot(place).children.get(name).copied() {
+                Some(child) if matches!(self.slot(child).node, Node::Directory(_)) => child,
+                Some(other) => {
+                    self.exchange(other, Node::Directory(Directory::default()));
+                    other
+                }
+                None => self.insert(place, name, Node::Directory(Directory::default())),
+            };
+        }
+        place
+    }
+
+    fn insert(&mut self, parent: Place, name: &[u8], node: Node) -> Place {
+        let slot = Slot { node, parent, children: BTreeMap::new() };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.slots[place as usize] = slot;
+                place
+            }
+            None => {
+                self.slots.push(slot);
+                (self.slots.len() - 1) as Place
+            }
+        };
+        self.slot_mut(parent).children.insert(name.into(), place);
+        place
+    }
+
+    /// Puts a file or link at a path, in the place of whatever was there.
+    fn put(&mut self, path: &[u8], node: Node) -> Place {
+        let (directory, name) = split(path);
+        let parent = self.directory(directory);
+        match self.slot(parent).children.get(name).copied() {
+            None => self.insert(parent, name, node),
+            Some(place) => {
+                self.remember_older(path, place, &node);
+                self.clear_below(place);
+                self.exchange(place, node);
+                place
+            }
+        }
+    }
+
+    fn make_directory(&mut self, aggregate: AggregateId, record: &Record) {
+        let place = self.directory(&record.entry.path);
+        let attributes = record.entry.attributes.clone();
+        let recorded = RecordedDirectory { aggregate, sequence: record.sequence, attributes };
+        self.slot_mut(place).node = Node::Directory(Directory { recorded: Some(Box::new(recorded)) });
+    }
+
+    fn link(&mut self, existing: &[u8], new: &[u8]) {
+        let Some(first) = self.find(existing).filter(|_| existing != new) else { return };
+        let node = self.slot(first).node.clone();
+        match &node {
+            Node::Directory(_) => {}
+            Node::Symlink(_) => {
+                self.put(new, node);
+            }
+            Node::File(version) => {
+                let key = (version.aggregate, version.sequence);
+                let second = self.put(new, node);
+                // Making room for the new name may have taken the first one away.
+                for place in [first, second] {
+                    let still = matches!(&self.slot(place).node, Node::File(other) if (other.aggregate, other.sequence) == key);
+                    let places = self.linked.entry(key).or_default();
+                    if still && !places.contains(&place) {
+                        places.push(place);
+                    }
+                }
+            }
+        }
+    }
+
+    fn rename(&mut self, from: &[u8], to: &[u8]) {
+        let inside = to.strip_prefix(from).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+        let Some(place) = self.find(from).filter(|_| !inside) else { return };
+        let (directory, name) = split(to);
+        let parent = self.directory(directory);
+        // Making room for the new name may have taken the old one away.
+        if self.find(from) != Some(place) {
+            return;
+        }
+        if let Some(replaced) = self.slot(parent).children.get(name).copied() {
+            let node = self.slot(place).node.clone();
+            self.remember_older(to, replaced, &node);
+            self.remove(replaced, name);
+        }
+        let (_, old_name) = split(from);
+        let old_parent = self.slot(place).parent;
+        self.slot_mut(old_parent).children.remove(old_name);
+        self.slot_mut(place).parent = parent;
+        self.slot_mut(parent).children.insert(name.into(), place);
+    }
+
+    fn unlink(&mut self, path: &[u8]) {
+        let Some(place) = self.find(path) else { return };
+        if matches!(self.slot(place).node, Node::Directory(_)) {
+            return;
+        }
+        let gone = Node::Directory(Directory::default());
+        self.remember_older(path, place, &gone);
+        self.remove(place, split(path).1);
+    }
+
+    /// A directory that another node still has names in stays, as one that is implied.
+    fn remove_directory(&mut self, path: &[u8]) {
+        let Some(place) = self.find(path) else { return };
+        let slot = self.slot_mut(place);
+        match &mut slot.node {
+            Node::Directory(directory) if !slot.children.is_empty() => directory.recorded = None,
+            Node::Directory(_) => self.remove(place, split(path).1),
+            _ => {}
+        }
+    }
+
+    fn set_attributes(&mut self, path: &[u8], attributes: &Attributes) {
+        let Some(place) = self.find(path) else { return };
+        match &mut self.slot_mut(place).node {
+            Node::Directory(directory) => {
+                if let Some(recorded) = &mut directory.recorded {
+                    recorded.attributes = attributes.clone();
+                }
+            }
+            Node::Symlink(link) => Arc::make_mut(link).attributes = attributes.clone(),
+            Node::File(version) => {
+                let changed = Arc::new(Version { attributes: attributes.clone(), ..(**version).clone() });
+                *version = changed.clone();
+                self.share_among_names(&changed);
+            }
+        }
+    }
+
+    /// Every name of a version shows the changed one.
+    fn share_among_names(&mut self, changed: &Arc<Version>) {
+        let Some(places) = self.linked.get(&(changed.aggregate, changed.sequence)) else { return };
+        for place in places {
+            match &mut self.slots[*place as usize].node {
+                Node::File(version) => *version = changed.clone(),
+                _ => {}
+            }
+        }
+    }
+
+    fn remember_older(&mut self, path: &[u8], place: Place, successor: &Node) {
+        let Node::File(version) = &self.slot(place).node else { return };
+        let version = version.clone();
+        if matches!(successor, Node::File(new) if Arc::ptr_eq(new, &version)) {
+            return;
+        }
+        let versions = self.older.entry(path.into()).or_default();
+        if versions.len() == OLDER_MAX {
+            versions.remove(0);
+        }
+        versions.push(version);
+    }
+
+    fn remove(&mut self, place: Place, name: &[u8]) {
+        self.clear_below(place);
+        let parent = self.slot(place).parent;
+        self.slot_mut(parent).children.remove(name);
+        self.release(place);
+    }
+
+    fn clear_below(&mut self, place: Place) {
+        let mut waiting: Vec<Place> = std::mem::take(&mut self.slot_mut(place).children).into_values().collect();
+        while let Some(place) = waiting.pop() {
+            waiting.extend(std::mem::take(&mut self.slot_mut(place).children).into_values());
+            self.release(place);
+        }
+    }
+
+    /// Frees a place that no directory leads to any more.
+    fn release(&mut self, place: Place) {
+        self.exchange(place, Node::Directory(Directory::default()));
+        self.free.push(place);
+    }
+
+    fn exchange(&mut self, place: Place, node: Node) {
+        let Node::File(version) = std::mem::replace(&mut self.slot_mut(place).node, node) else { return };
+        let key = (version.aggregate, version.sequence);
+        if let Some(places) = self.linked.get_mut(&key) {
+            places.retain(|other| *other != place);
+            if places.is_empty() {
+                self.linked.remove(&key);
+            }
+        }
+    }
+}
+
+/// The directory of a path and the name in it.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+fn version(aggregate: AggregateId, segment_offset: u64, record: &Record) -> Option<Version> {
+    let Entry { path, attributes, size, extents, operation_time_ns, change_time_ns, inode, flags, .. } = &record.entry;
+    Some(Version {
+        aggregate,
+        sequence: record.sequence,
+        recorded_path: path.as_slice().into(),
+        data_offset: segment_offset.checked_add(record.data_offset?)?,
+        size: *size,
+        extents: extents.as_slice().into(),
+        checksums: record.checksums.clone()?,
+        attributes: attributes.clone(),
+        inode: *inode,
+        change_time_ns: *change_time_ns,
+        operation_time_ns: *operation_time_ns,
+        flags: *flags,
+    })
+}
+
+/// Walks a [`View`]; see [`View::iter`].
+#[derive(Debug)]
+pub struct Iter<'a> {
+    view: &'a View,
+    stack: Vec<std::collections::btree_map::Iter<'a, Box<[u8]>, Place>>,
+    path: Vec<u8>,
+    /// Length of the path of the directory at each level of the stack.
+    lengths: Vec<usize>,
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = (Vec<u8>, &'a Node);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let level = self.stack.last_mut()?;
+            let Some((name, place)) = level.next() else {
+                self.stack.pop();
+                self.lengths.pop();
+                continue;
+            };
+            self.path.truncate(self.lengths.last().copied().unwrap_or(0));
+            if !self.path.is_empty() {
+                self.path.push(b'/');
+            }
+            self.path.extend_from_slice(name);
+            let slot = self.view.slot(*place);
+            if !slot.children.is_empty() {
+                self.stack.push(slot.children.iter());
+                self.lengths.push(self.path.len());
+            }
+            return Some((self.path.clone(), &slot.node));
+        }
+    }
+}
