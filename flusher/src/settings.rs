@@ -166,27 +166,42 @@ impl Settings {
         if !tier.is_dir() {
             return Some("not a directory; create it or name another".to_string());
         }
-        let stage = self.stage_directory(tier);
-        // A site may have made the user's own directory in a tier that only root may write to.
-        let own = stage.parent().filter(|own| own.is_dir()).unwrap_or(tier);
-        if let Err(error) = rustix::fs::accessat(CWD, own, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
-            return Some(format!("this user cannot create files in {} ({error})", own.display()));
+        if let Err(error) = rustix::fs::accessat(CWD, tier, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+            return Some(format!("this user cannot create files in it ({error})"));
         }
-        if stage.as_os_str().len() > layout::STAGE_PATH_MAX {
+        if self.stage_directory(tier).as_os_str().len() > layout::STAGE_PATH_MAX {
             return Some(format!("the stage's path would be longer than {} bytes", layout::STAGE_PATH_MAX));
         }
         stage::refuse_file_system(tier).err()
     }
 }
 
-/// A path with the symbolic links of its longest existing ancestor resolved; what does not exist yet is kept.
+/// An absolute path with the symbolic links of its longest existing ancestor resolved. What does not exist yet is kept
+/// as spelled, but for slashes at its ends: the library does the same, byte by byte.
 pub fn canonical(path: &Path) -> PathBuf {
-    for ancestor in path.ancestors() {
-        if let (Ok(resolved), Ok(rest)) = (ancestor.canonicalize(), path.strip_prefix(ancestor)) {
-            return if rest.as_os_str().is_empty() { resolved } else { resolved.join(rest) };
+    let full = path.as_os_str().as_bytes();
+    let mut ancestor = full;
+    while let Some(slash) = trim_end(ancestor).iter().rposition(|byte| *byte == b'/') {
+        if let Ok(resolved) = path_of(ancestor).canonicalize() {
+            return attach(resolved, full.get(ancestor.len()..).unwrap_or_default());
         }
+        ancestor = ancestor.get(..slash).unwrap_or_default();
     }
-    path.to_path_buf()
+    attach(PathBuf::from("/"), full.get(ancestor.len()..).unwrap_or_default())
+}
+
+/// `rest` in `directory`, without the slashes at its ends.
+fn attach(directory: PathBuf, rest: &[u8]) -> PathBuf {
+    let start = rest.iter().position(|byte| *byte != b'/').unwrap_or(rest.len());
+    match trim_end(rest.get(start..).unwrap_or_default()) {
+        b"" => directory,
+        rest => directory.join(OsStr::from_bytes(rest)),
+    }
+}
+
+fn trim_end(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    path.get(..end).unwrap_or_default()
 }
 
 fn path_of(bytes: &[u8]) -> PathBuf {
@@ -280,7 +295,6 @@ mod tests {
         let expected = format!("{}/real/new/deep/r?.*", root.display());
         assert_eq!(found.patterns, [expected.into_bytes(), b"/*".to_vec()]);
         assert_eq!(found.store, root.join("real/new/deep/.sheaf"));
-        assert_eq!(canonical(Path::new("/")), Path::new("/"));
     }
 
     #[test]
@@ -293,6 +307,20 @@ mod tests {
         let inside = root.join("a*[b/x");
         assert!(pattern::matches(&found.patterns[0], inside.as_os_str().as_bytes()));
         assert_eq!(found.store, root.join("a*[b/.sheaf"));
+    }
+
+    #[test]
+    fn what_does_not_exist_is_kept_byte_by_byte() {
+        for (spelled, expected) in [
+            ("/", "/"),
+            ("//", "/"),
+            ("/nowhere-sheaf", "/nowhere-sheaf"),
+            ("//nowhere-sheaf//", "/nowhere-sheaf"),
+            ("/nowhere-sheaf/a//b/./", "/nowhere-sheaf/a//b/."),
+            ("/usr/..//nowhere-sheaf/../x", "/nowhere-sheaf/../x"),
+        ] {
+            assert_eq!(canonical(Path::new(spelled)).as_os_str(), expected, "{spelled}");
+        }
     }
 
     #[test]

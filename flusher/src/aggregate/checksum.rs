@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn pieces_and_holes_give_the_checksum_of_the_whole() {
-        let mut file: Vec<u8> = (0..2 * CHUNK as usize + 12345).map(|index| (index * 31 >> 3) as u8).collect();
+        let mut file: Vec<u8> = (0..2 * CHUNK as usize + 12345).map(|index| ((index * 31) >> 3) as u8).collect();
         file[100_000..5_000_000].fill(0);
         let mut checksummer = FileChecksummer::default();
         checksummer.data(&file[..7]);

@@ -130,7 +130,8 @@ mod tests {
             assert_eq!(buffer, file[start..file.len().min(start + CHUNK as usize)]);
             data.read_whole_chunk(&source, chunk, &mut buffer).unwrap();
         }
-        let lengths: Vec<u64> = (0..3).flat_map(|chunk| data.chunk_extents(chunk)).map(|extent| extent.length).collect();
+        let lengths: Vec<u64> =
+            (0..3).flat_map(|chunk| data.chunk_extents(chunk)).map(|extent| extent.length).collect();
         assert_eq!(lengths, [CHUNK - 4096, 4096, 10_000]);
         source[512] = 1;
         assert!(data.read_chunk(&source, 0, &mut buffer).is_ok());

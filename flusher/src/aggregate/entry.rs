@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::checksum::FileChecksums;
 use super::BLOCK;
+use super::checksum::FileChecksums;
 
 /// Longest path or link text, in bytes (`PATH_MAX` without the terminating zero).
 pub const PATH_MAX: usize = 4095;
@@ -194,7 +194,8 @@ impl Entry {
         for (index, extent) in self.extents.iter().enumerate() {
             let extent_end = extent.offset.checked_add(extent.length).ok_or(Problem::Extents)?;
             let ascending = index == 0 || extent.offset > end;
-            let aligned = extent.offset.is_multiple_of(BLOCK) && (extent_end.is_multiple_of(BLOCK) || extent_end == self.size);
+            let aligned =
+                extent.offset.is_multiple_of(BLOCK) && (extent_end.is_multiple_of(BLOCK) || extent_end == self.size);
             if extent.length == 0 || !ascending || !aligned || extent_end > self.size {
                 return Err(Problem::Extents);
             }

@@ -146,7 +146,8 @@ fn parse_text(text: &str) -> Result<Identity, FormatError> {
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
         line.ok_or(FormatError::Damaged("FORMAT lacks a line"))
     };
-    let number = |key: &str| value(key)?.parse::<u64>().map_err(|_| FormatError::Damaged("FORMAT has a malformed number"));
+    let number =
+        |key: &str| value(key)?.parse::<u64>().map_err(|_| FormatError::Damaged("FORMAT has a malformed number"));
     if !value("incompatible")?.is_empty() {
         return unsupported(value("incompatible")?);
     }
@@ -204,7 +205,8 @@ mod tests {
     #[test]
     fn what_needs_a_later_version_is_refused_by_name() {
         let mut block = format_entry(&identity());
-        let body = String::from_utf8(block[512..4080].to_vec()).unwrap().replacen("incompatible ", "incompatible lz4", 1);
+        let body =
+            String::from_utf8(block[512..4080].to_vec()).unwrap().replacen("incompatible ", "incompatible lz4", 1);
         block.splice(512..4080, body.into_bytes()[..3568].to_vec());
         let crc = format!("{:08x}", crc32c(&block[512..4080]));
         block[4087..4095].copy_from_slice(crc.as_bytes());

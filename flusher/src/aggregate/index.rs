@@ -175,7 +175,8 @@ impl Index {
         let Ok((header, _)) = RawHeader::read_from_prefix(&bytes) else { return Ok(None) };
         // Behind the index lies at most the padding to the next sector.
         let table = header.entry_count.get().checked_mul(ENTRY_SIZE as u64);
-        let length = table.and_then(|table| table.checked_add(header.text_length.get())?.checked_add(HEADER_SIZE as u64));
+        let length =
+            table.and_then(|table| table.checked_add(header.text_length.get())?.checked_add(HEADER_SIZE as u64));
         bytes.truncate(length.map_or(0, |length| length.min(size) as usize));
         Ok(Index::parse(uuid, bytes).filter(|index| index.published_end == start))
     }

@@ -256,7 +256,8 @@ fn check_head(block: &[u8], recovered: &Recovered) -> Result<Head, &'static str>
         return Err("its HEAD has an impossible length");
     }
     let toc_minimum = SECTOR + TRAILER_SIZE as u64;
-    let toc_fits = toc_offset >= BLOCK && toc_offset.is_multiple_of(SECTOR) && toc_offset <= length.saturating_sub(toc_minimum);
+    let toc_fits =
+        toc_offset >= BLOCK && toc_offset.is_multiple_of(SECTOR) && toc_offset <= length.saturating_sub(toc_minimum);
     if head.flags.get() & HEAD_VOID == 0 && !toc_fits {
         return Err("its HEAD has an impossible place for the TOC");
     }

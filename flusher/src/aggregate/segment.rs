@@ -15,9 +15,7 @@ use super::raw::{
     EXTENT_SIZE, HEAD_MAGIC, HEAD_OFFSET, HEAD_VOID, Head, LAYOUT_EXTENTS, LAYOUT_HIDDEN, RECORD_SIZE, RawExtent,
     RawRecord, TRAILER_MAGIC, TRAILER_SEALED, TRAILER_SIZE, Trailer, VERSION,
 };
-use super::tar_header::{
-    self, Member, SECTOR, TYPE_DIRECTORY, TYPE_FILE, TYPE_HARD_LINK, TYPE_SYMLINK, padded,
-};
+use super::tar_header::{self, Member, SECTOR, TYPE_DIRECTORY, TYPE_FILE, TYPE_HARD_LINK, TYPE_SYMLINK, padded};
 use super::tar_view::{Shape, TarNames};
 
 /// Sequence of an aggregate's first segment.
@@ -191,8 +189,7 @@ impl SegmentPlan {
     pub fn header(&self, index: usize) -> Option<(u64, Vec<u8>)> {
         let placed = self.placed.get(index)?;
         let offset = placed.header?.offset;
-        let header =
-            encode_header(&self.identity, self.sequence, index, &self.entries[index], placed.hidden, offset);
+        let header = encode_header(&self.identity, self.sequence, index, &self.entries[index], placed.hidden, offset);
         Some((offset, header))
     }
 
@@ -458,4 +455,3 @@ pub(super) fn expected_head(identity: &Identity, head: &Head) -> Vec<u8> {
         head_structure(identity, sequence, length, head.toc_offset.get(), head.record_count.get(), head.flags.get());
     head_block(identity, &segment_name(identity, sequence, "head"), BLOCK - SECTOR, structure)
 }
-

@@ -117,8 +117,7 @@ fn octal_time(seconds: i64) -> Option<u64> {
 
 /// Seconds with their decimal fraction, as pax has it; the fraction of a negative time counts away from zero.
 fn decimal_time(attributes: &Attributes) -> String {
-    let nanoseconds =
-        i128::from(attributes.mtime_seconds) * 1_000_000_000 + i128::from(attributes.mtime_nanoseconds);
+    let nanoseconds = i128::from(attributes.mtime_seconds) * 1_000_000_000 + i128::from(attributes.mtime_nanoseconds);
     let sign = if nanoseconds < 0 { "-" } else { "" };
     let (seconds, fraction) = (nanoseconds.abs() / 1_000_000_000, nanoseconds.abs() % 1_000_000_000);
     if fraction == 0 { format!("{sign}{seconds}") } else { format!("{sign}{seconds}.{fraction:09}") }
@@ -243,8 +242,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Member, usize), &'static str> {
 }
 
 fn decode_ustar(bytes: &[u8]) -> Result<Member, &'static str> {
-    let header: &[u8; SECTOR as usize] =
-        bytes.first_chunk().ok_or("the header is cut off")?;
+    let header: &[u8; SECTOR as usize] = bytes.first_chunk().ok_or("the header is cut off")?;
     if get_octal(&header[148..156]) != Some(u64::from(checksum(header))) {
         return Err("the header's checksum is wrong");
     }
@@ -388,7 +386,10 @@ mod tests {
         ] {
             assert!(round_trip(&member) >= 1536);
         }
-        let negative = encode(&with(|attributes| (attributes.mtime_seconds, attributes.mtime_nanoseconds) = (-2, 500_000_000)), None);
+        let negative = encode(
+            &with(|attributes| (attributes.mtime_seconds, attributes.mtime_nanoseconds) = (-2, 500_000_000)),
+            None,
+        );
         assert!(negative.windows(20).any(|window| window == b"22 mtime=-1.50000000"));
     }
 
@@ -411,7 +412,9 @@ mod tests {
         for length in 0..header.len() {
             assert!(decode(&header[..length]).is_err());
         }
-        for text in ["", "x", "9 path=a", "3 a", "999 path=b\n", "99999999999999999999999 path=b\n", "8 path=\n", "5 p=\n"] {
+        for text in
+            ["", "x", "9 path=a", "3 a", "999 path=b\n", "99999999999999999999999 path=b\n", "8 path=\n", "5 p=\n"]
+        {
             let _ = apply_records(&mut member(), text.as_bytes());
         }
     }

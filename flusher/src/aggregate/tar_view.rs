@@ -26,7 +26,10 @@ pub(super) enum Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
     /// A file; the number of the segment and of the renames and removals before it tell whether it is the live one.
-    File { segment: u64, removals: usize },
+    File {
+        segment: u64,
+        removals: usize,
+    },
     /// A file that shares its data with another name.
     Linked,
     Directory,

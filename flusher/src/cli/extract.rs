@@ -20,8 +20,8 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
-use super::offline::{self, Progress};
 use super::Failure;
+use super::offline::{self, Progress};
 use crate::aggregate::{Attributes, check_name};
 use crate::store::{Link, Node, Store, Version};
 
@@ -251,8 +251,7 @@ fn owner(attributes: &Attributes) -> (Option<Uid>, Option<Gid>) {
 }
 
 fn times(attributes: &Attributes) -> Timestamps {
-    let modification =
-        Timespec { tv_sec: attributes.mtime_seconds, tv_nsec: attributes.mtime_nanoseconds.into() };
+    let modification = Timespec { tv_sec: attributes.mtime_seconds, tv_nsec: attributes.mtime_nanoseconds.into() };
     Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: modification }
 }
 
@@ -274,5 +273,86 @@ mod tests {
         ] {
             assert_eq!(wanted(path.as_bytes(), &matcher), expected, "{path}");
         }
+    }
+
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::path::Path;
+
+    use crate::aggregate::Kind;
+    use crate::aggregate::tests::{Builder, entry, file, pattern};
+
+    fn extract(aggregate: &Builder, directory: &Path, patterns: &[&str]) -> String {
+        let source = directory.with_extension("tar");
+        fs::write(&source, aggregate.finished()).unwrap();
+        let patterns = patterns.iter().map(|pattern| pattern.to_string()).collect();
+        match run(ExtractArgs { source, directory: directory.to_owned(), patterns }) {
+            Ok(code) => format!("{code:?}"),
+            Err(failure) => failure.to_string(),
+        }
+    }
+
+    fn success() -> String {
+        format!("{:?}", ExitCode::SUCCESS)
+    }
+
+    #[test]
+    fn everything_is_there_again_with_modes_and_times() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut aggregate = Builder::new(1);
+        aggregate.segment(vec![
+            entry(Kind::Directory, "run/d", "", 1),
+            file("run/d/a", &pattern(50_000), 2),
+            entry(Kind::HardLink, "run/l", "run/d/a", 3),
+            entry(Kind::Symlink, "run/s", "d/a", 4),
+            file("run/old", b"old", 5),
+            entry(Kind::Rename, "run/old", "run/new", 6),
+        ]);
+        let directory = scratch.path().join("out");
+        assert_eq!(extract(&aggregate, &directory, &[]), success());
+        assert_eq!(fs::read(directory.join("run/s")).unwrap(), pattern(50_000));
+        assert_eq!(fs::read(directory.join("run/new")).unwrap(), b"old");
+        assert!(!directory.join("run/old").exists());
+        let (first, second) =
+            (fs::metadata(directory.join("run/d/a")).unwrap(), fs::metadata(directory.join("run/l")).unwrap());
+        assert_eq!(first.ino(), second.ino());
+        assert_eq!((first.mode() & 0o7777, first.mtime(), first.mtime_nsec()), (0o640, 1_700_000_001, 5));
+        let made = fs::metadata(directory.join("run/d")).unwrap();
+        assert_eq!((made.mode() & 0o7777, made.mtime()), (0o640, 1_700_000_001));
+        let only = scratch.path().join("only");
+        assert_eq!(extract(&aggregate, &only, &["/run/n*"]), success());
+        assert_eq!(fs::read_dir(only.join("run")).unwrap().count(), 1);
+        assert!(extract(&aggregate, &only, &["nothing"]).contains("no name"));
+    }
+
+    #[test]
+    fn nothing_is_written_through_links_that_lie_in_the_way() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (directory, outside) = (scratch.path().join("out"), scratch.path().join("outside"));
+        fs::create_dir_all(directory.join("run")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("victim"), b"keep").unwrap();
+        symlink(&outside, directory.join("run/d")).unwrap();
+        symlink(outside.join("victim"), directory.join("run/a")).unwrap();
+        let mut aggregate = Builder::new(1);
+        aggregate.segment(vec![file("run/d/victim", b"bad", 1), file("run/a", b"new", 2)]);
+        assert_eq!(extract(&aggregate, &directory, &[]), format!("{:?}", ExitCode::from(1)));
+        assert_eq!(fs::read(outside.join("victim")).unwrap(), b"keep");
+        assert_eq!(fs::read(directory.join("run/a")).unwrap(), b"new");
+        assert!(!fs::symlink_metadata(directory.join("run/a")).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn a_damaged_file_is_left_out() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut aggregate = Builder::new(1);
+        aggregate.segment(vec![file("a", &pattern(100), 1), file("b", b"fine", 2)]);
+        let segment = &aggregate.published[0];
+        let place = (segment.offset + segment.records[0].data_offset.unwrap()) as usize;
+        aggregate.bytes[place] ^= 1;
+        let directory = scratch.path().join("out");
+        assert_eq!(extract(&aggregate, &directory, &[]), format!("{:?}", ExitCode::from(1)));
+        assert!(!directory.join("a").exists());
+        assert_eq!(fs::read(directory.join("b")).unwrap(), b"fine");
     }
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::offline::{self, Progress};
 use super::{COULD_NOT, FOUND_A_PROBLEM, Failure};
-use crate::aggregate::{Damage, FormatError, ReadError, Recovered, Record, Segment, Stop, check_record, recover};
+use crate::aggregate::{Damage, FormatError, ReadError, Record, Recovered, Segment, Stop, check_record, recover};
 use crate::store::aggregate_files;
 
 /// Check every published byte of a store or of single aggregates
@@ -64,18 +64,7 @@ struct Reports {
 /// # Errors
 /// When a source is not there or cannot be listed.
 pub fn run(arguments: VerifyArgs) -> Result<ExitCode, Failure> {
-    offline::require(&arguments.sources)?;
-    let mut files = Vec::new();
-    for source in &arguments.sources {
-        files.extend(aggregate_files(source)?);
-    }
-    let sizes = files.iter().filter_map(|file| Some(file.metadata().ok()?.len()));
-    let progress = Progress::new(sizes.sum());
-    let aggregates: Vec<Report> = files.iter().map(|file| verify(file, &progress)).collect();
-    progress.finish();
-    let damaged = aggregates.iter().any(|report| !report.damage.is_empty());
-    let unreadable = aggregates.iter().any(|report| report.unreadable.is_some());
-    let reports = Reports { clean: !damaged && !unreadable, aggregates };
+    let reports = inspect(&arguments.sources)?;
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &reports)?;
@@ -83,11 +72,31 @@ pub fn run(arguments: VerifyArgs) -> Result<ExitCode, Failure> {
     } else {
         reports.aggregates.iter().try_for_each(|report| print(&mut out, report))?;
     }
-    Ok(match (damaged, unreadable) {
-        (true, _) => ExitCode::from(FOUND_A_PROBLEM),
-        (false, true) => ExitCode::from(COULD_NOT),
-        (false, false) => ExitCode::SUCCESS,
-    })
+    Ok(ExitCode::from(reports.code()))
+}
+
+fn inspect(sources: &[PathBuf]) -> Result<Reports, Failure> {
+    offline::require(sources)?;
+    let mut files = Vec::new();
+    for source in sources {
+        files.extend(aggregate_files(source)?);
+    }
+    let sizes = files.iter().filter_map(|file| Some(file.metadata().ok()?.len()));
+    let progress = Progress::new(sizes.sum());
+    let aggregates: Vec<Report> = files.iter().map(|file| verify(file, &progress)).collect();
+    progress.finish();
+    let clean = aggregates.iter().all(|report| report.damage.is_empty() && report.unreadable.is_none());
+    Ok(Reports { clean, aggregates })
+}
+
+impl Reports {
+    fn code(&self) -> u8 {
+        match self.aggregates.iter().any(|report| !report.damage.is_empty()) {
+            _ if self.clean => 0,
+            true => FOUND_A_PROBLEM,
+            false => COULD_NOT,
+        }
+    }
 }
 
 fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
@@ -159,4 +168,35 @@ fn check(recovered: &Recovered, file: &File, progress: &Progress, report: &mut R
         report.damage.push(Finding { offset: recovered.published_end, path: None, what });
     }
     report.unreadable = failed.into_inner();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::tests::{Builder, file, pattern};
+
+    fn code(sources: &[PathBuf]) -> u8 {
+        inspect(sources).map(|reports| reports.code()).unwrap_or(u8::MAX)
+    }
+
+    #[test]
+    fn exit_codes_tell_clean_damaged_and_unreadable() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = [directory.path().to_owned()];
+        let aggregate = directory.path().join("n-1.tar");
+        let mut builder = Builder::new(1);
+        builder.segment(vec![file("a", &pattern(40_000), 1), file("b", b"b", 2)]);
+        std::fs::write(&aggregate, builder.finished()).unwrap();
+        std::fs::write(directory.path().join("n-2.tar"), b"").unwrap();
+        assert_eq!(code(&store), 0);
+        for place in [600, 4096, 4096 + 2048, builder.bytes.len() - 1, builder.bytes.len() - 10_000] {
+            let mut damaged = builder.finished();
+            damaged[place] ^= 1;
+            std::fs::write(&aggregate, damaged).unwrap();
+            assert_eq!(code(&store), FOUND_A_PROBLEM, "byte {place}");
+        }
+        std::fs::write(&aggregate, pattern(10_000)).unwrap();
+        assert_eq!(code(&store), COULD_NOT);
+        assert!(inspect(&[directory.path().join("none")]).is_err());
+    }
 }

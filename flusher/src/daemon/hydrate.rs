@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sheaf_common::layout::STUB_BIT;
 
@@ -57,19 +57,15 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File, progress: &mut dyn F
         return Err(failed(shared, text));
     };
     let reopened = format!("/proc/self/fd/{}", stub.as_raw_fd());
-    let writer = File::from(rustix::fs::open(&reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).or_else(|_| {
-        // A file whose mode forbids writing to its owner.
-        let mode = Mode::from_raw_mode(metadata.mode() & 0o7777);
-        rustix::fs::chmod(&reopened, mode | Mode::RUSR | Mode::WUSR)?;
-        rustix::fs::open(&reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-    })?);
+    let writer =
+        File::from(rustix::fs::open(&reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).or_else(|_| {
+            // A file whose mode forbids writing to its owner.
+            let mode = Mode::from_raw_mode(metadata.mode() & 0o7777);
+            rustix::fs::chmod(&reopened, mode | Mode::RUSR | Mode::WUSR)?;
+            rustix::fs::open(&reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        })?);
     if let Err(error) = fill(shared, &version, &writer, progress) {
-        let _ = rustix::fs::fallocate(
-            &writer,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            0,
-            version.size.max(1),
-        );
+        let _ = mirror::drop_data(&writer, version.size);
         let _ = mirror::restore(&writer, &version.attributes, true);
         return Err(failed(shared, format!("cannot bring back /{}: {error}", path.escape_ascii())));
     }

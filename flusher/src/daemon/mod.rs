@@ -161,7 +161,8 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let zones: Vec<Vec<u8>> = zones(&settings);
     let keeper = LeaseKeeper::start(stage.path(layout::SCRATCH))?;
     clear_scratch(&stage)?;
-    let (tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), store.view())?;
+    let (mut tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), store.view())?;
+    tracker.limit_batch_files(raise_open_files() / 4);
     let (commands, command_receiver) = Commands::new()?;
     let (engine, why_not_io_uring) = engine::probe();
     if let Some(reason) = &why_not_io_uring {
@@ -377,6 +378,14 @@ fn block_signals() -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(result));
     }
     lease::block_signals()
+}
+
+/// Allows this process as many open files as it may have, and yields how many.
+fn raise_open_files() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files as usize)
 }
 
 /// Low priority, on every processor of the job step, not only on those of the rank that happened to start us.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv, send,
-    socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv,
+    send, socket_with, sockopt,
 };
 use sheaf_common::layout;
 use sheaf_common::protocol::{IN_PROGRESS, Kind, PAYLOAD_MAX, PROGRESS_INTERVAL_MS, REQUEST_HEADER, Reply, Request};
@@ -139,7 +139,8 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
 /// The path of a request without its leading slash, if it is a canonical one.
 fn canonical(payload: &[u8]) -> Option<&[u8]> {
     let path = payload.strip_prefix(b"/")?;
-    let normal = |component: &[u8]| !component.is_empty() && component != b"." && component != b".." && !component.contains(&0);
+    let normal =
+        |component: &[u8]| !component.is_empty() && component != b"." && component != b".." && !component.contains(&0);
     path.split(|byte| *byte == b'/').all(normal).then_some(path)
 }
 

@@ -200,7 +200,8 @@ impl Watcher {
 
     fn populate(&mut self, directory: &[u8]) -> Result<(), Errno> {
         let store = self.shared.store.read();
-        let stubs = mirror::populate(&self.shared.stage, &mut self.tracker, &self.shared.zones, store.view(), directory)?;
+        let stubs =
+            mirror::populate(&self.shared.stage, &mut self.tracker, &self.shared.zones, store.view(), directory)?;
         self.shared.stubs.lock().extend(stubs);
         Ok(())
     }

@@ -109,7 +109,10 @@ impl Writer {
                     for index in indices.into_iter().rev() {
                         let path = batch.entries.remove(index).path;
                         batch.sources.remove(index);
-                        log::warn!("/{} changed while it was read; it will be published when it completes again", path.escape_ascii());
+                        log::warn!(
+                            "/{} changed while it was read; it will be published when it completes again",
+                            path.escape_ascii()
+                        );
                     }
                     self.aggregate = None;
                     if batch.entries.is_empty() {
@@ -118,7 +121,10 @@ impl Writer {
                 }
                 Err(Failure::Store(text)) => {
                     self.aggregate = None;
-                    let text = format!("cannot publish to {}: {text}; everything stays staged", self.shared.settings.store.display());
+                    let text = format!(
+                        "cannot publish to {}: {text}; everything stays staged",
+                        self.shared.settings.store.display()
+                    );
                     log::error!("{text}; trying again in {} s", pause.as_secs());
                     self.shared.set_error(text);
                     std::thread::sleep(pause);
@@ -163,8 +169,9 @@ impl Writer {
         };
         finished?;
         aggregate.target.sync_data()?;
-        let torn: Vec<usize> =
-            (0..sources.len()).filter(|index| sources[*index].as_ref().is_some_and(|source| source.is_torn())).collect();
+        let torn: Vec<usize> = (0..sources.len())
+            .filter(|index| sources[*index].as_ref().is_some_and(|source| source.is_torn()))
+            .collect();
         if !torn.is_empty() {
             return Err(Failure::Entries(torn));
         }
@@ -179,7 +186,12 @@ impl Writer {
         let mut store = self.shared.store.write();
         store.publish(aggregate.id, aggregate.end, plan.length(), plan.sequence(), plan.records(checksums));
         drop(store);
-        log::info!("published segment {} of {}: {} records", plan.sequence(), aggregate.target.path().display(), plan.entries().len());
+        log::info!(
+            "published segment {} of {}: {} records",
+            plan.sequence(),
+            aggregate.target.path().display(),
+            plan.entries().len()
+        );
         aggregate.end += plan.length();
         aggregate.sequence += 1;
         Ok(())

@@ -67,7 +67,10 @@ pub fn is_whole(file: BorrowedFd<'_>) -> bool {
 /// How long the kernel lets a holder keep a lease that somebody wants broken, in seconds
 /// (`/proc/sys/fs/lease-break-time`, 45 unless changed).
 pub fn break_time_s() -> u64 {
-    std::fs::read_to_string("/proc/sys/fs/lease-break-time").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(45)
+    std::fs::read_to_string("/proc/sys/fs/lease-break-time")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(45)
 }
 
 /// Blocks the break signal (and SIGIO, which replaces it when its queue is full) in the calling thread. To be called
@@ -173,7 +176,8 @@ mod tests {
             assert_eq!(take_read(reader.as_fd()).unwrap(), Lease::Granted, "{root}");
             assert!(is_whole(reader.as_fd()));
             let refused =
-                std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().write(true), libc::O_NONBLOCK).open(&path);
+                std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().write(true), libc::O_NONBLOCK)
+                    .open(&path);
             assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EAGAIN), "{root}");
             assert!(!is_whole(reader.as_fd()), "the attempt has broken it");
             release(reader.as_fd());

@@ -16,9 +16,9 @@ use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamp
 use rustix::io::Errno;
 use sheaf_common::layout::{self, STUB_BIT};
 
+use super::Stage;
 use super::lease::{self, Lease};
 use super::tracker::{Stubs, Tracker, is_at_or_below, join};
-use super::Stage;
 use crate::aggregate::Attributes;
 use crate::store::{Node, Version, View};
 
@@ -215,6 +215,16 @@ pub fn restore(file: &File, attributes: &Attributes, stub: bool) -> io::Result<(
     Ok(())
 }
 
+/// Frees all data of a file and keeps its size.
+///
+/// # Errors
+/// From fallocate(2).
+pub fn drop_data(file: &File, size: u64) -> io::Result<()> {
+    // A partial page at the end would be zeroed and kept; pages have at most 64 KiB.
+    let length = size.max(1).next_multiple_of(64 * 1024);
+    Ok(rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, length)?)
+}
+
 /// Frees the data of a published file: the file becomes a stub. False when somebody has it open, or it has changed.
 ///
 /// # Errors
@@ -240,7 +250,7 @@ pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> i
     let mtime = Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() };
     let atime = Timespec { tv_sec: metadata.atime(), tv_nsec: metadata.atime_nsec() };
     rustix::fs::fchmod(&file, Mode::from_raw_mode(metadata.mode() & 0o7777 | STUB_BIT))?;
-    rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, metadata.len().max(1))?;
+    drop_data(&file, metadata.len())?;
     rustix::fs::futimens(&file, &Timestamps { last_access: atime, last_modification: mtime })?;
     tracker.evicted(path);
     lease::release(file.as_fd());

@@ -5,6 +5,8 @@
 
 pub mod lease;
 pub mod mirror;
+#[cfg(test)]
+mod mirror_tests;
 pub mod source;
 pub mod tracker;
 #[cfg(test)]
@@ -78,7 +80,8 @@ impl Stage {
         let mut text = store.as_os_str().as_bytes().to_vec();
         text.push(b'\n');
         if fs::read(&identity).ok().as_deref() != Some(&text) {
-            fs::write(&identity, &text).map_err(|error| failed(format!("cannot write {}: {error}", identity.display())))?;
+            fs::write(&identity, &text)
+                .map_err(|error| failed(format!("cannot write {}: {error}", identity.display())))?;
         }
         Ok(stage)
     }

@@ -367,8 +367,8 @@ mod tests {
         fs::write(stage.tree_path(b"a"), vec![7u8; 100_000]).unwrap();
         let source = ready(&stage, b"a");
         let location = stage.tree_path(b"a");
-        let refused =
-            std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().write(true), libc::O_NONBLOCK).open(&location);
+        let refused = std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().write(true), libc::O_NONBLOCK)
+            .open(&location);
         assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
         keeper.register(&source);
         let mut writer = OpenOptions::new().write(true).open(&location).unwrap();

@@ -8,7 +8,7 @@
 //! It must never forget a completed file, and never call a file published that could have changed since: when in
 //! doubt it publishes again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -18,9 +18,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FileType, Stat};
 use sheaf_common::layout::STUB_BIT;
 
+use super::Stage;
 use super::source::{LeaseKeeper, Opened, Source};
 use super::watch::{Change, Watches};
-use super::Stage;
 use crate::aggregate::{Attributes, BLOCK, Entry, Extent, Kind};
 use crate::store::{Node, Version, View};
 
@@ -109,19 +109,21 @@ pub struct Tracker {
     oldest_work: Option<Instant>,
     overflowed: bool,
     resident_bytes: u64,
-    /// Directories whose names changed in the changes being applied.
-    moved_directories: BTreeSet<StagedPath>,
+    batch_files_max: usize,
+}
+
+/// The keys at `directory` and below it.
+fn below<V>(map: &BTreeMap<Vec<u8>, V>, directory: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    map.range(directory.to_vec()..)
+        .take_while(move |(path, _)| path.starts_with(directory))
+        .filter(move |(path, _)| is_at_or_below(path, directory))
+        .map(|(path, _)| path.clone())
 }
 
 /// Removes from `map` what lies at `directory` and below it.
-pub(super) fn take_below<V: Clone>(map: &mut BTreeMap<Vec<u8>, V>, directory: &[u8]) -> Vec<(Vec<u8>, V)> {
-    let below: Vec<Vec<u8>> = map
-        .range(directory.to_vec()..)
-        .take_while(|(path, _)| path.starts_with(directory))
-        .filter(|(path, _)| path.len() == directory.len() || path[directory.len()] == b'/')
-        .map(|(path, _)| path.clone())
-        .collect();
-    below.into_iter().filter_map(|path| map.remove(&path).map(|value| (path, value))).collect()
+pub(super) fn take_below<V>(map: &mut BTreeMap<Vec<u8>, V>, directory: &[u8]) -> Vec<(Vec<u8>, V)> {
+    let keys: Vec<Vec<u8>> = below(map, directory).collect();
+    keys.into_iter().filter_map(|path| map.remove(&path).map(|value| (path, value))).collect()
 }
 
 /// Attributes of a staged file as programs see them.
@@ -173,7 +175,7 @@ impl Tracker {
             oldest_work: None,
             overflowed: false,
             resident_bytes: 0,
-            moved_directories: BTreeSet::new(),
+            batch_files_max: BATCH_FILES_MAX,
         };
         let stubs = tracker.rescan(view)?;
         Ok((tracker, stubs))
@@ -187,6 +189,11 @@ impl Tracker {
     /// Where hydrations leave the descriptors by which their own close events are told from programs'.
     pub fn hydrated(&self) -> Arc<parking_lot::Mutex<HashMap<u64, fs::File>>> {
         self.hydrated.clone()
+    }
+
+    /// Makes batches smaller, for a process that may not have so many files open.
+    pub fn limit_batch_files(&mut self, files: usize) {
+        self.batch_files_max = files.clamp(1, BATCH_FILES_MAX);
     }
 
     /// When the oldest thing that is not in a batch happened.
@@ -275,14 +282,11 @@ impl Tracker {
                     self.closed(path);
                 }
             }
-            Change::Created(place, directory) => {
-                match self.watches.path(&place) {
-                    Some(path) if directory && self.watches.contains(&path) => drop(self.moved_directories.insert(path)),
-                    Some(path) if directory => self.directory_created(path)?,
-                    Some(path) => self.created(path),
-                    None => {}
-                }
-            }
+            Change::Created(place, directory) => match self.watches.path(&place) {
+                Some(path) if directory => self.directory_created(path)?,
+                Some(path) => self.created(path),
+                None => {}
+            },
             Change::MovedIn(place, directory) => match self.watches.path(&place) {
                 // A mirror that was populated aside is watched before it is moved in.
                 Some(path) if directory && !self.watches.contains(&path) => self.directory_created(path)?,
@@ -349,7 +353,11 @@ impl Tracker {
     /// Takes note that `path` is one of several names of an inode, and finds the names that are already held.
     fn remember_links(&mut self, path: &[u8], inode: u64) {
         let names = self.links.entry(inode).or_insert_with(|| {
-            self.held.iter().filter(|(_, held)| held.inode == inode && !held.symlink).map(|(name, _)| name.clone()).collect()
+            self.held
+                .iter()
+                .filter(|(_, held)| held.inode == inode && !held.symlink)
+                .map(|(name, _)| name.clone())
+                .collect()
         });
         names.insert(path.to_vec());
     }
@@ -401,7 +409,6 @@ impl Tracker {
     /// A directory that the library made in the tree is the mirror of one that the program has just made: complete as
     /// it is. Those above the zones are there only to be walked through.
     fn directory_created(&mut self, path: StagedPath) -> io::Result<()> {
-        self.moved_directories.insert(path.clone());
         let Some(stat) = self.stat(&path) else { return Ok(()) };
         if self.in_zone(&path) {
             let marked = rustix::fs::Mode::from_raw_mode(stat.st_mode & 0o7777 | super::mirror::POPULATED_BIT);
@@ -418,7 +425,9 @@ impl Tracker {
     fn watch_and_scan(&mut self, path: &[u8]) -> io::Result<()> {
         match self.watches.add(path, &self.stage.tree_path(path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => result?,
+            // It was made under another name and has moved since: what was seen where is to be looked at again.
+            Ok(Some(_)) => self.overflowed = true,
+            result => drop(result?),
         }
         for (name, metadata) in list(&self.stage, path)? {
             let child = join(path, &name);
@@ -447,10 +456,17 @@ impl Tracker {
     }
 
     fn directory_moved(&mut self, from: &[u8], to: &[u8]) {
+        // A directory that moved before it could be watched.
+        self.overflowed |= !self.watches.contains(from);
         self.watches.rename(from, to);
-        self.moved_directories.extend([from.to_vec(), to.to_vec()]);
         self.operate(Kind::Rename, from, to, Attributes::default());
         let renamed = |path: &[u8]| [to, &path[from.len()..]].concat();
+        // The directory that was replaced was empty: what is known below that name came with this one, and was seen
+        // there before this change was read. It has to follow the rename in the records, too.
+        let early: Vec<StagedPath> = below(&self.held, to).chain(below(&self.dirty, to)).collect();
+        for path in early {
+            self.mark_dirty(path);
+        }
         for (path, held) in take_below(&mut self.held, from) {
             if let Some(names) = self.links.get_mut(&held.inode) {
                 names.remove(&path);
@@ -458,15 +474,16 @@ impl Tracker {
             }
             self.held.insert(renamed(&path), held);
         }
-        let mut below = take_below(&mut self.dirty, from);
-        below.sort_by_key(|(_, position)| *position);
-        for (path, position) in below {
+        let mut dirty = take_below(&mut self.dirty, from);
+        dirty.sort_by_key(|(_, position)| *position);
+        for (path, position) in dirty {
             self.work.remove(&position);
             self.mark_dirty(renamed(&path));
         }
         let unfinished = std::mem::take(&mut self.unfinished);
         let inside = |path: &[u8]| path.starts_with(from) && path.get(from.len()) == Some(&b'/');
-        self.unfinished = unfinished.into_iter().map(|path| if inside(&path) { renamed(&path) } else { path }).collect();
+        self.unfinished =
+            unfinished.into_iter().map(|path| if inside(&path) { renamed(&path) } else { path }).collect();
     }
 
     /// Compares the tree with the store's view: at start, and when the kernel dropped events. Whatever cannot be shown
@@ -477,6 +494,7 @@ impl Tracker {
     /// When the tree cannot be watched or read.
     pub fn rescan(&mut self, view: &View) -> io::Result<Stubs> {
         self.overflowed = false;
+        self.forget_files();
         let mut scan = Scan::default();
         let mut directories = vec![StagedPath::new()];
         while let Some(directory) = directories.pop() {
@@ -510,13 +528,24 @@ impl Tracker {
         Ok(scan.stubs)
     }
 
+    /// Before a scan, which finds all files again. Operations stay: they move what only the store holds.
+    fn forget_files(&mut self) {
+        self.held.clear();
+        self.resident_bytes = 0;
+        self.links.clear();
+        self.unfinished.clear();
+        self.dirty.clear();
+        self.work.retain(|_, work| matches!(work, Work::Operation(_)));
+    }
+
     /// A stub whose name the store does not know was renamed shortly before a flusher died. Its version is the one of
     /// the same size and time whose own name is gone; when several could be meant, none is taken and none removed.
     fn match_orphans(&mut self, view: &View, scan: &mut Scan) {
         if scan.orphans.is_empty() {
             return;
         }
-        let identity = |attributes: &Attributes, size: u64| (attributes.mtime_seconds, attributes.mtime_nanoseconds, size);
+        let identity =
+            |attributes: &Attributes, size: u64| (attributes.mtime_seconds, attributes.mtime_nanoseconds, size);
         let mut lost: HashMap<_, Vec<(StagedPath, Arc<Version>)>> = HashMap::new();
         for (path, node) in view.iter() {
             if let Node::File(version) = node
@@ -631,18 +660,10 @@ impl Tracker {
     /// # Errors
     /// When a new directory cannot be watched or read.
     pub fn apply_all(&mut self, changes: Vec<Change>) -> io::Result<()> {
-        changes.into_iter().try_for_each(|change| self.apply(change))?;
-        // A directory may have moved, and another taken its name, before it could be watched: with the queue applied,
-        // what the names mean is known again.
-        for directory in std::mem::take(&mut self.moved_directories) {
-            if self.stat(&directory).is_some() && !self.watches.is_current(&directory, &self.stage.tree_path(&directory))? {
-                self.watch_and_scan(&directory)?;
-            }
-        }
-        Ok(())
+        changes.into_iter().try_for_each(|change| self.apply(change))
     }
 
-    /// Whether the kernel dropped events since the last [`Tracker::rescan`].
+    /// Whether events were dropped or could not be understood since the last [`Tracker::rescan`].
     pub fn overflowed(&self) -> bool {
         self.overflowed
     }
@@ -689,7 +710,7 @@ impl Tracker {
     fn open_prefix(&self, minimum_end: u64) -> io::Result<Candidate> {
         let mut candidate = Candidate::default();
         for (&position, work) in &self.work {
-            let full = candidate.bytes >= BATCH_BYTES || candidate.items.len() >= BATCH_FILES_MAX;
+            let full = candidate.bytes >= BATCH_BYTES || candidate.items.len() >= self.batch_files_max;
             if full && position >= minimum_end {
                 break;
             }
@@ -744,13 +765,7 @@ impl Tracker {
         Ok(batch)
     }
 
-    fn commit_file(
-        &mut self,
-        batch: &mut Batch,
-        path: StagedPath,
-        source: Arc<Source>,
-        stat: &Stat,
-    ) -> io::Result<()> {
+    fn commit_file(&mut self, batch: &mut Batch, path: StagedPath, source: Arc<Source>, stat: &Stat) -> io::Result<()> {
         let changed_ns = change_time_ns(stat);
         let settled = now_ns().saturating_sub(changed_ns.max(0) as u64) > TIMESTAMP_GRAIN.as_nanos() as u64;
         let entry = Entry {
@@ -774,7 +789,14 @@ impl Tracker {
         self.remember_links(&path, stat.st_ino);
         if let Some(first) = self.same_content(&path, stat) {
             let extents = Vec::new();
-            batch.entries.push(Entry { kind: Kind::HardLink, target: first, size: 0, extents, change_time_ns: 0, ..entry });
+            batch.entries.push(Entry {
+                kind: Kind::HardLink,
+                target: first,
+                size: 0,
+                extents,
+                change_time_ns: 0,
+                ..entry
+            });
             batch.sources.push(None);
             return Ok(());
         }

@@ -14,44 +14,64 @@ use crate::aggregate::{BLOCK, FileChecksummer, Identity, SegmentPlan, TarNames};
 use crate::store::{AggregateId, Node, Store};
 
 /// A stage, a tracker, and a store whose aggregate exists in memory only.
-struct Scene {
+pub(super) struct Scene {
     _tier: tempfile::TempDir,
-    stage: Stage,
+    zone: Vec<u8>,
+    pub(super) stage: Stage,
     keeper: LeaseKeeper,
-    tracker: Tracker,
-    store: Store,
+    pub(super) tracker: Tracker,
+    pub(super) store: Store,
     identity: Identity,
     aggregate: AggregateId,
     names: TarNames,
     sequence: u64,
 }
 
+/// The zone of tests that need no real directory.
 const ZONE: &[u8] = b"s";
 
 impl Scene {
-    fn new() -> Scene {
-        lease::block_signals().unwrap();
+    pub(super) fn new() -> Scene {
         let tier = tempfile::tempdir_in("/dev/shm").unwrap();
+        Scene::with_zone(tier, ZONE.to_vec())
+    }
+
+    pub(super) fn with_zone(tier: tempfile::TempDir, zone: Vec<u8>) -> Scene {
+        lease::block_signals().unwrap();
         let stage = Stage::create(&tier.path().join("sheaf-0/0123456789abcdef"), Path::new("/s/.sheaf")).unwrap();
-        fs::create_dir(stage.tree_path(ZONE)).unwrap();
+        fs::create_dir_all(stage.tree_path(&zone)).unwrap();
         let mut store = Store::open(&tier.path().join("store")).unwrap();
         let identity = Identity { uuid: [7; 16], node: "n".into(), job: String::new(), incarnation: 1, created_ns: 1 };
         let file = tier.path().join("n-1.tar");
         fs::write(&file, crate::aggregate::format_entry(&identity)).unwrap();
         let aggregate = store.add_own(&file, &identity).unwrap();
         let keeper = LeaseKeeper::start(stage.path("scratch")).unwrap();
-        let (tracker, _) = Tracker::new(stage.clone(), keeper.clone(), vec![ZONE.to_vec()], store.view()).unwrap();
-        Scene { _tier: tier, stage, keeper, tracker, store, identity, aggregate, names: TarNames::default(), sequence: 1 }
+        let (tracker, _) = Tracker::new(stage.clone(), keeper.clone(), vec![zone.clone()], store.view()).unwrap();
+        Scene {
+            _tier: tier,
+            zone,
+            stage,
+            keeper,
+            tracker,
+            store,
+            identity,
+            aggregate,
+            names: TarNames::default(),
+            sequence: 1,
+        }
     }
 
-    fn at(&self, name: &str) -> std::path::PathBuf {
-        self.stage.tree_path(&[ZONE, b"/", name.as_bytes()].concat())
+    pub(super) fn at(&self, name: &str) -> std::path::PathBuf {
+        self.stage.tree_path(&[&self.zone, &b"/"[..], name.as_bytes()].concat())
     }
 
-    fn follow(&mut self) {
+    pub(super) fn follow(&mut self) {
         let changes = self.tracker.watches().drain().unwrap();
         self.tracker.apply_all(changes).unwrap();
-        assert!(!self.tracker.overflowed());
+        // As the watcher does.
+        while self.tracker.overflowed() {
+            self.tracker.rescan(self.store.view()).unwrap();
+        }
     }
 
     fn publish(&mut self) -> Batch {
@@ -60,8 +80,7 @@ impl Scene {
         if batch.entries.is_empty() {
             return batch;
         }
-        let plan =
-            SegmentPlan::new(&self.identity, self.sequence, batch.entries.clone(), &mut self.names).unwrap();
+        let plan = SegmentPlan::new(&self.identity, self.sequence, batch.entries.clone(), &mut self.names).unwrap();
         let checksums: Vec<_> = batch
             .sources
             .iter()
@@ -79,14 +98,16 @@ impl Scene {
     }
 
     /// Publishes until nothing is left.
-    fn settle(&mut self) {
-        while !self.publish().entries.is_empty() || self.tracker.first_position().is_some() {}
+    pub(super) fn settle(&mut self) {
+        while !self.publish().entries.is_empty() || self.tracker.first_position().is_some() || self.tracker.overflowed()
+        {
+        }
     }
 
     /// As if the flusher had died and another had taken over.
-    fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         let (tracker, _) =
-            Tracker::new(self.stage.clone(), self.keeper.clone(), vec![ZONE.to_vec()], self.store.view()).unwrap();
+            Tracker::new(self.stage.clone(), self.keeper.clone(), vec![self.zone.clone()], self.store.view()).unwrap();
         self.tracker = tracker;
     }
 
@@ -109,7 +130,7 @@ impl Scene {
         (tree, view)
     }
 
-    fn check(&mut self) {
+    pub(super) fn check(&mut self) {
         self.settle();
         let (tree, view) = self.both();
         assert_eq!(tree, view);

@@ -85,18 +85,6 @@ const BUFFER: usize = 256 * 1024;
 /// How long the second half of a move may come after the first: the kernel queues both in one go.
 const PAIR_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
-fn flags() -> WatchFlags {
-    WatchFlags::CLOSE_WRITE
-        | WatchFlags::CREATE
-        | WatchFlags::DELETE
-        | WatchFlags::MOVED_FROM
-        | WatchFlags::MOVED_TO
-        | WatchFlags::ATTRIB
-        | WatchFlags::ONLYDIR
-        | WatchFlags::DONT_FOLLOW
-        | WatchFlags::EXCL_UNLINK
-}
-
 impl Watches {
     /// # Errors
     /// From inotify_init1(2), `EMFILE` when the user's instances are used up (`fs.inotify.max_user_instances`).
@@ -110,30 +98,30 @@ impl Watches {
         self.inotify.as_fd()
     }
 
-    /// Watches the directory at `location`, known as `path`.
+    /// Watches the directory at `location`, known as `path`. Yields the path under which it was known before, if that
+    /// was another.
     ///
     /// # Errors
     /// From inotify_add_watch(2); `ENOSPC` when `fs.inotify.max_user_watches` is used up.
-    pub fn add(&mut self, path: &[u8], location: &Path) -> io::Result<()> {
-        let watch = inotify::add_watch(&self.inotify, location, flags())?;
-        if let Some(old) = self.paths.insert(watch, path.to_vec()) {
-            self.descriptors.remove(&old);
+    pub fn add(&mut self, path: &[u8], location: &Path) -> io::Result<Option<Vec<u8>>> {
+        let flags = WatchFlags::CLOSE_WRITE
+            | WatchFlags::CREATE
+            | WatchFlags::DELETE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::ATTRIB
+            | WatchFlags::ONLYDIR
+            | WatchFlags::DONT_FOLLOW
+            | WatchFlags::EXCL_UNLINK;
+        let watch = inotify::add_watch(&self.inotify, location, flags)?;
+        let old = self.paths.insert(watch, path.to_vec()).filter(|old| old != path);
+        if let Some(old) = &old
+            && self.descriptors.get(old) == Some(&watch)
+        {
+            self.descriptors.remove(old);
         }
         self.descriptors.insert(path.to_vec(), watch);
-        Ok(())
-    }
-
-    /// Whether the directory that is at `location` now is the one watched as `path`.
-    ///
-    /// # Errors
-    /// As [`Watches::add`], but a directory that is gone is no error.
-    pub fn is_current(&mut self, path: &[u8], location: &Path) -> io::Result<bool> {
-        match inotify::add_watch(&self.inotify, location, flags()) {
-            // Nothing changes for a directory that is watched already: the kernel answers with the same descriptor.
-            Ok(watch) => Ok(self.descriptors.get(path) == Some(&watch)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(true),
-            Err(error) => Err(error.into()),
-        }
+        Ok(old)
     }
 
     /// Whether the directory `path` is watched.
@@ -272,7 +260,8 @@ mod tests {
         fs::remove_file(tree.join("z")).unwrap();
         let changes = watches.drain().unwrap();
         let seen: Vec<String> = changes.iter().map(|change| names(&watches, change)).collect();
-        let expected = ["created a/x false", "closed a/x", "moved a/x y false", "in z false", "out y false", "deleted z false"];
+        let expected =
+            ["created a/x false", "closed a/x", "moved a/x y false", "in z false", "out y false", "deleted z false"];
         assert_eq!(seen.iter().filter(|text| !text.starts_with("attributes")).collect::<Vec<_>>(), expected);
     }
 

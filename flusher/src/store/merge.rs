@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::{Aggregate, AggregateId, MergeKey, Store, View, aggregate_files};
-use crate::aggregate::{FIRST_SEQUENCE, BLOCK, FormatError, ReadError, Record, Recovered, Segment, Stop, recover, recover_from};
+use crate::aggregate::{
+    BLOCK, FIRST_SEQUENCE, FormatError, ReadError, Record, Recovered, Segment, Stop, recover, recover_from,
+};
 
 /// Aggregates that are read at the same time: on a parallel file system the waiting counts, not the CPU.
 const READERS: usize = 16;
@@ -63,7 +65,7 @@ impl Store {
             files.extend(aggregate_files(source)?);
         }
         let additions = self.read_additions(&files);
-        let oldest = additions.iter().filter_map(|addition| Some(first_key(addition)?)).min();
+        let oldest = additions.iter().filter_map(first_key).min();
         if oldest < self.last_applied && oldest.is_some() {
             self.view = View::default();
             self.last_applied = None;

@@ -108,7 +108,10 @@ impl Store {
 
     /// The aggregates that were read, with their files.
     pub fn aggregates(&self) -> impl Iterator<Item = (AggregateId, &Path)> {
-        self.aggregates.iter().enumerate().map(|(index, aggregate)| (AggregateId(index as u32), aggregate.path.as_path()))
+        self.aggregates
+            .iter()
+            .enumerate()
+            .map(|(index, aggregate)| (AggregateId(index as u32), aggregate.path.as_path()))
     }
 
     fn aggregate(&self, id: AggregateId) -> io::Result<&Aggregate> {

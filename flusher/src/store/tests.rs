@@ -131,7 +131,8 @@ fn a_damaged_aggregate_does_not_hide_the_others() {
     fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[0xaa], last).unwrap();
     let store = Store::open(directory.path()).unwrap();
     assert_eq!(names(&store), ["x", "z"]);
-    let notes: Vec<_> = store.notes().iter().map(|note| (note.path.file_name().unwrap().to_owned(), note.damaged)).collect();
+    let notes: Vec<_> =
+        store.notes().iter().map(|note| (note.path.file_name().unwrap().to_owned(), note.damaged)).collect();
     assert_eq!(notes, [("a.tar".into(), true), ("other.tar".into(), false)]);
 }
 
@@ -178,7 +179,14 @@ fn holes_are_not_handed_out() {
     let store = Store::open(directory.path()).unwrap();
     let Some(Node::File(version)) = store.view().get(b"s") else { panic!("s is a file") };
     let mut ranges = Vec::new();
-    store.reader(version).unwrap().copy(&mut |offset, bytes| { ranges.push((offset, bytes.len())); Ok(()) }).unwrap();
+    store
+        .reader(version)
+        .unwrap()
+        .copy(&mut |offset, bytes| {
+            ranges.push((offset, bytes.len()));
+            Ok(())
+        })
+        .unwrap();
     assert_eq!(ranges, [(4096, 4096), (3 * CHUNK, 100)]);
     assert_eq!(read(&store, "s").unwrap(), content);
 }
@@ -190,7 +198,11 @@ fn what_this_process_publishes_is_seen_and_sealed() {
     let mut builder = Builder::new(1);
     let path = write(directory.path(), "a.tar", &builder);
     let id = store.add_own(&path, &builder.identity).unwrap();
-    builder.segment(vec![file("run/a", &pattern(40_000), 1), file("run/b", b"b", 2), entry(Kind::Directory, "run", "", 3)]);
+    builder.segment(vec![
+        file("run/a", &pattern(40_000), 1),
+        file("run/b", b"b", 2),
+        entry(Kind::Directory, "run", "", 3),
+    ]);
     builder.segment(vec![entry(Kind::Rename, "run/b", "run/c", 4), entry(Kind::Symlink, "run/l", "c", 5)]);
     write(directory.path(), "a.tar", &builder);
     for segment in builder.published.clone() {
@@ -269,7 +281,7 @@ impl Model {
     }
 
     fn rename(&mut self, from: &str, to: &str, leaf: &Leaf) {
-        if to == from || to.starts_with(&format!("{from}/")) {
+        if to == from || to.starts_with(&format!("{from}/")) || from.starts_with(&format!("{to}/")) {
             return;
         }
         self.make_parents(to);
@@ -281,7 +293,6 @@ impl Model {
             .map(|(name, leaf)| (format!("{to}/{}", &name[below.len()..]), leaf.clone()))
             .collect();
         self.clear(from);
-        // What is moved up over one of its own parents takes its place.
         self.clear(to);
         self.nodes.insert(to.to_owned(), leaf.clone());
         self.nodes.extend(moved);
@@ -346,7 +357,11 @@ fn a_large_directory_is_renamed_and_removed_at_once() {
     let mut view = View::default();
     let mut apply = |(entry, _): (Entry, Vec<u8>), number: u64| {
         let (checksums, data_offset) = (Some(Default::default()), Some(0));
-        view.apply(AggregateId(0), 0, &Record { entry, sequence: number, header: None, hidden: false, data_offset, checksums });
+        view.apply(
+            AggregateId(0),
+            0,
+            &Record { entry, sequence: number, header: None, hidden: false, data_offset, checksums },
+        );
     };
     for number in 0..100_000 {
         apply(file(&format!("run/tmp/r{number}"), b"", number), number);

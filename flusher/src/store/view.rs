@@ -271,7 +271,8 @@ impl View {
                 let second = self.put(new, node);
                 // Making room for the new name may have taken the first one away.
                 for place in [first, second] {
-                    let still = matches!(&self.slot(place).node, Node::File(other) if (other.aggregate, other.sequence) == key);
+                    let still =
+                        matches!(&self.slot(place).node, Node::File(other) if (other.aggregate, other.sequence) == key);
                     let places = self.linked.entry(key).or_default();
                     if still && !places.contains(&place) {
                         places.push(place);
@@ -282,8 +283,9 @@ impl View {
     }
 
     fn rename(&mut self, from: &[u8], to: &[u8]) {
-        let inside = to.strip_prefix(from).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
-        let Some(place) = self.find(from).filter(|_| !inside) else { return };
+        // Below itself, or over one of its own parents: no file system does that.
+        let senseless = is_at_or_below(to, from) || is_at_or_below(from, to);
+        let Some(place) = self.find(from).filter(|_| !senseless) else { return };
         let (directory, name) = split(to);
         let parent = self.directory(directory);
         // Making room for the new name may have taken the old one away.
@@ -344,9 +346,8 @@ impl View {
     fn share_among_names(&mut self, changed: &Arc<Version>) {
         let Some(places) = self.linked.get(&(changed.aggregate, changed.sequence)) else { return };
         for place in places {
-            match &mut self.slots[*place as usize].node {
-                Node::File(version) => *version = changed.clone(),
-                _ => {}
+            if let Node::File(version) = &mut self.slots[*place as usize].node {
+                *version = changed.clone();
             }
         }
     }
@@ -395,6 +396,10 @@ impl View {
             }
         }
     }
+}
+
+fn is_at_or_below(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
 /// The directory of a path and the name in it.

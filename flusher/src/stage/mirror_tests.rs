@@ -1,0 +1,128 @@
+//! Populating a wiped stage, and evicting what is published.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use sheaf_common::layout::{self, STUB_BIT};
+
+use super::mirror::{POPULATED_BIT, evict, populate};
+use super::tracker_tests::Scene;
+
+/// A scene whose zone is a real directory, as on a parallel file system, and that directory.
+fn scene() -> (Scene, Vec<u8>, PathBuf) {
+    let tier = tempfile::tempdir_in("/dev/shm").unwrap();
+    let real = tier.path().join("real");
+    fs::create_dir(&real).unwrap();
+    let zone = real.as_os_str().as_bytes()[1..].to_vec();
+    (Scene::with_zone(tier, zone.clone()), zone, real)
+}
+
+/// As after the loss of the node: an empty tree that nobody has looked at.
+fn wipe(scene: &mut Scene) {
+    fs::remove_dir_all(scene.stage.path(layout::TREE)).unwrap();
+    fs::create_dir(scene.stage.path(layout::TREE)).unwrap();
+    scene.restart();
+}
+
+#[test]
+fn a_populated_mirror_shows_everything_and_holds_no_data() {
+    let (mut scene, zone, _) = scene();
+    fs::write(scene.at("a"), vec![1; 10_000]).unwrap();
+    fs::set_permissions(scene.at("a"), Permissions::from_mode(0o640)).unwrap();
+    symlink("a", scene.at("latest")).unwrap();
+    fs::hard_link(scene.at("a"), scene.at("b")).unwrap();
+    fs::write(scene.at("empty"), b"").unwrap();
+    scene.check();
+    let before = fs::metadata(scene.at("a")).unwrap();
+    wipe(&mut scene);
+    let stubs =
+        populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
+    let stub = fs::metadata(scene.at("a")).unwrap();
+    assert_eq!((stub.len(), stub.blocks(), stub.mode() & 0o7777), (10_000, 0, 0o640 | STUB_BIT));
+    assert_eq!((stub.mtime(), stub.mtime_nsec()), (before.mtime(), before.mtime_nsec()));
+    assert_eq!(fs::metadata(scene.at("b")).unwrap().ino(), stub.ino());
+    assert_eq!(fs::read_link(scene.at("latest")).unwrap(), PathBuf::from("a"));
+    assert_eq!(fs::metadata(scene.at("empty")).unwrap().mode() & STUB_BIT, 0, "nothing is missing in an empty file");
+    assert_eq!(fs::metadata(scene.at(".")).unwrap().mode() & POPULATED_BIT, POPULATED_BIT);
+    assert!(stubs.iter().any(|(inode, version)| *inode == stub.ino() && version.size == 10_000));
+    // Populating is no change of the program's: nothing is to be published.
+    scene.follow();
+    assert_eq!(scene.tracker.first_position(), None);
+}
+
+#[test]
+fn directories_are_populated_from_the_zone_down() {
+    let (mut scene, zone, real) = scene();
+    fs::create_dir_all(real.join("x/y")).unwrap();
+    wipe(&mut scene);
+    let mut ask = |directory: &str| {
+        let path = [&zone, directory.as_bytes()].concat();
+        populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).map(drop)
+    };
+    assert_eq!(ask("/none"), Err(Errno::NOENT));
+    assert_eq!(ask("beside"), Err(Errno::INVAL));
+    assert_eq!(ask("/x/y"), Ok(()));
+    for directory in [".", "x", "x/y"] {
+        assert_eq!(fs::metadata(scene.at(directory)).unwrap().mode() & 0o7777, 0o700 | POPULATED_BIT, "{directory}");
+    }
+}
+
+#[test]
+fn a_store_that_was_moved_brings_its_directories_along() {
+    let (mut scene, zone, real) = scene();
+    fs::create_dir(scene.at("step1")).unwrap();
+    fs::write(scene.at("step1/r0"), b"data").unwrap();
+    scene.check();
+    wipe(&mut scene);
+    assert!(!real.join("step1").exists());
+    let path = [&zone, &b"/step1"[..]].concat();
+    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).unwrap();
+    assert!(real.join("step1").is_dir());
+    assert_eq!(fs::metadata(scene.at("step1/r0")).unwrap().len(), 4);
+}
+
+#[test]
+fn of_two_files_of_one_name_the_newer_counts() {
+    let (mut scene, zone, real) = scene();
+    fs::write(scene.at("older-outside"), b"held").unwrap();
+    fs::write(scene.at("newer-outside"), b"held").unwrap();
+    fs::write(real.join("older-outside"), b"x").unwrap();
+    File::options().write(true).open(real.join("older-outside")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    scene.check();
+    wipe(&mut scene);
+    fs::write(real.join("newer-outside"), b"x").unwrap();
+    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
+    assert!(fs::symlink_metadata(scene.at("older-outside")).is_ok());
+    assert!(fs::symlink_metadata(scene.at("newer-outside")).is_err());
+    let marked = scene.stage.replaced().unwrap();
+    assert_eq!(marked, vec![real.join("older-outside").as_os_str().as_bytes().to_vec()]);
+}
+
+#[test]
+fn only_clean_closed_files_are_evicted() {
+    let (mut scene, zone, _) = scene();
+    fs::write(scene.at("a"), vec![1; 100_000]).unwrap();
+    scene.check();
+    let path = [&zone, &b"/a"[..]].concat();
+    let inode = fs::metadata(scene.at("a")).unwrap().ino();
+    assert_eq!(scene.tracker.resident_bytes(), 100_000);
+
+    let reader = File::open(scene.at("a")).unwrap();
+    assert!(!evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap(), "a program has it open");
+    drop(reader);
+    fs::write(scene.at("a"), vec![2; 100_000]).unwrap();
+    assert!(!evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap(), "it has changed");
+    scene.settle();
+    let before = fs::metadata(scene.at("a")).unwrap();
+    assert!(evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap());
+    let stub = fs::metadata(scene.at("a")).unwrap();
+    assert_eq!((stub.len(), stub.blocks(), stub.ino()), (100_000, 0, inode));
+    assert_eq!((stub.mtime(), stub.mtime_nsec()), (before.mtime(), before.mtime_nsec()));
+    assert_eq!(scene.tracker.resident_bytes(), 0);
+    // Evicting is no change of the program's.
+    scene.settle();
+    assert_eq!(scene.tracker.first_position(), None);
+}

@@ -1,0 +1,71 @@
+//! `sheaf run`: the program's own status comes back, and by then everything is published.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use sheaf_tests::scene::artefact;
+use sheaf_tests::{Engine, Scene, process};
+
+/// Runs a shell script by `sheaf run`, with patterns and stage from the environment; yields the exit code.
+fn launch(scene: &Scene, script: &str) -> Option<i32> {
+    scene.sheaf(&["run", "--", "bash", "-c", script]).status.code()
+}
+
+#[test]
+fn statuses_come_back_and_the_drain_is_over() {
+    for (script, code) in
+        [("echo 1 >ckpt/a", 0), ("echo 1 >ckpt/a; exit 7", 7), ("echo 1 >ckpt/a; kill -9 $$", 137), ("exit 3", 3)]
+    {
+        let scene = Scene::new(Engine::IoUring);
+        assert_eq!(launch(&scene, script), Some(code), "{script}");
+        scene.assert_no_captured_files_on_pfs();
+        if script.contains("ckpt") {
+            scene.the_aggregate();
+            scene.verify();
+            let store = scene.store();
+            let path = scene.checkpoints().join("a");
+            let cat = process::run(scene.sheaf_command().arg("cat").arg(&store).arg(path));
+            assert_eq!(cat.expect_success().text(), "1\n");
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Some(flusher) = scene.flushers().first() {
+            assert!(Instant::now() < deadline, "the flusher stays after the job");
+            let _ = process::poll_end(*flusher, Duration::from_secs(20));
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_started() {
+    let scene = Scene::new(Engine::IoUring);
+    assert_eq!(scene.sheaf(&["run", "--", "./no-such-program"]).status.code(), Some(127));
+    fs::write(scene.captured_directory().join("plain"), "no program").expect("the scene is ours");
+    assert_eq!(scene.sheaf(&["run", "--", "./plain"]).status.code(), Some(126));
+    let mut refused = scene.sheaf_command();
+    refused.env("SHEAF_PATHS", "ckpt/**").args(["run", "--", "true"]);
+    assert_eq!(process::run(&mut refused).status.code(), Some(125));
+}
+
+#[test]
+fn signals_reach_the_program() {
+    let scene = Scene::new(Engine::IoUring);
+    let script = "trap 'echo caught >ckpt/caught; exit 9' TERM; echo >started; while :; do sleep 0.05; done";
+    let mut launcher = process::start(scene.sheaf_command().args(["run", "--", "bash", "-c", script]));
+    let started = scene.captured_directory().join("started");
+    while !started.exists() {
+        assert!(!launcher.wait_for(Duration::from_millis(5)), "it ended before it started");
+    }
+    // SAFETY: kill takes two integers; the launcher is our own child and not yet reaped.
+    unsafe { libc::kill(launcher.id() as libc::pid_t, libc::SIGTERM) };
+    assert_eq!(launcher.finish().status.code(), Some(9));
+    let read = scene.preloaded(&["cat", "ckpt/caught"]).expect_success();
+    assert_eq!(read.text(), "caught\n");
+}
+
+#[test]
+fn doctor_finds_this_machine_fit() {
+    let scene = Scene::new(Engine::IoUring);
+    scene.sheaf(&["doctor"]).expect_success();
+    let program = artefact("sheaf");
+    process::run(scene.sheaf_command().args(["doctor", "--"]).arg(program)).expect_success();
+}

@@ -1,0 +1,68 @@
+//! A process that never touches a checkpoint path: no flusher, no thread, no process, no file more than without Sheaf.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::process::Command;
+
+use sheaf_tests::{Engine, Scene, process};
+
+/// What a program did, as strace saw it: files opened or asked for, and processes or threads started.
+struct Trace {
+    paths: BTreeSet<String>,
+    starts: usize,
+}
+
+fn trace(scene: &Scene, command: &Command) -> Trace {
+    let log = scene.root().join("trace");
+    let program = command.get_program().to_owned();
+    let arguments: Vec<_> = command.get_args().map(OsStr::to_owned).collect();
+    let mut strace = scene.native_command("strace");
+    strace.args(["-f", "-qq", "-e", "trace=file,process,network,memfd_create,socket", "-o"]).arg(&log);
+    // The variables are for the program, not for strace.
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            strace.arg("-E").arg([name, value].join(OsStr::new("=")));
+        }
+    }
+    process::run(strace.arg(program).args(arguments)).expect_success();
+    let text = fs::read_to_string(&log).expect("strace wrote its log");
+    let calls = text.lines().filter(|line| !line.contains("execve("));
+    Trace {
+        paths: calls.clone().filter_map(|line| line.split('"').nth(1)).map(str::to_string).collect(),
+        starts: calls.filter(|line| line.contains("clone") || line.contains("fork(")).count(),
+    }
+}
+
+fn assert_quiet(arguments: &[&str]) {
+    let scene = Scene::new(Engine::IoUring);
+    let native = trace(&scene, scene.native_command(arguments[0]).args(&arguments[1..]));
+    let preloaded = trace(&scene, scene.preloaded_command(arguments[0]).args(&arguments[1..]));
+    assert_eq!(preloaded.starts, native.starts, "{arguments:?} starts more");
+    let more: Vec<_> = preloaded.paths.difference(&native.paths).collect();
+    // The loader's own: the library, and the libraries that it needs.
+    let foreign = more.iter().filter(|path| !path.ends_with("libsheaf.so") && !path.contains("/libdl.so"));
+    let foreign: Vec<_> = foreign.filter(|path| !path.contains("/libc.so")).collect();
+    // Reading links is how the library finds out what a pattern's prefix is; it is done without opening anything.
+    let inside = |path: &&&&String| scene.captured_directory().join("ckpt").starts_with(path.as_str());
+    let strangers: Vec<_> = foreign.iter().filter(|path| !inside(path)).collect();
+    assert!(strangers.is_empty(), "{arguments:?} looks at {strangers:?}");
+    let left = fs::read_dir(scene.tier()).expect("the tier is ours").count();
+    assert_eq!(left, 0, "{arguments:?} made a stage");
+    assert!(scene.flushers().is_empty());
+}
+
+#[test]
+fn a_program_that_does_nothing() {
+    assert_quiet(&["/bin/true"]);
+}
+
+#[test]
+fn a_listing_of_another_directory() {
+    assert_quiet(&["ls", "-l", "/usr"]);
+}
+
+#[test]
+fn a_copy_elsewhere() {
+    assert_quiet(&["cp", "/etc/passwd", "../copied"]);
+}
