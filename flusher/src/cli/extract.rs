@@ -141,7 +141,7 @@ impl Extraction<'_> {
         for (path, link) in &plan.symlinks {
             self.note(path, self.symlink(path, link));
         }
-        // Last, and the deepest first: a directory's own mode may forbid, and its time would not survive, what came before.
+        // Last, and the deepest first: its own mode may forbid, and its time would not survive, what came before.
         for (path, attributes) in plan.directories.iter().rev() {
             self.note(path, self.directory(path).and_then(|directory| self.restore(directory.as_fd(), attributes)));
         }

@@ -1,7 +1,7 @@
 //! `sheaf verify`: is every published byte what was written?
 //!
-//! Reads everything, changes nothing. Clean means: the chain of segments, every TOC, every header and its agreement with
-//! the TOC, every file's data and all padding were checked.
+//! Reads everything, changes nothing. Clean means that the chain of segments, every TOC, every header and what it says,
+//! every file's data and all padding were checked.
 
 use std::fs::File;
 use std::io::{self, Write};

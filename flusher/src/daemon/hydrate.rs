@@ -15,8 +15,10 @@ use rustix::io::Errno;
 use sheaf_common::layout::STUB_BIT;
 
 use super::Shared;
+use crate::aggregate::Attributes;
 use crate::stage::lease::{self, Lease};
 use crate::stage::mirror;
+use crate::stage::tracker::attributes;
 use crate::store::Version;
 
 /// Inodes that are being hydrated: one thread does it, the others wait for it.
@@ -51,6 +53,8 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File, progress: &mut dyn F
     if metadata.mode() & STUB_BIT == 0 {
         return Ok(());
     }
+    // The stub's own: a program may have changed them since its version was recorded.
+    let attributes = attributes(&rustix::fs::fstat(stub)?);
     let known = shared.stubs.lock().get(&metadata.ino()).cloned();
     let Some(version) = known else {
         let text = format!("no version in the store belongs to the stub /{}", path.escape_ascii());
@@ -66,10 +70,10 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File, progress: &mut dyn F
         })?);
     if let Err(error) = fill(shared, &version, &writer, progress) {
         let _ = mirror::drop_data(&writer, version.size);
-        let _ = mirror::restore(&writer, &version.attributes, true);
+        let _ = mirror::restore(&writer, &attributes, true);
         return Err(failed(shared, format!("cannot bring back /{}: {error}", path.escape_ascii())));
     }
-    make_resident(shared, &version, writer, &reopened).map_err(errno)?;
+    make_resident(shared, &attributes, writer, &reopened).map_err(errno)?;
     shared.stubs.lock().remove(&metadata.ino());
     log::debug!("hydrated /{} ({} bytes)", path.escape_ascii(), version.size);
     Ok(())
@@ -86,8 +90,8 @@ fn fill(shared: &Shared, version: &Arc<Version>, writer: &File, progress: &mut d
 }
 
 /// Closes the writing descriptor so that the watcher knows its event as ours, then takes the stub's mark away.
-fn make_resident(shared: &Shared, version: &Version, writer: File, reopened: &str) -> io::Result<()> {
-    mirror::restore(&writer, &version.attributes, true)?;
+fn make_resident(shared: &Shared, attributes: &Attributes, writer: File, reopened: &str) -> io::Result<()> {
+    mirror::restore(&writer, attributes, true)?;
     let reader = File::open(reopened)?;
     let inode = reader.metadata()?.ino();
     let kept = reader.try_clone()?;
@@ -99,7 +103,7 @@ fn make_resident(shared: &Shared, version: &Version, writer: File, reopened: &st
             hydrated.insert(inode, reader);
         }
     }
-    mirror::restore(&kept, &version.attributes, false)
+    mirror::restore(&kept, attributes, false)
 }
 
 fn failed(shared: &Shared, text: String) -> Errno {

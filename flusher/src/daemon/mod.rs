@@ -166,7 +166,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let (commands, command_receiver) = Commands::new()?;
     let (engine, why_not_io_uring) = engine::probe();
     if let Some(reason) = &why_not_io_uring {
-        log::warn!("writing with pwrite, io_uring cannot be used here: {reason}");
+        log::warn!("writing with pwrite: {reason}");
     }
     let shared = Arc::new(Shared {
         zones,

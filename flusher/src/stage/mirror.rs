@@ -20,7 +20,7 @@ use super::Stage;
 use super::lease::{self, Lease};
 use super::tracker::{Stubs, Tracker, is_at_or_below, join};
 use crate::aggregate::Attributes;
-use crate::store::{Node, Version, View};
+use crate::store::{Link, Node, Version, View};
 
 /// Mode bit of a directory in the tree that says "populated".
 pub const POPULATED_BIT: u32 = 0o1000;
@@ -151,7 +151,7 @@ fn fill(
                     _ => continue,
                 }
             }
-            Node::Symlink(link) => rustix::fs::symlink(OsStr::from_bytes(&link.target), &place)?,
+            Node::Symlink(link) => make_symlink(&place, link)?,
             Node::File(version) => {
                 let identity = std::sync::Arc::as_ptr(version);
                 match versions.get(&identity) {
@@ -191,6 +191,19 @@ fn newer_outside(stage: &Stage, path: &[u8], node: &Node, beside: &Path) -> bool
     false
 }
 
+/// A symbolic link with its owner (if we may set it) and times.
+fn make_symlink(place: &Path, link: &Link) -> Result<(), Errno> {
+    rustix::fs::symlink(OsStr::from_bytes(&link.target), place)?;
+    let (user, group) = (Uid::from_raw(link.attributes.uid), Gid::from_raw(link.attributes.gid));
+    let _ = rustix::fs::chownat(rustix::fs::CWD, place, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
+    rustix::fs::utimensat(rustix::fs::CWD, place, &times(&link.attributes), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn times(attributes: &Attributes) -> Timestamps {
+    let mtime = Timespec { tv_sec: attributes.mtime_seconds, tv_nsec: attributes.mtime_nanoseconds.into() };
+    Timestamps { last_access: mtime, last_modification: mtime }
+}
+
 /// A file with its size, mode and times, and no data.
 fn make_stub(place: &Path, size: u64, attributes: &Attributes) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -208,8 +221,7 @@ pub fn restore(file: &File, attributes: &Attributes, stub: bool) -> io::Result<(
     if metadata.uid() != attributes.uid || metadata.gid() != attributes.gid {
         let _ = rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
     }
-    let mtime = Timespec { tv_sec: attributes.mtime_seconds, tv_nsec: attributes.mtime_nanoseconds.into() };
-    rustix::fs::futimens(file, &Timestamps { last_access: mtime, last_modification: mtime })?;
+    rustix::fs::futimens(file, &times(attributes))?;
     let mark = if stub { STUB_BIT } else { 0 };
     rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode & 0o7777 & !STUB_BIT | mark))?;
     Ok(())

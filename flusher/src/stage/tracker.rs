@@ -300,7 +300,7 @@ impl Tracker {
             }
             Change::Moved(from, to, directory) => {
                 if let (Some(from), Some(to)) = (self.watches.path(&from), self.watches.path(&to)) {
-                    if directory { self.directory_moved(&from, &to) } else { self.moved(&from, &to) }
+                    if directory { self.directory_moved(&from, &to)? } else { self.moved(&from, &to) }
                 }
             }
             Change::Attributes(place) => {
@@ -394,7 +394,7 @@ impl Tracker {
         let Some(stat) = self.stat(path) else { return };
         let Some(held) = self.held.get_mut(path) else { return };
         let now = attributes(&stat);
-        if held.attributes == now || held.symlink || held.inode != stat.st_ino || self.dirty.contains_key(path) {
+        if held.attributes == now || held.inode != stat.st_ino || self.dirty.contains_key(path) {
             return;
         }
         held.attributes = now.clone();
@@ -411,14 +411,20 @@ impl Tracker {
     fn directory_created(&mut self, path: StagedPath) -> io::Result<()> {
         let Some(stat) = self.stat(&path) else { return Ok(()) };
         if self.in_zone(&path) {
-            let marked = rustix::fs::Mode::from_raw_mode(stat.st_mode & 0o7777 | super::mirror::POPULATED_BIT);
-            match rustix::fs::chmod(self.stage.tree_path(&path), marked) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
-            self.operate(Kind::Directory, &path, b"", attributes(&stat));
+            self.mark_mirror(&path, &stat)?;
+            let real = rustix::fs::stat(super::mirror::absolute(&path)).unwrap_or(stat);
+            self.operate(Kind::Directory, &path, b"", attributes(&real));
         }
         self.watch_and_scan(&path)
+    }
+
+    /// Marks a directory of the tree that the program made as complete.
+    fn mark_mirror(&self, path: &[u8], stat: &Stat) -> io::Result<()> {
+        let marked = rustix::fs::Mode::from_raw_mode(stat.st_mode & 0o7777 | super::mirror::POPULATED_BIT);
+        match rustix::fs::chmod(self.stage.tree_path(path), marked) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Watches a directory whose content is not known, then looks at what is in it.
@@ -455,9 +461,14 @@ impl Tracker {
         self.operate(Kind::RemoveDirectory, path, b"", Attributes::default());
     }
 
-    fn directory_moved(&mut self, from: &[u8], to: &[u8]) {
+    fn directory_moved(&mut self, from: &[u8], to: &[u8]) -> io::Result<()> {
         // A directory that moved before it could be watched.
-        self.overflowed |= !self.watches.contains(from);
+        if !self.watches.contains(from) {
+            self.overflowed = true;
+            if let Some(stat) = self.stat(to).filter(|_| self.in_zone(to)) {
+                self.mark_mirror(to, &stat)?;
+            }
+        }
         self.watches.rename(from, to);
         self.operate(Kind::Rename, from, to, Attributes::default());
         let renamed = |path: &[u8]| [to, &path[from.len()..]].concat();
@@ -484,6 +495,7 @@ impl Tracker {
         let inside = |path: &[u8]| path.starts_with(from) && path.get(from.len()) == Some(&b'/');
         self.unfinished =
             unfinished.into_iter().map(|path| if inside(&path) { renamed(&path) } else { path }).collect();
+        Ok(())
     }
 
     /// Compares the tree with the store's view: at start, and when the kernel dropped events. Whatever cannot be shown
