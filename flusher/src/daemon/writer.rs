@@ -152,7 +152,10 @@ impl Writer {
         }
         let aggregate = self.aggregate.as_mut().expect("made above");
         let plan = SegmentPlan::new(&aggregate.identity, aggregate.sequence, entries.to_vec(), &mut aggregate.names)
-            .map_err(|error| Failure::Store(error.to_string()))?;
+            .map_err(|error| {
+                log::error!("{error}");
+                error.index.map_or_else(|| Failure::Store(error.to_string()), |index| Failure::Entries(vec![index]))
+            })?;
         for (start, end) in segment::written_ranges(&plan) {
             aggregate.target.allocate(aggregate.end + start, end - start)?;
         }

@@ -154,7 +154,8 @@ fn fill(
             Node::Symlink(link) => make_symlink(&place, link)?,
             Node::File(version) => {
                 let identity = std::sync::Arc::as_ptr(version);
-                match versions.get(&identity) {
+                let elsewhere = || other_name(stage, tracker, view, version, &path);
+                match versions.get(&identity).cloned().or_else(elsewhere) {
                     Some(first) => fs::hard_link(first, &place).map_err(errno)?,
                     None => make_stub(&place, version.size, &version.attributes).map_err(errno)?,
                 }
@@ -168,6 +169,12 @@ fn fill(
         tracker.populated(path, &stat);
     }
     Ok(stubs)
+}
+
+/// Where the same file lies in the tree under another name, unchanged since it was published.
+fn other_name(stage: &Stage, tracker: &Tracker, view: &View, version: &Version, path: &[u8]) -> Option<PathBuf> {
+    let names = view.names(version).into_iter();
+    names.filter(|name| name != path && tracker.is_clean(name)).map(|name| stage.tree_path(&name)).find(|place| place.exists())
 }
 
 /// A name that both the store and the parallel file system hold: whichever is newer counts. An older unmanaged file is

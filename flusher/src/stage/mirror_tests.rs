@@ -126,3 +126,45 @@ fn only_clean_closed_files_are_evicted() {
     scene.settle();
     assert_eq!(scene.tracker.first_position(), None);
 }
+
+#[test]
+fn a_file_with_names_in_two_directories_is_one_file_again() {
+    let (mut scene, zone, real) = scene();
+    for directory in ["x", "y"] {
+        fs::create_dir(real.join(directory)).unwrap();
+        fs::create_dir(scene.at(directory)).unwrap();
+    }
+    fs::write(scene.at("x/a"), b"data").unwrap();
+    fs::hard_link(scene.at("x/a"), scene.at("y/b")).unwrap();
+    scene.check();
+    wipe(&mut scene);
+    for directory in [&b"/x"[..], b"/y"] {
+        let path = [&zone, directory].concat();
+        populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).unwrap();
+    }
+    assert_eq!(fs::metadata(scene.at("x/a")).unwrap().ino(), fs::metadata(scene.at("y/b")).unwrap().ino());
+}
+
+#[test]
+fn stubs_that_changed_places_unseen_keep_their_data() {
+    let (mut scene, zone, _) = scene();
+    fs::write(scene.at("a"), b"1").unwrap();
+    fs::write(scene.at("b"), b"22").unwrap();
+    scene.check();
+    wipe(&mut scene);
+    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
+    let inodes = ["a", "b"].map(|name| fs::metadata(scene.at(name)).unwrap().ino());
+    for (from, to) in [("a", "t"), ("b", "a"), ("t", "b")] {
+        fs::rename(scene.at(from), scene.at(to)).unwrap();
+    }
+    // The flusher dies before it has looked at its queue.
+    let stubs = scene.restart();
+    let size = |inode: u64| stubs.iter().find(|(stub, _)| *stub == inode).map(|(_, version)| version.size);
+    assert_eq!(inodes.map(size), [Some(1), Some(2)]);
+    scene.settle();
+    let sizes = ["a", "b"].map(|name| match scene.store.view().get(&[&zone, &b"/"[..], name.as_bytes()].concat()) {
+        Some(crate::store::Node::File(version)) => version.size,
+        _ => panic!("{name} is gone"),
+    });
+    assert_eq!(sizes, [2, 1]);
+}

@@ -137,6 +137,16 @@ pub fn attributes(stat: &Stat) -> Attributes {
     }
 }
 
+/// What tells one version from another without its data.
+fn identity(version: &Version) -> (i64, u32, u64) {
+    (version.attributes.mtime_seconds, version.attributes.mtime_nanoseconds, version.size)
+}
+
+/// The same of a stub.
+fn stub_identity(stat: &Stat) -> (i64, u32, u64) {
+    (stat.st_mtime, stat.st_mtime_nsec as u32, stat.st_size as u64)
+}
+
 fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
@@ -300,7 +310,7 @@ impl Tracker {
             }
             Change::Moved(from, to, directory) => {
                 if let (Some(from), Some(to)) = (self.watches.path(&from), self.watches.path(&to)) {
-                    if directory { self.directory_moved(&from, &to)? } else { self.moved(&from, &to) }
+                    if directory { self.directory_moved(&from, &to) } else { self.moved(&from, &to) }
                 }
             }
             Change::Attributes(place) => {
@@ -406,25 +416,15 @@ impl Tracker {
         self.zones.iter().any(|zone| is_at_or_below(directory, zone))
     }
 
-    /// A directory that the library made in the tree is the mirror of one that the program has just made: complete as
-    /// it is. Those above the zones are there only to be walked through.
+    /// A directory that the library made in the tree is the mirror of one that the program has just made. Those above the
+    /// zones are there only to be walked through.
     fn directory_created(&mut self, path: StagedPath) -> io::Result<()> {
         let Some(stat) = self.stat(&path) else { return Ok(()) };
         if self.in_zone(&path) {
-            self.mark_mirror(&path, &stat)?;
             let real = rustix::fs::stat(super::mirror::absolute(&path)).unwrap_or(stat);
             self.operate(Kind::Directory, &path, b"", attributes(&real));
         }
         self.watch_and_scan(&path)
-    }
-
-    /// Marks a directory of the tree that the program made as complete.
-    fn mark_mirror(&self, path: &[u8], stat: &Stat) -> io::Result<()> {
-        let marked = rustix::fs::Mode::from_raw_mode(stat.st_mode & 0o7777 | super::mirror::POPULATED_BIT);
-        match rustix::fs::chmod(self.stage.tree_path(path), marked) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Watches a directory whose content is not known, then looks at what is in it.
@@ -461,14 +461,9 @@ impl Tracker {
         self.operate(Kind::RemoveDirectory, path, b"", Attributes::default());
     }
 
-    fn directory_moved(&mut self, from: &[u8], to: &[u8]) -> io::Result<()> {
+    fn directory_moved(&mut self, from: &[u8], to: &[u8]) {
         // A directory that moved before it could be watched.
-        if !self.watches.contains(from) {
-            self.overflowed = true;
-            if let Some(stat) = self.stat(to).filter(|_| self.in_zone(to)) {
-                self.mark_mirror(to, &stat)?;
-            }
-        }
+        self.overflowed |= !self.watches.contains(from);
         self.watches.rename(from, to);
         self.operate(Kind::Rename, from, to, Attributes::default());
         let renamed = |path: &[u8]| [to, &path[from.len()..]].concat();
@@ -495,7 +490,6 @@ impl Tracker {
         let inside = |path: &[u8]| path.starts_with(from) && path.get(from.len()) == Some(&b'/');
         self.unfinished =
             unfinished.into_iter().map(|path| if inside(&path) { renamed(&path) } else { path }).collect();
-        Ok(())
     }
 
     /// Compares the tree with the store's view: at start, and when the kernel dropped events. Whatever cannot be shown
@@ -550,30 +544,38 @@ impl Tracker {
         self.work.retain(|_, work| matches!(work, Work::Operation(_)));
     }
 
-    /// A stub whose name the store does not know was renamed shortly before a flusher died. Its version is the one of
-    /// the same size and time whose own name is gone; when several could be meant, none is taken and none removed.
+    /// A stub that does not fit what the store holds under its name was renamed shortly before a flusher died. Its
+    /// version is the one of the same size and time whose own name is gone or taken; when several could be meant, none
+    /// is taken and none removed.
     fn match_orphans(&mut self, view: &View, scan: &mut Scan) {
         if scan.orphans.is_empty() {
             return;
         }
-        let identity =
-            |attributes: &Attributes, size: u64| (attributes.mtime_seconds, attributes.mtime_nanoseconds, size);
         let mut lost: HashMap<_, Vec<(StagedPath, Arc<Version>)>> = HashMap::new();
         for (path, node) in view.iter() {
             if let Node::File(version) = node
-                && self.stat(&path).is_none()
+                && (scan.displaced.contains(&path) || self.stat(&path).is_none())
             {
-                lost.entry(identity(&version.attributes, version.size)).or_default().push((path, version.clone()));
+                lost.entry(identity(version)).or_default().push((path, version.clone()));
             }
         }
+        let mut found = Vec::new();
         for (path, stat) in std::mem::take(&mut scan.orphans) {
-            let Some(candidates) = lost.get(&identity(&attributes(&stat), stat.st_size as u64)) else { continue };
+            let Some(candidates) = lost.get(&stub_identity(&stat)) else { continue };
             scan.gone.retain(|gone| !candidates.iter().any(|(candidate, _)| candidate == gone));
             if let [(old, version)] = &candidates[..] {
-                self.operate(Kind::Rename, old, &path, version.attributes.clone());
                 scan.stubs.push((stat.st_ino, version.clone()));
-                self.populated(path, &stat);
+                found.push((old.clone(), path, stat));
             }
+        }
+        // By way of names of their own, because one's new name may be another's old one.
+        let aside = |index: usize, path: &[u8]| [path, format!(".sheaf-moving-{index}").as_bytes()].concat();
+        for (index, (old, path, _)) in found.iter().enumerate() {
+            self.operate(Kind::Rename, old, &aside(index, path), Attributes::default());
+        }
+        for (index, (_, path, stat)) in found.into_iter().enumerate() {
+            self.operate(Kind::Rename, &aside(index, &path), &path, Attributes::default());
+            self.hold(path, Held::new(&stat));
         }
     }
 
@@ -589,7 +591,13 @@ impl Tracker {
             self.remember_links(&path, stat.st_ino);
         }
         match view.get(&path) {
-            Some(Node::File(version)) if stub => scan.stubs.push((stat.st_ino, version.clone())),
+            Some(Node::File(version)) if stub && identity(version) == stub_identity(stat) => {
+                scan.stubs.push((stat.st_ino, version.clone()));
+            }
+            _ if stub => {
+                scan.displaced.insert(path.clone());
+                return scan.orphans.push((path, *stat));
+            }
             Some(Node::File(version)) if !symlink => {
                 let unchanged = version.inode == stat.st_ino
                     && version.size == stat.st_size as u64
@@ -605,8 +613,9 @@ impl Tracker {
                     self.mark_dirty(path.clone());
                 }
             }
-            _ if stub => return scan.orphans.push((path, *stat)),
-            _ => return self.mark_dirty(path),
+            None | Some(Node::Directory(_)) => return self.mark_dirty(path),
+            // Something else than the store holds: until it is published, a rename or removal concerns what is held.
+            Some(_) => self.mark_dirty(path.clone()),
         }
         self.hold(path, Held::new(stat));
     }
@@ -860,8 +869,10 @@ impl Tracker {
 #[derive(Default)]
 struct Scan {
     stubs: Stubs,
-    /// Stubs whose name the store does not know.
+    /// Stubs that do not fit what the store holds under their name.
     orphans: Vec<(StagedPath, Stat)>,
+    /// Their names.
+    displaced: HashSet<StagedPath>,
     /// Names that the store holds in a mirrored directory and the mirror lacks.
     gone: Vec<StagedPath>,
     /// The same for directories, the deepest first.

@@ -8,7 +8,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::source::LeaseKeeper;
-use super::tracker::{Batch, Tracker};
+use super::tracker::{Batch, Stubs, Tracker};
 use super::{Stage, lease};
 use crate::aggregate::{BLOCK, FileChecksummer, Identity, SegmentPlan, TarNames};
 use crate::store::{AggregateId, Node, Store};
@@ -105,10 +105,11 @@ impl Scene {
     }
 
     /// As if the flusher had died and another had taken over.
-    pub(super) fn restart(&mut self) {
-        let (tracker, _) =
+    pub(super) fn restart(&mut self) -> Stubs {
+        let (tracker, stubs) =
             Tracker::new(self.stage.clone(), self.keeper.clone(), vec![self.zone.clone()], self.store.view()).unwrap();
         self.tracker = tracker;
+        stubs
     }
 
     /// The files and links of the tree, and those of the view, as comparable lines.
@@ -296,7 +297,11 @@ fn perform(scene: &mut Scene, action: &Action) {
             }
         }
         Action::Symlink(a, b) => drop(symlink(name(*a), scene.at(&name(*b)))),
-        Action::MakeDirectory(d) => drop(fs::create_dir(scene.at(&format!("d{d}")))),
+        Action::MakeDirectory(d) => {
+            // As the preloaded library does it: complete from the start.
+            let mode = rustix::fs::Mode::from_raw_mode(0o700 | super::mirror::POPULATED_BIT);
+            let _ = rustix::fs::mkdir(scene.at(&format!("d{d}")), mode);
+        }
         Action::RenameDirectory(a, b) => drop(fs::rename(scene.at(&format!("d{a}")), scene.at(&format!("d{b}")))),
         Action::RemoveDirectory(d) => drop(fs::remove_dir(scene.at(&format!("d{d}")))),
         Action::Publish => drop(scene.publish()),

@@ -342,6 +342,26 @@ impl View {
         }
     }
 
+    /// All names of the file that this version belongs to, when it has several.
+    pub fn names(&self, version: &Version) -> Vec<Vec<u8>> {
+        let places = self.linked.get(&(version.aggregate, version.sequence));
+        places.into_iter().flatten().map(|place| self.path(*place)).collect()
+    }
+
+    /// The path of a place. Looks through the directories on the way, so it is for the few that have several names.
+    fn path(&self, place: Place) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut place = place;
+        while place != ROOT {
+            let parent = self.slot(place).parent;
+            let children = &self.slot(parent).children;
+            names.extend(children.iter().find(|(_, child)| **child == place).map(|(name, _)| &name[..]));
+            place = parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+
     /// Every name of a version shows the changed one.
     fn share_among_names(&mut self, changed: &Arc<Version>) {
         let Some(places) = self.linked.get(&(changed.aggregate, changed.sequence)) else { return };
