@@ -43,14 +43,11 @@ impl Throttle {
         Throttle { bytes_per_second, next: Instant::now() }
     }
 
-    /// Waits until `bytes` more may be written.
-    fn pass(&mut self, bytes: u64) {
-        let now = Instant::now();
-        if self.next > now {
-            std::thread::sleep(self.next - now);
-        }
-        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-        self.next = self.next.max(now) + cost;
+    /// How long to wait from `now` on before `bytes` more may be written; they count as written then.
+    fn reserve(&mut self, now: Instant, bytes: u64) -> Duration {
+        let start = self.next.max(now);
+        self.next = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        start - now
     }
 }
 
@@ -127,7 +124,7 @@ struct Stream<'a> {
 impl Stream<'_> {
     fn submit(&mut self, offset: u64, data: Data, length: u64) -> Result<(), WriteError> {
         if let Some(throttle) = self.throttle.as_deref_mut() {
-            throttle.pass(length);
+            std::thread::sleep(throttle.reserve(Instant::now(), length));
         }
         self.engine.write(self.target, offset, data)
     }
@@ -250,6 +247,19 @@ impl Stream<'_> {
 mod tests {
     use super::*;
     use crate::aggregate::{Attributes, Extent, Identity, Kind, TarNames};
+
+    #[test]
+    fn a_rate_is_kept_over_bursts_and_pauses() {
+        let mut throttle = Throttle::new(1000);
+        let start = throttle.next;
+        let second = Duration::from_secs(1);
+        assert_eq!(throttle.reserve(start, 1000), Duration::ZERO);
+        assert_eq!(throttle.reserve(start, 500), second);
+        assert_eq!(throttle.reserve(start + second, 500), second / 2);
+        // A pause is not saved up.
+        assert_eq!(throttle.reserve(start + 100 * second, 1000), Duration::ZERO);
+        assert_eq!(throttle.reserve(start + 100 * second, 1), second);
+    }
 
     #[test]
     fn large_holes_are_not_reserved() {

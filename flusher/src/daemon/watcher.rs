@@ -21,6 +21,8 @@ use crate::store::Node;
 const BATCH_DELAY: Duration = Duration::from_millis(200);
 /// Batches that may be leased and not published yet: one being written, one ready.
 const IN_FLIGHT_MAX: u64 = 2;
+/// How often room is made while nothing is published.
+const EVICT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often files that are still open are looked at while somebody waits for the end.
 const RECHECK: Duration = Duration::from_millis(500);
 
@@ -81,7 +83,9 @@ pub struct Watcher {
     jobs: Sender<Job>,
     waiters: Vec<Waiter>,
     submitted: u64,
-    evict_checked: u64,
+    /// Batches published and bytes resident when room was last made, and when that was.
+    evict_looked: (u64, u64),
+    evict_time: Instant,
     last_recheck: Instant,
 }
 
@@ -101,7 +105,8 @@ impl Watcher {
             jobs,
             waiters: Vec::new(),
             submitted: 0,
-            evict_checked: 0,
+            evict_looked: (0, 0),
+            evict_time: Instant::now(),
             last_recheck: Instant::now(),
         }
     }
@@ -255,11 +260,14 @@ impl Watcher {
 
     /// Evicts published files, oldest first, while the stage holds more than its limit.
     fn make_room(&mut self) -> io::Result<()> {
-        let published = self.shared.published();
-        if self.tracker.resident_bytes() <= self.shared.stage_limit || self.evict_checked == published {
+        let resident = self.tracker.resident_bytes();
+        let looked = (self.shared.published(), resident);
+        // What was brought back a moment ago is about to be read.
+        let too_soon = looked.0 == self.evict_looked.0 && self.evict_time.elapsed() < EVICT_INTERVAL;
+        if resident <= self.shared.stage_limit || looked == self.evict_looked || too_soon {
             return Ok(());
         }
-        self.evict_checked = published;
+        (self.evict_looked, self.evict_time) = (looked, Instant::now());
         let mut candidates = Vec::new();
         {
             let store = self.shared.store.read();
