@@ -174,7 +174,10 @@ fn fill(
 /// Where the same file lies in the tree under another name, unchanged since it was published.
 fn other_name(stage: &Stage, tracker: &Tracker, view: &View, version: &Version, path: &[u8]) -> Option<PathBuf> {
     let names = view.names(version).into_iter();
-    names.filter(|name| name != path && tracker.is_clean(name)).map(|name| stage.tree_path(&name)).find(|place| place.exists())
+    names
+        .filter(|name| name != path && tracker.is_clean(name))
+        .map(|name| stage.tree_path(&name))
+        .find(|place| place.exists())
 }
 
 /// A name that both the store and the parallel file system hold: whichever is newer counts. An older unmanaged file is

@@ -46,6 +46,8 @@ pub struct Held {
     symlink: bool,
     /// Whether the data is in the stage too (not a stub).
     resident: bool,
+    /// Position of the last rename that gave it its name.
+    named_at: u64,
 }
 
 impl Held {
@@ -58,7 +60,13 @@ impl Held {
             change_time_ns: change_time_ns(stat),
             symlink,
             resident: !symlink && stat.st_mode & STUB_BIT == 0,
+            named_at: 0,
         }
+    }
+
+    /// Whether both are the same content of the same inode.
+    fn is_same(&self, other: &Held) -> bool {
+        (self.inode, self.size, self.change_time_ns) == (other.inode, other.size, other.change_time_ns)
     }
 
     fn resident_bytes(&self) -> u64 {
@@ -386,7 +394,8 @@ impl Tracker {
         let was_dirty = self.unmark_dirty(from);
         let was_unfinished = !was_dirty && !self.held.contains_key(from);
         self.unmark_dirty(to);
-        if let Some(held) = self.unhold(from) {
+        if let Some(mut held) = self.unhold(from) {
+            held.named_at = self.next_position;
             if let Some(names) = self.links.get_mut(&held.inode) {
                 names.remove(from);
                 names.insert(to.to_vec());
@@ -473,7 +482,8 @@ impl Tracker {
         for path in early {
             self.mark_dirty(path);
         }
-        for (path, held) in take_below(&mut self.held, from) {
+        for (path, mut held) in take_below(&mut self.held, from) {
+            held.named_at = self.next_position;
             if let Some(names) = self.links.get_mut(&held.inode) {
                 names.remove(&path);
                 names.insert(renamed(&path));
@@ -771,7 +781,7 @@ impl Tracker {
                     self.dirty.remove(&path);
                     match opened {
                         Opened::Ready(source, stat) => {
-                            self.commit_file(&mut batch, path, source, &stat)?;
+                            self.commit_file(&mut batch, position, path, source, &stat)?;
                         }
                         Opened::Symlink(stat) => self.commit_symlink(&mut batch, path, &stat),
                         Opened::StillWritten => {
@@ -786,7 +796,14 @@ impl Tracker {
         Ok(batch)
     }
 
-    fn commit_file(&mut self, batch: &mut Batch, path: StagedPath, source: Arc<Source>, stat: &Stat) -> io::Result<()> {
+    fn commit_file(
+        &mut self,
+        batch: &mut Batch,
+        position: u64,
+        path: StagedPath,
+        source: Arc<Source>,
+        stat: &Stat,
+    ) -> io::Result<()> {
         let changed_ns = change_time_ns(stat);
         let settled = now_ns().saturating_sub(changed_ns.max(0) as u64) > TIMESTAMP_GRAIN.as_nanos() as u64;
         let entry = Entry {
@@ -808,7 +825,7 @@ impl Tracker {
             return Ok(());
         }
         self.remember_links(&path, stat.st_ino);
-        if let Some(first) = self.same_content(&path, stat) {
+        if let Some(first) = self.same_content(position, &path, stat) {
             let extents = Vec::new();
             batch.entries.push(Entry {
                 kind: Kind::HardLink,
@@ -837,10 +854,12 @@ impl Tracker {
         names.filter(|name| *name != path).filter(own).cloned().collect()
     }
 
-    /// Another name of the same file under which its present content is published, or is about to be.
-    fn same_content(&self, path: &[u8], stat: &Stat) -> Option<StagedPath> {
+    /// Another name of the same file under which its present content is published, or is about to be: a name that it
+    /// had before `position`, or the record would point to what does not exist yet.
+    fn same_content(&self, position: u64, path: &[u8], stat: &Stat) -> Option<StagedPath> {
         let present = Held::new(stat);
-        let is_same = |name: &StagedPath| self.held.get(name) == Some(&present) && !self.dirty.contains_key(name);
+        let fits = |held: &Held| held.is_same(&present) && held.named_at < position;
+        let is_same = |name: &StagedPath| self.held.get(name).is_some_and(fits) && !self.dirty.contains_key(name);
         self.other_names(path, stat).into_iter().find(is_same)
     }
 
