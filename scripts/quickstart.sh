@@ -34,6 +34,7 @@ done
 echo "reached step $step, value $value"
 PROGRAM
 
+unset "${!SHEAF_@}"
 export SHEAF_PATHS="$work/sheaf/ckpt/**" SHEAF_STAGE="$stage"
 with_sheaf() { (cd "$work/sheaf" && LD_PRELOAD="$bin/libsheaf.so" "$@"); }
 

@@ -34,7 +34,9 @@ restart() {
     rm -r ckpt/keep
     sort -r -n ckpt/state -o ckpt/state
     cp ckpt/state outside
-    mv outside ckpt/inside
+    cp outside ckpt/inside
+    mv ckpt/log outside
+    cat outside >ckpt/log
     mv ckpt/tee.txt left
     cat left
     show

@@ -10,7 +10,6 @@ def put(name, content):
 
 
 os.makedirs(f"{HERE}/sub/deep/er")
-os.mkdir(f"{HERE}/bare")
 for size in (0, 1, 511, 512, 513, 4095, 4096, 4097, 32767, 32768, 32769, 1 << 20, (5 << 20) + 17):
     put(b"size-%d" % size, bytes((index * 7 + size) % 251 for index in range(256)) * (size // 256) + b"x" * (size % 256))
 put(b"sub/" + b"long-" * 24, b"a component of more than 100 bytes\n")
@@ -24,3 +23,4 @@ os.symlink("sub/deep", f"{HERE}/link")
 os.symlink("nowhere", f"{HERE}/dangling")
 for number in range(300):
     put(b"sub/small-%03d" % number, b"%d\n" % number * number)
+os.mkdir(f"{HERE}/bare")

@@ -30,13 +30,13 @@ fn reported(engine: Engine) -> (String, String) {
 fn io_uring_forbidden() {
     let (name, log) = reported(Engine::Pwrite);
     assert_eq!(name, "pwrite");
-    assert_eq!(log.matches("io_uring").count(), 1, "said once, and why: {log}");
+    assert_eq!(log.lines().filter(|line| line.contains("io_uring")).count(), 1, "said once, and why: {log}");
 }
 
 #[test]
 fn io_uring_where_the_kernel_offers_it() {
     let (name, log) = reported(Engine::IoUring);
-    let said = log.matches("io_uring").count();
+    let said = log.lines().filter(|line| line.contains("io_uring")).count();
     // A machine that forbids it altogether must say so, too.
     assert!((name == "io_uring" && said == 0) || (name == "pwrite" && said == 1), "{name}: {log}");
 }

@@ -61,6 +61,7 @@ fn lammps_round(engine: Engine, random: &mut StdRng, whole: &str, table: &[Strin
         }
     }
     let finished = program.finish().expect_success();
+    println!("{}", String::from_utf8_lossy(&finished.stderr));
     assert_eq!(thermo(&finished), table, "{}", finished.describe());
     assert_eq!(scene.captured_snapshot(), whole, "right after the program");
     scene.drain();

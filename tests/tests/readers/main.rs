@@ -70,7 +70,13 @@ fn assert_exact(scene: &Scene, archive: &Path) {
     let expected = without_modes(&scene.native_snapshot());
     for (name, directory) in extract_with_all(scene, archive) {
         let found = without_modes(&snapshot::take(&directory).expect("extracted files are readable"));
-        assert_eq!(found, expected, "{name} on {}", archive.display());
+        let (less, more): (Vec<_>, Vec<_>) =
+            (expected.difference(&found).collect(), found.difference(&expected).collect());
+        assert!(
+            less.is_empty() && more.is_empty(),
+            "{name} on {}: {less:?} missing, {more:?} wrong",
+            archive.display()
+        );
     }
 }
 
