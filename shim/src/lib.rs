@@ -1,1 +1,44 @@
-//! placeholder
+//! `libsheaf.so`: the preloaded library that redirects checkpoint paths to the stage.
+//!
+//! It hooks calls that take a path, never calls that move data: the program gets real file descriptors on staged
+//! files, and the kernel does the rest. It lives in somebody else's process, in signal handlers and between `vfork`
+//! and `exec`. So it has no thread, lock, heap or lasting file descriptor of its own, keeps `errno`, uses little stack, and
+//! when anything of its own fails before bytes are staged, the program's call runs untouched.
+//!
+//! | module | concern |
+//! | --- | --- |
+//! | [`hooks`] | the one table of hooked symbols, and the real functions behind them |
+//! | [`system`], [`scratch`], [`log`] | raw system calls, path buffers, lines for people |
+//! | [`configuration`], [`paths`] | what the environment says; which name of ours a path means |
+//! | [`flusher`] | finding, starting and asking the flusher |
+//! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`raw_syscall`] | the calls |
+#![no_std]
+#![deny(missing_docs)]
+
+mod configuration;
+mod copy;
+mod directory;
+mod flusher;
+mod hooks;
+mod listing;
+mod log;
+mod metadata;
+mod names;
+mod namespace;
+mod open;
+mod paths;
+mod raw_syscall;
+mod redirect;
+mod scratch;
+mod spawn;
+mod stdio;
+mod system;
+
+/// A panic is a bug; nothing may unwind into the program.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    system::abort()
+}
+
+// Named by the unwinding tables of the precompiled core library, never called: nothing here unwinds.
+core::arch::global_asm!(".globl rust_eh_personality", ".hidden rust_eh_personality", "rust_eh_personality:");

@@ -19,6 +19,8 @@ use super::watcher::Command;
 use super::{Shared, hydrate};
 
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
+/// How long the watcher may take to make a mirror: it is only ever late when the store does not answer.
+const POPULATE_LIMIT: Duration = Duration::from_secs(30);
 /// A connection that asks nothing for so long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 const BACKLOG: i32 = 4096;
@@ -110,7 +112,8 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             Some(path) if kind == Kind::Populate => {
                 let (sender, receiver) = bounded(1);
                 shared.commands.send(Command::Populate(path.to_vec(), sender));
-                let result = wait(connection, &receiver)?;
+                // A program waits for this: rather pass its call through than hold it up any longer.
+                let result = wait(connection, &receiver, Some(POPULATE_LIMIT))?.unwrap_or(Err(Errno::TIMEDOUT));
                 connection.reply(status(result), 0, b"")
             }
             Some(path) => answer_hydrate(shared, connection, path),
@@ -119,7 +122,7 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
         Kind::Wait => {
             let (sender, receiver) = bounded(1);
             shared.commands.send(Command::Wait(sender));
-            let unfinished = wait(connection, &receiver)?;
+            let unfinished = wait(connection, &receiver, None)?.unwrap_or_default();
             connection.reply(0, unfinished, b"")
         }
         Kind::Status => {
@@ -130,7 +133,7 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             shared.draining.store(true, Ordering::SeqCst);
             let (sender, receiver) = bounded(1);
             shared.commands.send(Command::Finish(sender));
-            let unfinished = wait(connection, &receiver)?;
+            let unfinished = wait(connection, &receiver, None)?.unwrap_or_default();
             connection.reply(0, unfinished, b"")
         }
     }
@@ -160,11 +163,13 @@ fn answer_hydrate(shared: &Shared, connection: &Connection, path: &[u8]) -> io::
     connection.reply(status(result), 0, b"")
 }
 
-/// Waits for the watcher's answer, and lets the peer hear that somebody is at work.
-fn wait<T>(connection: &Connection, receiver: &Receiver<T>) -> io::Result<T> {
+/// Waits for the watcher's answer, and lets the peer hear that somebody is at work. `None` when `limit` has passed.
+fn wait<T>(connection: &Connection, receiver: &Receiver<T>, limit: Option<Duration>) -> io::Result<Option<T>> {
+    let start = Instant::now();
     loop {
         match receiver.recv_timeout(PROGRESS_INTERVAL / 2) {
-            Ok(value) => return Ok(value),
+            Ok(value) => return Ok(Some(value)),
+            Err(RecvTimeoutError::Timeout) if limit.is_some_and(|limit| start.elapsed() >= limit) => return Ok(None),
             Err(RecvTimeoutError::Timeout) => connection.reply(IN_PROGRESS, 0, b"")?,
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the watcher thread has ended")),
         }

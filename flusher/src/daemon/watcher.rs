@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::Shared;
 use super::writer::Job;
 use crate::stage::mirror;
-use crate::stage::tracker::{BATCH_FILES_MAX, Batch, Tracker};
+use crate::stage::tracker::{BATCH_FILES_MAX, Tracker};
 use crate::store::Node;
 
 /// How long finished work may wait for more, before it is written.
@@ -171,8 +171,14 @@ impl Watcher {
         Ok(())
     }
 
+    /// Scans the tree. What the scan is compared with must show everything that is known to have happened: so the
+    /// operations that wait are published first, and what was handed to the writer.
     fn rescan(&mut self) -> io::Result<()> {
-        // The view must show everything that was handed to the writer, or it would be published twice.
+        self.tracker.forget_files();
+        while self.tracker.first_position().is_some() {
+            self.submit_one()?;
+            self.tracker.forget_files();
+        }
         while self.shared.published() < self.submitted {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -214,27 +220,28 @@ impl Watcher {
     /// Makes batches while there is something to write and room for it.
     fn submit(&mut self) -> io::Result<()> {
         while self.submitted - self.shared.published() < IN_FLIGHT_MAX && self.is_due() {
-            let batch = self.tracker.next_batch()?;
-            if !batch.entries.is_empty() {
-                self.submitted += 1;
-                log::debug!("batch {}: {} records, {} bytes", self.submitted, batch.entries.len(), batch.bytes);
-                self.hand_over(batch)?;
-            }
+            self.submit_one()?;
             self.assign_batches();
         }
         self.assign_batches();
         Ok(())
     }
 
+    fn submit_one(&mut self) -> io::Result<()> {
+        let batch = self.tracker.next_batch()?;
+        if batch.entries.is_empty() {
+            return Ok(());
+        }
+        self.submitted += 1;
+        log::debug!("batch {}: {} records, {} bytes", self.submitted, batch.entries.len(), batch.bytes);
+        let job = Job::Batch(self.submitted, batch);
+        self.jobs.send(job).map_err(|_| io::Error::other("the writer thread has ended"))
+    }
+
     fn is_due(&self) -> bool {
         let Some(oldest) = self.tracker.oldest_work() else { return false };
         let wanted = self.waiters.iter().any(|waiter| waiter.batch.is_none());
         wanted || oldest.elapsed() >= BATCH_DELAY || self.tracker.waiting() >= BATCH_FILES_MAX
-    }
-
-    fn hand_over(&mut self, batch: Batch) -> io::Result<()> {
-        let job = Job::Batch(self.submitted, batch);
-        self.jobs.send(job).map_err(|_| io::Error::other("the writer thread has ended"))
     }
 
     /// A waiter whose last piece of work is in a batch waits for the newest batch.

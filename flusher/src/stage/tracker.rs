@@ -509,6 +509,7 @@ impl Tracker {
     /// # Errors
     /// When the tree cannot be watched or read.
     pub fn rescan(&mut self, view: &View) -> io::Result<Stubs> {
+        assert!(self.work.values().all(|work| matches!(work, Work::File(_))), "operations are published before a scan");
         self.overflowed = false;
         self.forget_files();
         let mut scan = Scan::default();
@@ -544,8 +545,9 @@ impl Tracker {
         Ok(scan.stubs)
     }
 
-    /// Before a scan, which finds all files again. Operations stay: they move what only the store holds.
-    fn forget_files(&mut self) {
+    /// Before a scan, which finds all files again. Operations stay, because they move what only the store holds; they
+    /// must be published before [`Tracker::rescan`].
+    pub fn forget_files(&mut self) {
         self.held.clear();
         self.resident_bytes = 0;
         self.links.clear();

@@ -70,12 +70,21 @@ impl Scene {
         self.tracker.apply_all(changes).unwrap();
         // As the watcher does.
         while self.tracker.overflowed() {
+            self.tracker.forget_files();
+            while self.tracker.first_position().is_some() {
+                self.publish_batch();
+                self.tracker.forget_files();
+            }
             self.tracker.rescan(self.store.view()).unwrap();
         }
     }
 
     fn publish(&mut self) -> Batch {
         self.follow();
+        self.publish_batch()
+    }
+
+    fn publish_batch(&mut self) -> Batch {
         let batch = self.tracker.next_batch().unwrap();
         if batch.entries.is_empty() {
             return batch;

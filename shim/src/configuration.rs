@@ -1,0 +1,453 @@
+//! What the environment says, read once into memory that never changes again.
+//!
+//! The flusher reads the same variables by the same rules: a path must come out byte-identical on both sides, because
+//! the stage is named after the store's path. A bad value is one line on standard error, and then the library does
+//! nothing. Nothing here may create a file or change the environment.
+
+use core::ffi::{CStr, c_char};
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use sheaf_common::configuration::{self, Level, Reason, ValueError};
+use sheaf_common::{layout, pattern};
+
+use crate::log::{self, Shown};
+use crate::paths;
+use crate::scratch::Scratch;
+use crate::system;
+
+/// The tier when SHEAF_STAGE is unset.
+const DEFAULT_TIER: &[u8] = b"/dev/shm";
+/// Address space for the values; only what is used costs memory.
+const ARENA_BYTES: usize = 1 << 20;
+/// File systems that cannot hold a stage, by their statfs(2) magic: overlayfs and NFS.
+const REFUSED_FILE_SYSTEMS: [u64; 2] = [0x794c_7630, 0x6969];
+/// Where programs look for their own files: paths that start so need no look at the file system.
+const SYSTEM_DIRECTORIES: [&[u8]; 10] =
+    [b"/usr/", b"/lib", b"/etc/", b"/proc/", b"/sys/", b"/dev/", b"/bin/", b"/sbin/", b"/run/", b"/var/"];
+
+unsafe extern "C" {
+    static environ: *const *const c_char;
+}
+
+/// One entry of SHEAF_PATHS.
+#[derive(Clone, Copy)]
+pub struct Pattern {
+    /// The pattern, its fixed prefix resolved.
+    pub text: &'static [u8],
+    /// The resolved fixed prefix without a final slash.
+    pub prefix: &'static [u8],
+    /// The fixed prefix as the user spelled it, without a final slash.
+    pub spelled: &'static [u8],
+}
+
+/// Everything that the library needs to know.
+pub struct Configuration {
+    patterns: &'static [Pattern],
+    excludes: &'static [Pattern],
+    /// Which of the system directories hold no checkpoints.
+    skipped: [bool; SYSTEM_DIRECTORIES.len()],
+    /// The store's canonical path.
+    pub store: &'static CStr,
+    /// The stage directory.
+    pub stage: &'static [u8],
+    /// The tree in the stage.
+    pub tree: &'static [u8],
+    /// The stage directory as the kernel shows it, in /proc/self/fd for example.
+    pub stage_shown: &'static [u8],
+    /// What is said.
+    pub log_level: Level,
+    /// Where it is said; standard error when there is none.
+    pub log_file: Option<&'static CStr>,
+}
+
+/// Null until the environment was read.
+static CURRENT: AtomicPtr<Configuration> = AtomicPtr::new(ptr::null_mut());
+static NONE: u8 = 0;
+
+/// What stands in [`CURRENT`] when the library is to do nothing.
+fn none() -> *mut Configuration {
+    (&raw const NONE).cast_mut().cast()
+}
+
+/// The configuration; `None` when the library is to do nothing.
+#[inline]
+pub fn active() -> Option<&'static Configuration> {
+    let mut current = CURRENT.load(Ordering::Acquire);
+    if current.is_null() {
+        current = publish();
+    }
+    if current == none() {
+        return None;
+    }
+    // SAFETY: whatever else is published is an initialised configuration that is never changed or freed.
+    Some(unsafe { &*current })
+}
+
+/// Reads the environment; the first thread to finish wins.
+#[cold]
+fn publish() -> *mut Configuration {
+    // SAFETY: a plain read of a pointer.
+    if unsafe { environ }.is_null() {
+        // Too early: the C library has not started.
+        return none();
+    }
+    let made = read().map_or(none(), |configuration| ptr::from_ref(configuration).cast_mut());
+    match CURRENT.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => made,
+        // The loser's few pages stay mapped: somebody may hold references into them by now.
+        Err(earlier) => earlier,
+    }
+}
+
+/// Yields nothing when the library is to do nothing, after a line that says why if that is a mistake.
+fn read() -> Option<&'static Configuration> {
+    // SAFETY: getauxval reads the process's own auxiliary vector.
+    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+        return None;
+    }
+    let paths = variable(c"SHEAF_PATHS")?;
+    match build(paths) {
+        Ok(configuration) => configuration,
+        Err(error) => {
+            log::complain(format_args!("{error}"));
+            None
+        }
+    }
+}
+
+/// A variable's value; an empty one counts as unset.
+fn variable(name: &'static CStr) -> Option<&'static [u8]> {
+    // SAFETY: environ is null or a null-terminated vector of C strings; programs may change it later, so it is read
+    // once, early.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            let text = CStr::from_ptr(*entry).to_bytes();
+            if let Some(value) = text.strip_prefix(name.to_bytes()).and_then(|rest| rest.strip_prefix(b"=")) {
+                return Some(value).filter(|value| !value.is_empty());
+            }
+            entry = entry.add(1);
+        }
+    }
+    None
+}
+
+fn not_accepted(name: &'static str, value: &'static [u8]) -> ValueError<'static> {
+    ValueError { name, value, reason: Reason::NotAccepted }
+}
+
+/// Checks every value before anything is built from them.
+fn check(paths: &'static [u8]) -> Result<(), ValueError<'static>> {
+    configuration::check_patterns("SHEAF_PATHS", paths)?;
+    if let Some(value) = variable(c"SHEAF_EXCLUDE") {
+        configuration::check_patterns("SHEAF_EXCLUDE", value)?;
+    }
+    if let Some(value) = variable(c"SHEAF_STAGE") {
+        configuration::check_directories("SHEAF_STAGE", value)?;
+    }
+    if let Some(value) = variable(c"SHEAF_STORE") {
+        configuration::check_directories("SHEAF_STORE", value)?;
+        if configuration::entries(value).count() != 1 {
+            return Err(not_accepted("SHEAF_STORE", value));
+        }
+    }
+    for (name, text) in [(c"SHEAF_STAGE_LIMIT", "SHEAF_STAGE_LIMIT"), (c"SHEAF_BANDWIDTH", "SHEAF_BANDWIDTH")] {
+        if let Some(value) = variable(name).filter(|value| configuration::parse_size(value).is_none()) {
+            return Err(not_accepted(text, value));
+        }
+    }
+    match variable(c"SHEAF_ON_EXIT") {
+        None | Some(b"drain" | b"leave") => Ok(()),
+        Some(value) => Err(not_accepted("SHEAF_ON_EXIT", value)),
+    }
+}
+
+/// Copies values into memory that stays.
+struct Arena {
+    next: *mut u8,
+    left: usize,
+}
+
+impl Arena {
+    fn new() -> Option<Arena> {
+        Some(Arena { next: system::map(ARENA_BYTES).ok()?, left: ARENA_BYTES })
+    }
+
+    /// The concatenation of `parts`, with a NUL behind it.
+    fn keep(&mut self, parts: &[&[u8]]) -> Option<&'static CStr> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let place = self.take(length + 1, 1)?;
+        let mut at = 0;
+        for part in parts {
+            // SAFETY: `take` made room for all parts and the NUL; the mapping is new and not shared yet.
+            unsafe { ptr::copy_nonoverlapping(part.as_ptr(), place.add(at), part.len()) };
+            at += part.len();
+        }
+        // SAFETY: the bytes were just written, the mapping is zeroed behind them, and it is never unmapped.
+        CStr::from_bytes_with_nul(unsafe { core::slice::from_raw_parts(place, length + 1) }).ok()
+    }
+
+    fn take(&mut self, length: usize, alignment: usize) -> Option<*mut u8> {
+        let skip = self.next.align_offset(alignment);
+        self.left = self.left.checked_sub(skip.checked_add(length)?)?;
+        // SAFETY: the subtraction above has shown that this much is left of the mapping.
+        let place = unsafe { self.next.add(skip) };
+        // SAFETY: as above.
+        self.next = unsafe { place.add(length) };
+        Some(place)
+    }
+}
+
+/// `Ok(None)` when there is nothing to do or no memory.
+fn build(paths: &'static [u8]) -> Result<Option<&'static Configuration>, ValueError<'static>> {
+    match variable(c"SHEAF_DISABLE") {
+        Some(b"1") => return Ok(None),
+        None | Some(b"0") => {}
+        Some(value) => return Err(not_accepted("SHEAF_DISABLE", value)),
+    }
+    check(paths)?;
+    let log = match variable(c"SHEAF_LOG") {
+        None => (Level::Warn, None),
+        Some(value) => configuration::parse_log(value).ok_or_else(|| not_accepted("SHEAF_LOG", value))?,
+    };
+    Ok(assemble(paths, log))
+}
+
+fn assemble(paths: &'static [u8], log: (Level, Option<&'static [u8]>)) -> Option<&'static Configuration> {
+    let mut arena = Arena::new()?;
+    let place: *mut Configuration = arena.take(size_of::<Configuration>(), align_of::<Configuration>())?.cast();
+    let patterns = read_patterns(&mut arena, paths)?;
+    let excludes = read_patterns(&mut arena, variable(c"SHEAF_EXCLUDE").unwrap_or_default())?;
+    let store = match variable(c"SHEAF_STORE").and_then(|value| configuration::entries(value).next()) {
+        Some(directory) => canonical(&mut arena, directory, &[])?,
+        None => {
+            let first = configuration::entries(paths).next()?;
+            canonical(&mut arena, pattern::fixed_prefix(first), layout::STORE.as_bytes())?
+        }
+    };
+    let stage = find_stage(&mut arena, store)?;
+    let tree = arena.keep(&[stage, b"/", layout::TREE.as_bytes()])?.to_bytes();
+    let configuration = Configuration {
+        skipped: skipped(patterns),
+        patterns,
+        excludes,
+        store,
+        stage,
+        tree,
+        stage_shown: canonical(&mut arena, stage, &[])?.to_bytes(),
+        log_level: log.0,
+        log_file: match log.1 {
+            Some(file) => Some(arena.keep(&[file])?),
+            None => None,
+        },
+    };
+    // SAFETY: `take` made room of this size and alignment in a mapping that nobody else knows and that stays.
+    unsafe {
+        place.write(configuration);
+        Some(&*place)
+    }
+}
+
+fn read_patterns(arena: &mut Arena, value: &'static [u8]) -> Option<&'static [Pattern]> {
+    let count = configuration::entries(value).count();
+    let place: *mut Pattern = arena.take(count * size_of::<Pattern>(), align_of::<Pattern>())?.cast();
+    for (index, entry) in configuration::entries(value).enumerate() {
+        let pattern = read_pattern(arena, entry)?;
+        // SAFETY: `take` made aligned room for all entries, and the index is below their number.
+        unsafe { place.add(index).write(pattern) };
+    }
+    // SAFETY: all entries have just been written, and the mapping is never unmapped.
+    Some(unsafe { core::slice::from_raw_parts(place, count) })
+}
+
+/// Resolves a pattern's fixed prefix. A resolved prefix may hold characters that are special in patterns.
+fn read_pattern(arena: &mut Arena, entry: &'static [u8]) -> Option<Pattern> {
+    let fixed = pattern::fixed_prefix(entry);
+    let rest = entry.get(fixed.len()..)?;
+    let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+    let resolved = canonical(arena, fixed, &[])?.to_bytes();
+    let prefix = if resolved == b"/" { b"" } else { resolved };
+    let spelled = if fixed == b"/" { b"" } else { fixed };
+    let mut scratch = Scratch::claim()?;
+    let escaped = &mut scratch.other;
+    for byte in prefix {
+        if b"*?[\\".contains(byte) {
+            escaped.push(b"\\").ok()?;
+        }
+        escaped.push(&[*byte]).ok()?;
+    }
+    let text = arena.keep(&[escaped.as_bytes(), b"/", rest])?.to_bytes();
+    Some(Pattern { text, prefix, spelled })
+}
+
+/// `directory` with the symbolic links of its longest existing ancestor resolved, and `name` in it.
+fn canonical(arena: &mut Arena, directory: &[u8], name: &[u8]) -> Option<&'static CStr> {
+    let mut scratch = Scratch::claim()?;
+    let mut ancestor = directory;
+    while !paths::resolve_natively(&mut scratch, ancestor) && ancestor.len() > 1 {
+        ancestor = parent(ancestor);
+    }
+    let rest = trim_end(trim_start(directory.get(ancestor.len()..)?));
+    let resolved = scratch.tree.as_bytes();
+    let resolved = if resolved == b"/" { b"" } else { resolved };
+    let mut parts: [&[u8]; 5] = [resolved, b"", b"", b"", b""];
+    if !rest.is_empty() {
+        (parts[1], parts[2]) = (b"/", rest);
+    }
+    if !name.is_empty() {
+        (parts[3], parts[4]) = (b"/", name);
+    }
+    if parts.iter().all(|part| part.is_empty()) { arena.keep(&[b"/"]) } else { arena.keep(&parts) }
+}
+
+/// The directory part of an absolute path; `/` at the top.
+fn parent(path: &[u8]) -> &[u8] {
+    let path = trim_end(path);
+    let end = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+    match trim_end(path.get(..end).unwrap_or_default()) {
+        b"" => b"/",
+        shorter => shorter,
+    }
+}
+
+fn trim_start(path: &[u8]) -> &[u8] {
+    let start = path.iter().position(|&byte| byte != b'/').unwrap_or(path.len());
+    path.get(start..).unwrap_or_default()
+}
+
+fn trim_end(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
+    path.get(..end).unwrap_or_default()
+}
+
+/// The stage directory that exists, in the first tier that has one; else the one in the first tier that can serve.
+fn find_stage(arena: &mut Arena, store: &CStr) -> Option<&'static [u8]> {
+    let tiers = variable(c"SHEAF_STAGE").unwrap_or(DEFAULT_TIER);
+    let name = layout::hex_name(store.to_bytes());
+    let user = system::user_id();
+    let mut digits = [0; 10];
+    let user_text = decimal(user, &mut digits);
+    let mut usable = None;
+    for tier in configuration::entries(tiers) {
+        let tier = trim_end(tier);
+        let parent = arena.keep(&[tier, b"/sheaf-", user_text])?;
+        let stage = arena.keep(&[parent.to_bytes(), b"/", &name])?;
+        if is_own_directory(parent, user) && is_own_directory(stage, user) {
+            return Some(stage.to_bytes());
+        }
+        let tier = if tier.is_empty() { c"/" } else { arena.keep(&[tier])? };
+        if usable.is_none() && stage.to_bytes().len() <= layout::STAGE_PATH_MAX && can_serve(tier) {
+            usable = Some(stage.to_bytes());
+        }
+    }
+    if usable.is_none() {
+        log::complain(format_args!(
+            "sheaf: SHEAF_STAGE: no directory of '{}' can hold the stage: it takes node-local directories on tmpfs, ext4 \
+             or xfs that this user can write to; running without Sheaf",
+            Shown(tiers)
+        ));
+    }
+    usable
+}
+
+fn is_own_directory(path: &CStr, user: u32) -> bool {
+    system::lstat(path).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR && stat.st_uid == user)
+}
+
+fn can_serve(tier: &CStr) -> bool {
+    let directory = system::statat(system::AT_FDCWD, tier, 0);
+    directory.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
+        && system::access(tier, libc::W_OK | libc::X_OK).is_ok()
+        && system::file_system(tier).is_ok_and(|kind| !REFUSED_FILE_SYSTEMS.contains(&kind))
+}
+
+/// A number in decimal digits.
+pub fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &[u8] {
+    let mut start = digits.len();
+    for place in digits.iter_mut().rev() {
+        *place = b'0' + (number % 10) as u8;
+        number /= 10;
+        start -= 1;
+        if number == 0 {
+            break;
+        }
+    }
+    digits.get(start..).unwrap_or_default()
+}
+
+fn skipped(patterns: &[Pattern]) -> [bool; SYSTEM_DIRECTORIES.len()] {
+    SYSTEM_DIRECTORIES.map(|directory| {
+        patterns.iter().all(|pattern| {
+            [pattern.prefix, pattern.spelled].iter().all(|prefix| {
+                let common = directory.len().min(prefix.len());
+                prefix.get(..common) != directory.get(..common)
+            })
+        })
+    })
+}
+
+/// Whether `path` is `directory` or lies below it; the empty directory is the root.
+pub fn is_at_or_below(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
+}
+
+impl Configuration {
+    /// If an absolute path starts with a fixed prefix, as spelled or as resolved: the resolved prefix, and how many
+    /// bytes of the path it stands for.
+    #[inline]
+    pub fn starts_in_zone(&self, path: &[u8]) -> Option<(&'static [u8], usize)> {
+        self.patterns.iter().find_map(|pattern| {
+            let spelled = [pattern.prefix, pattern.spelled].into_iter().find(|prefix| is_at_or_below(path, prefix))?;
+            Some((pattern.prefix, spelled.len()))
+        })
+    }
+
+    /// Whether an absolute path lies in a system directory that holds no checkpoints.
+    #[inline]
+    pub fn is_system_path(&self, path: &[u8]) -> bool {
+        let found = SYSTEM_DIRECTORIES.iter().position(|directory| path.starts_with(directory));
+        found.and_then(|index| self.skipped.get(index)) == Some(&true) && !path.windows(3).any(|bytes| bytes == b"/..")
+    }
+
+    /// Whether a canonical directory can hold something that Sheaf manages: it is at or below a fixed prefix and a
+    /// path in it can match. Such a directory has a mirror, once it is populated.
+    pub fn is_zone(&self, directory: &[u8]) -> bool {
+        let inside = self.patterns.iter().any(|pattern| {
+            is_at_or_below(directory, pattern.prefix)
+                && pattern::may_contain(pattern.text, if directory.is_empty() { b"/" } else { directory })
+        });
+        inside && !self.is_own(directory)
+    }
+
+    /// Whether a canonical directory is at or below a fixed prefix.
+    pub fn is_below_prefix(&self, directory: &[u8]) -> bool {
+        self.patterns.iter().any(|pattern| is_at_or_below(directory, pattern.prefix))
+    }
+
+    /// Whether a name occurs in a fixed prefix: in whatever directory it is found, it may be on the way there.
+    pub fn is_in_prefix(&self, name: &[u8]) -> bool {
+        self.patterns.iter().any(|entry| pattern::components(entry.prefix).any(|component| component == name))
+    }
+
+    /// Whether a canonical path is a checkpoint path.
+    pub fn is_checkpoint(&self, path: &[u8]) -> bool {
+        self.patterns.iter().any(|entry| pattern::matches(entry.text, path)) && !self.is_excluded(path)
+    }
+
+    /// Whether a canonical path must be left alone: excluded by the user, or Sheaf's own.
+    pub fn is_excluded(&self, path: &[u8]) -> bool {
+        self.is_own(path) || self.excludes.iter().any(|entry| pattern::matches(entry.text, path))
+    }
+
+    fn is_own(&self, path: &[u8]) -> bool {
+        let own = [self.store.to_bytes(), self.stage, self.stage_shown];
+        own.into_iter().any(|directory| is_at_or_below(path, directory))
+    }
+
+    /// What the kernel shows of a staged file, without the tree's own path: the name that the program knows.
+    pub fn without_tree<'a>(&self, shown: &'a [u8]) -> Option<&'a [u8]> {
+        let rest = shown.strip_prefix(self.stage_shown)?.strip_prefix(b"/")?.strip_prefix(layout::TREE.as_bytes())?;
+        Some(rest).filter(|rest| rest.first() == Some(&b'/'))
+    }
+}

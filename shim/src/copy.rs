@@ -1,0 +1,111 @@
+//! Moves a managed file out of the stage, to a path that is no checkpoint path.
+//!
+//! The data is complete at its new place before the old name goes; a failure leaves both as they were.
+
+use core::ffi::{CStr, c_int, c_uint};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use sheaf_common::layout::STUB_BIT;
+
+use crate::configuration::{self, Configuration};
+use crate::flusher;
+use crate::paths::{self, Entry};
+use crate::scratch::{Scratch, Text, TooLong};
+use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
+
+/// Most bytes in one call that copies inside the kernel.
+const CHUNK_BYTES: usize = 1 << 30;
+/// How often a file is hydrated that is evicted again before it is opened.
+const ATTEMPTS: u32 = 8;
+
+/// Makes `to` what the managed name is, replacing what is there, with the flags of renameat2(2).
+pub fn move_out(configuration: &Configuration, entry: &Entry, to: (c_int, &CStr), flags: c_uint) -> Result<()> {
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let slot = &mut *scratch;
+    beside(to.1.to_bytes(), &mut slot.pending).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    let temporary = (to.0, slot.pending.c_str());
+    if entry.is_regular() {
+        copy_file(configuration, entry, temporary, &mut slot.other)?;
+    } else {
+        slot.other.fill(|room| system::readlinkat(AT_FDCWD, entry.tree_path(), room))?;
+        system::symlinkat(slot.other.c_str(), temporary.0, temporary.1)?;
+    }
+    let outcome = system::rename(temporary, to, flags);
+    if outcome.is_err() {
+        let _ = system::unlinkat(temporary.0, temporary.1, 0);
+    }
+    outcome
+}
+
+/// A new name in the directory of `path`.
+fn beside(path: &[u8], name: &mut Text) -> core::result::Result<(), TooLong> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let directory = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    name.set(path.get(..directory).unwrap_or_default())?;
+    name.push(b".sheaf-move")?;
+    for part in [system::process_id() as u32, system::thread_id() as u32, COUNTER.fetch_add(1, Ordering::Relaxed)] {
+        name.push(b"-")?;
+        name.push(configuration::decimal(part, &mut [0; 10]))?;
+    }
+    Ok(())
+}
+
+fn copy_file(configuration: &Configuration, entry: &Entry, to: (c_int, &CStr), buffer: &mut Text) -> Result<()> {
+    let (source, stat) = open_resident(configuration, entry)?;
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+    let target = Descriptor::own(system::openat(to.0, to.1, flags, 0o600)?)?;
+    let outcome = copy_data(source.number(), target.number(), buffer).and_then(|()| {
+        // As with rename, the owner stays if we may have it so.
+        let _ = system::fchown(target.number(), stat.st_uid, stat.st_gid);
+        system::fchmod(target.number(), stat.st_mode & 0o7777 & !STUB_BIT)?;
+        let time = |tv_sec, tv_nsec| libc::timespec { tv_sec, tv_nsec };
+        let times = [time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec)];
+        system::futimens(target.number(), &times)
+    });
+    if outcome.is_err() {
+        let _ = system::unlinkat(to.0, to.1, 0);
+    }
+    outcome
+}
+
+/// Opens the file with its data.
+fn open_resident(configuration: &Configuration, entry: &Entry) -> Result<(Descriptor, Stat)> {
+    for _ in 0..ATTEMPTS {
+        let flags = libc::O_RDONLY | libc::O_NOFOLLOW;
+        let source = system::retry(|| system::open_own(entry.tree_path(), flags, 0))?;
+        let stat = system::fstat(source.number())?;
+        if !paths::is_stub(&stat) {
+            return Ok((source, stat));
+        }
+        drop(source);
+        flusher::hydrate(configuration, entry.canonical()).map_err(|_| Errno(libc::EIO))?;
+    }
+    Err(Errno(libc::EIO))
+}
+
+/// Copies everything, inside the kernel as far as the file systems allow.
+fn copy_data(from: c_int, to: c_int, buffer: &mut Text) -> Result<()> {
+    for call in [system::copy_file_range, system::sendfile] {
+        loop {
+            match system::retry(|| call(from, to, CHUNK_BYTES)) {
+                // Some file systems copy nothing and say so like this; the next way finds out.
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(Errno(libc::EXDEV | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM)) => break,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    let memory = buffer.as_memory();
+    loop {
+        let length = system::retry(|| system::read(from, memory))?;
+        if length == 0 {
+            return Ok(());
+        }
+        let mut rest = memory.get(..length).unwrap_or_default();
+        while !rest.is_empty() {
+            let written = system::retry(|| system::write(to, rest))?;
+            rest = rest.get(written..).unwrap_or_default();
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The client side of the flusher: is it alive, start it, ask it.
+//!
+//! Every wait is bounded: by the flusher's own signs of life, or by a fixed time for its start. Nothing here may keep a
+//! connection or a process of its own, and every failure leaves the caller free to go on without a flusher.
+
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use sheaf_common::configuration::Level;
+use sheaf_common::layout;
+use sheaf_common::protocol::{IN_PROGRESS, Kind, REPLY_HEADER, Reply, Request, SILENCE_LIMIT_MS};
+
+use crate::configuration::Configuration;
+use crate::log::{self, Reason, Shown};
+use crate::scratch::Scratch;
+use crate::spawn;
+use crate::system::{self, Descriptor, Errno, Result};
+
+/// How long a flusher may take from its start until it answers.
+const START_LIMIT_MS: u64 = 10_000;
+/// Pause between two looks for a flusher that is starting.
+const START_PAUSE_MS: u64 = 3;
+/// How long others may take to start a flusher before this process does.
+const TURN_LIMIT_MS: u64 = 3_000;
+/// How long nobody may answer after the flusher that was started has ended.
+const END_LIMIT_MS: u64 = 1_000;
+/// How long a failed start is not tried again.
+const START_HOLD_NS: u64 = 5_000_000_000;
+
+/// The process that has said hello.
+static GREETED: AtomicI32 = AtomicI32::new(0);
+/// The process that is starting a flusher, 0 for none.
+static STARTER: AtomicI32 = AtomicI32::new(0);
+/// When a start failed last, 0 for never.
+static FAILED_AT_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Makes sure that a flusher lives and knows that this process captures. False when there can be none.
+pub fn ensure(configuration: &Configuration) -> bool {
+    let is_alive = has_pulse(configuration);
+    if is_alive && GREETED.load(Ordering::Relaxed) == system::process_id() {
+        return true;
+    }
+    let greeted = request(configuration, Kind::Hello, b"").is_ok();
+    if greeted {
+        GREETED.store(system::process_id(), Ordering::Relaxed);
+    }
+    greeted
+}
+
+/// Has the flusher make the mirror of a directory.
+pub fn populate(configuration: &Configuration, directory: &[u8]) -> Result<()> {
+    let directory = if directory.is_empty() { b"/" } else { directory };
+    let outcome = request(configuration, Kind::Populate, directory);
+    log::decision(configuration, "populate", directory, if outcome.is_ok() { "done" } else { "not possible" });
+    outcome
+}
+
+/// Has the flusher bring a stub's data back.
+pub fn hydrate(configuration: &Configuration, path: &[u8]) -> Result<()> {
+    let outcome = request(configuration, Kind::Hydrate, path);
+    if let Err(error) = outcome {
+        log::say(
+            configuration,
+            Level::Error,
+            format_args!(
+                "sheaf: {}: its data cannot be brought back from the store: {}; 'sheaf verify' says what is left of it",
+                Shown(path),
+                Reason(error)
+            ),
+        );
+    }
+    outcome
+}
+
+/// Whether a flusher holds the reading end of the pulse.
+fn has_pulse(configuration: &Configuration) -> bool {
+    let Some(mut scratch) = Scratch::claim() else { return false };
+    let path = &mut scratch.other;
+    if [configuration.stage, b"/", layout::PULSE.as_bytes()].into_iter().any(|part| path.push(part).is_err()) {
+        return false;
+    }
+    system::open_own(path.c_str(), libc::O_WRONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW, 0).is_ok()
+}
+
+/// Sends one request, to a new flusher if none lives, and waits for the final answer.
+fn request(configuration: &Configuration, kind: Kind, payload: &[u8]) -> Result<()> {
+    for _ in 0..2 {
+        match reach(configuration).and_then(|socket| ask(&socket, kind, payload)) {
+            // It ended while it was asked: it had nothing to do, or it crashed. Another one is started.
+            Err(Errno(libc::EPIPE | libc::ECONNRESET)) => {}
+            outcome => return outcome,
+        }
+    }
+    Err(Errno(libc::EIO))
+}
+
+fn address(configuration: &Configuration) -> libc::sockaddr_un {
+    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
+    let name = configuration.stage.iter().chain(b"/").chain(layout::SOCKET.as_bytes());
+    // The stage's path is short enough: STAGE_PATH_MAX. The last byte stays NUL.
+    for (place, byte) in address.sun_path.iter_mut().take(107).zip(name) {
+        *place = *byte as libc::c_char;
+    }
+    address
+}
+
+fn connect(configuration: &Configuration) -> Result<Descriptor> {
+    let socket = system::packet_socket()?;
+    system::retry(|| system::connect(&socket, &address(configuration)))?;
+    Ok(socket)
+}
+
+/// A connection to a living flusher, which is started if there is none.
+fn reach(configuration: &Configuration) -> Result<Descriptor> {
+    let first = connect(configuration);
+    if !matches!(first, Err(Errno(libc::ENOENT | libc::ECONNREFUSED))) {
+        return first;
+    }
+    let failed_at_ns = FAILED_AT_NS.load(Ordering::Relaxed);
+    if failed_at_ns != 0 && system::now_ns().saturating_sub(failed_at_ns) < START_HOLD_NS {
+        return Err(Errno(libc::ECONNREFUSED));
+    }
+    let outcome = start_and_connect(configuration);
+    match &outcome {
+        Ok(_) => FAILED_AT_NS.store(0, Ordering::Relaxed),
+        Err(error) => {
+            FAILED_AT_NS.store(system::now_ns(), Ordering::Relaxed);
+            log::say(
+                configuration,
+                Level::Warn,
+                format_args!(
+                    "sheaf: no flusher serves the stage {}: {}; files go straight to the parallel file system. \
+                     SHEAF_LOG=info,FILE makes the flusher say more",
+                    Shown(configuration.stage),
+                    Reason(*error)
+                ),
+            );
+        }
+    }
+    outcome
+}
+
+/// Connects to a flusher as soon as there is one. Starts it, unless somebody else is about to.
+fn start_and_connect(configuration: &Configuration) -> Result<Descriptor> {
+    let begin_ns = system::now_ns();
+    let mut turn = None;
+    let mut started = None;
+    let mut lived_ns = begin_ns;
+    loop {
+        match connect(configuration) {
+            Err(Errno(libc::ENOENT | libc::ECONNREFUSED)) => {}
+            outcome => return outcome,
+        }
+        let now_ns = system::now_ns();
+        let waited_ms = now_ns.saturating_sub(begin_ns) / 1_000_000;
+        if waited_ms >= START_LIMIT_MS {
+            return Err(Errno(libc::ETIMEDOUT));
+        }
+        let has_pulse = has_pulse(configuration);
+        if turn.is_none() && !has_pulse {
+            turn = Turn::take(configuration, waited_ms >= TURN_LIMIT_MS);
+            if turn.is_some() {
+                started = Some(spawn::start_flusher(configuration)?);
+                lived_ns = system::now_ns();
+            }
+        }
+        // One that finds another at work ends at once: that one will answer soon.
+        if has_pulse || started.is_none_or(system::is_alive) {
+            lived_ns = now_ns;
+        } else if now_ns.saturating_sub(lived_ns) >= END_LIMIT_MS * 1_000_000 {
+            return Err(Errno(libc::ECHILD));
+        }
+        system::sleep_ms(START_PAUSE_MS);
+    }
+}
+
+/// The right to start a flusher: one thread of one process has it, so that a job's many processes do not start as many.
+struct Turn {
+    _file: Option<Descriptor>,
+}
+
+impl Turn {
+    /// Takes the turn if nobody has it, or in any case when it is `overdue`.
+    fn take(configuration: &Configuration, overdue: bool) -> Option<Turn> {
+        let (process, holder) = (system::process_id(), STARTER.load(Ordering::Relaxed));
+        // What a parent process left here at a fork is nobody's.
+        let is_free = holder != process || overdue;
+        if !is_free || STARTER.compare_exchange(holder, process, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return None;
+        }
+        match lock_starting(configuration) {
+            Ok(file) => Some(Turn { _file: Some(file) }),
+            Err(Errno(libc::EAGAIN | libc::EACCES)) if !overdue => {
+                STARTER.store(0, Ordering::Release);
+                None
+            }
+            // There is no stage yet.
+            Err(_) => Some(Turn { _file: None }),
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        STARTER.store(0, Ordering::Release);
+    }
+}
+
+fn lock_starting(configuration: &Configuration) -> Result<Descriptor> {
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let path = &mut scratch.other;
+    for part in [configuration.stage, b"/", layout::STARTING.as_bytes()] {
+        path.push(part).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    }
+    let file = system::open_own(path.c_str(), libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW, 0o600)?;
+    system::lock(&file)?;
+    Ok(file)
+}
+
+fn ask(socket: &Descriptor, kind: Kind, payload: &[u8]) -> Result<()> {
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let packet = scratch.other.as_memory();
+    let header = Request { kind, payload_length: payload.len() }.encode();
+    let length = header.len() + payload.len();
+    for (place, byte) in
+        packet.get_mut(..length).ok_or(Errno(libc::ENAMETOOLONG))?.iter_mut().zip(header.iter().chain(payload))
+    {
+        *place = *byte;
+    }
+    system::retry(|| system::send(socket, packet.get(..length).unwrap_or_default()))?;
+    loop {
+        match receive(socket)? {
+            0 => return Ok(()),
+            IN_PROGRESS => {}
+            status if status > 0 => return Err(Errno(status)),
+            _ => return Err(Errno(libc::EPROTO)),
+        }
+    }
+}
+
+/// The status of the next packet.
+fn receive(socket: &Descriptor) -> Result<i32> {
+    let deadline_ns = system::now_ns() + SILENCE_LIMIT_MS * 1_000_000;
+    loop {
+        let left_ms = deadline_ns.saturating_sub(system::now_ns()) / 1_000_000;
+        match system::wait_readable(socket, left_ms) {
+            Ok(true) => break,
+            Ok(false) => return Err(Errno(libc::ETIMEDOUT)),
+            Err(Errno(libc::EINTR)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // The answers to what this side asks carry no payload.
+    let mut packet = [0; REPLY_HEADER];
+    match system::retry(|| system::receive(socket, &mut packet))? {
+        0 => Err(Errno(libc::ECONNRESET)),
+        length => {
+            let reply = packet.get(..length).map(Reply::decode);
+            reply.and_then(|reply| reply.ok()).map(|reply| reply.status).ok_or(Errno(libc::EPROTO))
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The one table of hooked symbols. Each line yields the exported function with its aliases, the address of the real
+//! one, and a place in the list that is resolved when the library is loaded.
+//!
+//! A hooked symbol must work before and after that: it resolves its own real function when it is called early, and
+//! answers ENOSYS when this C library has none. Nothing else may be decided here.
+
+use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use libc::{DIR, FILE, dirent, gid_t, mode_t, off_t, size_t, ssize_t, timespec, timeval, uid_t, utimbuf};
+
+use crate::directory::{Compare, Glob, GlobError, Select};
+use crate::open::OpenHow;
+use crate::system::{Stat, set_errno};
+use crate::{directory, metadata, names, namespace, open, raw_syscall, stdio};
+
+/// A function of the C library, or of another library that was preloaded behind this one.
+pub struct Symbol {
+    name: &'static CStr,
+    address: AtomicPtr<c_void>,
+}
+
+/// What stands for "this C library has no such function".
+static ABSENT: u8 = 0;
+
+impl Symbol {
+    const fn new(name: &'static CStr) -> Symbol {
+        Symbol { name, address: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    #[inline]
+    fn get(&self) -> Option<*mut c_void> {
+        let mut address = self.address.load(Ordering::Relaxed);
+        if address.is_null() {
+            address = self.find();
+        }
+        Some(address).filter(|address| !ptr::eq(address.cast(), &ABSENT))
+    }
+
+    #[cold]
+    fn find(&self) -> *mut c_void {
+        // SAFETY: the name is a C string; the lookup starts behind this library.
+        let found = unsafe { sheaf_dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        let address = if found.is_null() { (&raw const ABSENT).cast_mut().cast() } else { found };
+        self.address.store(address, Ordering::Relaxed);
+        address
+    }
+}
+
+unsafe extern "C" {
+    /// dlsym(3) in the version that every glibc has.
+    fn sheaf_dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+// dlsym moved from libdl to libc in glibc 2.34 and got a new version there; libraries that ask for the first version
+// load everywhere. A jump leaves the return address, by which dlsym knows its caller.
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(
+    ".symver sheaf_dlsym_bound, dlsym@GLIBC_2.2.5",
+    ".text",
+    ".globl sheaf_dlsym",
+    ".hidden sheaf_dlsym",
+    ".type sheaf_dlsym, @function",
+    "sheaf_dlsym:",
+    "jmp *sheaf_dlsym_bound@GOTPCREL(%rip)",
+    ".size sheaf_dlsym, . - sheaf_dlsym",
+    options(att_syntax)
+);
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".symver sheaf_dlsym_bound, dlsym@GLIBC_2.17",
+    ".text",
+    ".globl sheaf_dlsym",
+    ".hidden sheaf_dlsym",
+    ".type sheaf_dlsym, @function",
+    "sheaf_dlsym:",
+    "adrp x16, :got:sheaf_dlsym_bound",
+    "ldr x16, [x16, :got_lo12:sheaf_dlsym_bound]",
+    "br x16",
+    ".size sheaf_dlsym, . - sheaf_dlsym",
+);
+
+/// What a function returns when it fails.
+pub trait Failure {
+    /// That value.
+    fn failure() -> Self;
+    /// Whether this is that value.
+    fn is_failure(&self) -> bool;
+}
+
+macro_rules! failure_is_minus_one {
+    ($($kind:ty)*) => {$(
+        impl Failure for $kind {
+            fn failure() -> $kind {
+                -1
+            }
+
+            fn is_failure(&self) -> bool {
+                *self == -1
+            }
+        }
+    )*};
+}
+failure_is_minus_one!(c_int c_long isize);
+
+impl<T> Failure for *mut T {
+    fn failure() -> *mut T {
+        ptr::null_mut()
+    }
+
+    fn is_failure(&self) -> bool {
+        self.is_null()
+    }
+}
+
+impl Failure for () {
+    fn failure() {}
+
+    fn is_failure(&self) -> bool {
+        false
+    }
+}
+
+/// Fails with an error number, as the C library does.
+pub fn fail<T: Failure>(number: c_int) -> T {
+    set_errno(number);
+    T::failure()
+}
+
+macro_rules! export {
+    ($name:ident ($($argument:ident: $kind:ty),*) $result:ty, $hook:path) => {
+        #[doc = concat!("`", stringify!($name), "` as the program sees it.")]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($argument: $kind),*) -> $result {
+            // SAFETY: the program's arguments are passed on; their validity is the program's contract with libc.
+            unsafe { $hook($($argument),*) }
+        }
+    };
+}
+
+macro_rules! real {
+    ($name:ident ($($argument:ident: $kind:ty),*) $result:ty) => {
+        /// The real function.
+        ///
+        /// # Safety
+        /// As the function of this name in the C library.
+        #[inline]
+        pub unsafe fn $name($($argument: $kind),*) -> $result {
+            let Some(address) = super::symbols::$name.get() else { return super::fail(libc::ENOSYS) };
+            // SAFETY: the address is that of the function of this name, whose C declaration this type repeats; the
+            // arguments are the caller's responsibility.
+            unsafe {
+                core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($kind),*) -> $result>(address)(
+                    $($argument),*
+                )
+            }
+        }
+    };
+}
+
+macro_rules! hooks {
+    (
+        hooked { $($name:ident [$($alias:ident)*] $arguments:tt -> $result:ty = $hook:path;)* }
+        called { $($called:ident $called_arguments:tt -> $called_result:ty;)* }
+    ) => {
+        mod exports {
+            use super::*;
+            $(
+                export!($name $arguments $result, $hook);
+                $(export!($alias $arguments $result, $hook);)*
+            )*
+        }
+
+        /// The functions behind the hooks.
+        pub mod real {
+            use super::*;
+            $(real!($name $arguments $result);)*
+            $(real!($called $called_arguments $called_result);)*
+        }
+
+        // The names are those of the C library.
+        #[allow(non_upper_case_globals)]
+        mod symbols {
+            use super::Symbol;
+
+            const fn c_name(text: &'static str) -> &'static core::ffi::CStr {
+                match core::ffi::CStr::from_bytes_with_nul(text.as_bytes()) {
+                    Ok(name) => name,
+                    Err(_) => panic!("a symbol's name ends with its only NUL"),
+                }
+            }
+
+            $(pub static $name: Symbol = Symbol::new(const { c_name(concat!(stringify!($name), "\0")) });)*
+            $(pub static $called: Symbol = Symbol::new(const { c_name(concat!(stringify!($called), "\0")) });)*
+
+            /// All of them; the last is one that every C library has, so that dlerror(3) has nothing to report.
+            pub static ALL: &[&Symbol] = &[$(&$name,)* $(&$called,)*];
+        }
+    };
+}
+
+hooks! {
+    // Not here: tmpfile, whose file has no name and lies in /tmp; tempnam and tmpnam, which only make up names.
+    hooked {
+        open [open64 __open __open64] (path: *const c_char, flags: c_int, mode: mode_t) -> c_int = open::open;
+        __open_2 [__open64_2] (path: *const c_char, flags: c_int) -> c_int = open::open_2;
+        openat [openat64] (directory: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int = open::openat;
+        __openat_2 [__openat64_2] (directory: c_int, path: *const c_char, flags: c_int) -> c_int = open::openat_2;
+        openat2 [] (directory: c_int, path: *const c_char, how: *const OpenHow, size: size_t) -> c_int = open::openat2;
+        creat [creat64] (path: *const c_char, mode: mode_t) -> c_int = open::creat;
+
+        fopen [fopen64 _IO_fopen] (path: *const c_char, mode: *const c_char) -> *mut FILE = stdio::fopen;
+        freopen [freopen64] (path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE
+            = stdio::freopen;
+
+        stat [stat64] (path: *const c_char, buffer: *mut Stat) -> c_int = metadata::stat;
+        lstat [lstat64] (path: *const c_char, buffer: *mut Stat) -> c_int = metadata::lstat;
+        fstatat [fstatat64] (directory: c_int, path: *const c_char, buffer: *mut Stat, flags: c_int) -> c_int
+            = metadata::fstatat;
+        __xstat [__xstat64] (version: c_int, path: *const c_char, buffer: *mut Stat) -> c_int = metadata::old_stat;
+        __lxstat [__lxstat64] (version: c_int, path: *const c_char, buffer: *mut Stat) -> c_int = metadata::old_lstat;
+        __fxstatat [__fxstatat64] (
+            version: c_int, directory: c_int, path: *const c_char, buffer: *mut Stat, flags: c_int
+        ) -> c_int = metadata::old_fstatat;
+        statx [] (directory: c_int, path: *const c_char, flags: c_int, mask: c_uint, buffer: *mut libc::statx) -> c_int
+            = metadata::statx;
+        access [] (path: *const c_char, mode: c_int) -> c_int = metadata::access;
+        eaccess [euidaccess] (path: *const c_char, mode: c_int) -> c_int = metadata::eaccess;
+        faccessat [] (directory: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int = metadata::faccessat;
+        truncate [truncate64] (path: *const c_char, length: off_t) -> c_int = metadata::truncate;
+        chmod [] (path: *const c_char, mode: mode_t) -> c_int = metadata::chmod;
+        lchmod [] (path: *const c_char, mode: mode_t) -> c_int = metadata::lchmod;
+        fchmod [] (fd: c_int, mode: mode_t) -> c_int = metadata::fchmod;
+        fchmodat [] (directory: c_int, path: *const c_char, mode: mode_t, flags: c_int) -> c_int = metadata::fchmodat;
+        chown [] (path: *const c_char, user: uid_t, group: gid_t) -> c_int = metadata::chown;
+        lchown [] (path: *const c_char, user: uid_t, group: gid_t) -> c_int = metadata::lchown;
+        fchownat [] (directory: c_int, path: *const c_char, user: uid_t, group: gid_t, flags: c_int) -> c_int
+            = metadata::fchownat;
+        utime [] (path: *const c_char, times: *const utimbuf) -> c_int = metadata::utime;
+        utimes [] (path: *const c_char, times: *const timeval) -> c_int = metadata::utimes;
+        lutimes [] (path: *const c_char, times: *const timeval) -> c_int = metadata::lutimes;
+        futimesat [] (directory: c_int, path: *const c_char, times: *const timeval) -> c_int = metadata::futimesat;
+        utimensat [] (directory: c_int, path: *const c_char, times: *const timespec, flags: c_int) -> c_int
+            = metadata::utimensat;
+
+        getxattr [] (path: *const c_char, name: *const c_char, value: *mut c_void, size: size_t) -> ssize_t
+            = metadata::getxattr;
+        lgetxattr [] (path: *const c_char, name: *const c_char, value: *mut c_void, size: size_t) -> ssize_t
+            = metadata::lgetxattr;
+        setxattr [] (
+            path: *const c_char, name: *const c_char, value: *const c_void, size: size_t, flags: c_int
+        ) -> c_int = metadata::setxattr;
+        lsetxattr [] (
+            path: *const c_char, name: *const c_char, value: *const c_void, size: size_t, flags: c_int
+        ) -> c_int = metadata::lsetxattr;
+        listxattr [] (path: *const c_char, list: *mut c_char, size: size_t) -> ssize_t = metadata::listxattr;
+        llistxattr [] (path: *const c_char, list: *mut c_char, size: size_t) -> ssize_t = metadata::llistxattr;
+        removexattr [] (path: *const c_char, name: *const c_char) -> c_int = metadata::removexattr;
+        lremovexattr [] (path: *const c_char, name: *const c_char) -> c_int = metadata::lremovexattr;
+
+        rename [] (from: *const c_char, to: *const c_char) -> c_int = namespace::rename;
+        renameat [] (from_directory: c_int, from: *const c_char, to_directory: c_int, to: *const c_char) -> c_int
+            = namespace::renameat;
+        renameat2 [] (
+            from_directory: c_int, from: *const c_char, to_directory: c_int, to: *const c_char, flags: c_uint
+        ) -> c_int = namespace::renameat2;
+        link [] (from: *const c_char, to: *const c_char) -> c_int = namespace::link;
+        linkat [] (
+            from_directory: c_int, from: *const c_char, to_directory: c_int, to: *const c_char, flags: c_int
+        ) -> c_int = namespace::linkat;
+        symlink [] (target: *const c_char, path: *const c_char) -> c_int = namespace::symlink;
+        symlinkat [] (target: *const c_char, directory: c_int, path: *const c_char) -> c_int = namespace::symlinkat;
+        unlink [] (path: *const c_char) -> c_int = namespace::unlink;
+        unlinkat [] (directory: c_int, path: *const c_char, flags: c_int) -> c_int = namespace::unlinkat;
+        remove [] (path: *const c_char) -> c_int = namespace::remove;
+        rmdir [] (path: *const c_char) -> c_int = namespace::rmdir;
+        mkdir [] (path: *const c_char, mode: mode_t) -> c_int = namespace::mkdir;
+        mkdirat [] (directory: c_int, path: *const c_char, mode: mode_t) -> c_int = namespace::mkdirat;
+
+        opendir [] (path: *const c_char) -> *mut DIR = directory::opendir;
+        fdopendir [] (fd: c_int) -> *mut DIR = directory::fdopendir;
+        readdir [readdir64] (stream: *mut DIR) -> *mut dirent = directory::readdir;
+        readdir_r [readdir64_r] (stream: *mut DIR, entry: *mut dirent, result: *mut *mut dirent) -> c_int
+            = directory::readdir_r;
+        rewinddir [] (stream: *mut DIR) -> () = directory::rewinddir;
+        seekdir [] (stream: *mut DIR, position: c_long) -> () = directory::seekdir;
+        telldir [] (stream: *mut DIR) -> c_long = directory::telldir;
+        closedir [] (stream: *mut DIR) -> c_int = directory::closedir;
+        scandir [scandir64] (
+            path: *const c_char, list: *mut *mut *mut dirent, select: Select, compare: Compare
+        ) -> c_int = directory::scandir;
+        scandirat [scandirat64] (
+            directory: c_int, path: *const c_char, list: *mut *mut *mut dirent, select: Select, compare: Compare
+        ) -> c_int = directory::scandirat;
+        glob [glob64] (pattern: *const c_char, flags: c_int, error: GlobError, found: *mut Glob) -> c_int
+            = directory::glob;
+
+        realpath [] (path: *const c_char, resolved: *mut c_char) -> *mut c_char = names::realpath;
+        __realpath_chk [] (path: *const c_char, resolved: *mut c_char, size: size_t) -> *mut c_char
+            = names::realpath_checked;
+        canonicalize_file_name [] (path: *const c_char) -> *mut c_char = names::canonicalize_file_name;
+        readlink [] (path: *const c_char, buffer: *mut c_char, size: size_t) -> ssize_t = names::readlink;
+        __readlink_chk [] (path: *const c_char, buffer: *mut c_char, size: size_t, room: size_t) -> ssize_t
+            = names::readlink_checked;
+        readlinkat [] (directory: c_int, path: *const c_char, buffer: *mut c_char, size: size_t) -> ssize_t
+            = names::readlinkat;
+        __readlinkat_chk [] (
+            directory: c_int, path: *const c_char, buffer: *mut c_char, size: size_t, room: size_t
+        ) -> ssize_t = names::readlinkat_checked;
+        mkstemp [mkstemp64] (template: *mut c_char) -> c_int = names::mkstemp;
+        mkostemp [mkostemp64] (template: *mut c_char, flags: c_int) -> c_int = names::mkostemp;
+        mkstemps [mkstemps64] (template: *mut c_char, suffix_length: c_int) -> c_int = names::mkstemps;
+        mkostemps [mkostemps64] (template: *mut c_char, suffix_length: c_int, flags: c_int) -> c_int
+            = names::mkostemps;
+        mkdtemp [] (template: *mut c_char) -> *mut c_char = names::mkdtemp;
+        mktemp [] (template: *mut c_char) -> *mut c_char = names::mktemp;
+    }
+    called {
+        fdopen (fd: c_int, mode: *const c_char) -> *mut FILE;
+        fclose (stream: *mut FILE) -> c_int;
+        dirfd (stream: *mut DIR) -> c_int;
+        malloc (size: size_t) -> *mut c_void;
+        realloc (memory: *mut c_void, size: size_t) -> *mut c_void;
+        free (memory: *mut c_void) -> ();
+        qsort (base: *mut c_void, count: size_t, size: size_t, compare: Compare) -> ();
+    }
+}
+
+/// Resolves every real function while the loader still works alone.
+extern "C" fn initialise() {
+    if let Some(address) = Symbol::new(c"syscall").get() {
+        raw_syscall::pass_on_to(address);
+    }
+    for symbol in symbols::ALL {
+        symbol.get();
+    }
+    crate::configuration::active();
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static INITIALISE: extern "C" fn() = initialise;

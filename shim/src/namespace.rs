@@ -1,0 +1,490 @@
+//! Names that come and go: rename, link, symlink, unlink, mkdir, rmdir.
+//!
+//! Inside the patterns they happen in the tree, in the order in which the program makes them. Directories are always
+//! real, and their mirrors follow. Nothing here may lose a file: what cannot be done in one step is refused, as
+//! between two file systems, so that programs copy.
+
+use core::ffi::{CStr, c_char, c_int, c_uint};
+
+use libc::{RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, mode_t};
+
+use crate::configuration::{self, Configuration};
+use crate::hooks::{Failure, fail, real};
+use crate::paths::{self, Entry, Kind, Last, Resolution};
+use crate::redirect;
+use crate::system::{self, AT_FDCWD, Errno, Result};
+use crate::{copy, flusher, listing, log, open};
+
+fn report(outcome: Result<()>) -> c_int {
+    match outcome {
+        Ok(()) => 0,
+        Err(Errno(number)) => fail(number),
+    }
+}
+
+/// A path as the program gave it.
+#[derive(Clone, Copy)]
+struct Given {
+    directory: c_int,
+    path: *const c_char,
+}
+
+impl Given {
+    /// The same for the kernel: what a detour leads to, else untouched.
+    ///
+    /// # Safety
+    /// The program's path must be a C string.
+    unsafe fn for_kernel<'a>(&self, entry: Option<&'a Entry>) -> (c_int, &'a CStr) {
+        match entry {
+            Some(entry) if entry.is_detour => (AT_FDCWD, entry.real_path()),
+            // SAFETY: the caller's contract; the program keeps its path for the length of the call.
+            _ => (self.directory, unsafe { CStr::from_ptr(self.path) }),
+        }
+    }
+}
+
+/// rename(2).
+pub unsafe fn rename(from: *const c_char, to: *const c_char) -> c_int {
+    let (old, new) = (Given { directory: AT_FDCWD, path: from }, Given { directory: AT_FDCWD, path: to });
+    // SAFETY: the program's arguments.
+    unsafe { move_name(old, new, 0, || real::rename(from, to)) }
+}
+
+/// renameat(2).
+pub unsafe fn renameat(from_directory: c_int, from: *const c_char, to_directory: c_int, to: *const c_char) -> c_int {
+    let (old, new) = (Given { directory: from_directory, path: from }, Given { directory: to_directory, path: to });
+    // SAFETY: the program's arguments.
+    unsafe { move_name(old, new, 0, || real::renameat(from_directory, from, to_directory, to)) }
+}
+
+/// renameat2(2).
+pub unsafe fn renameat2(
+    from_directory: c_int,
+    from: *const c_char,
+    to_directory: c_int,
+    to: *const c_char,
+    flags: c_uint,
+) -> c_int {
+    let (old, new) = (Given { directory: from_directory, path: from }, Given { directory: to_directory, path: to });
+    let native = || {
+        // SAFETY: the program's arguments.
+        let result = unsafe { real::renameat2(from_directory, from, to_directory, to, flags) };
+        if result == 0 || system::errno() != libc::ENOSYS || from.is_null() || to.is_null() {
+            return result;
+        }
+        // SAFETY: as above, and neither is null. This C library may lack the function.
+        report(unsafe { system::rename(old.for_kernel(None), new.for_kernel(None), flags) })
+    };
+    // SAFETY: the program's arguments.
+    unsafe { move_name(old, new, flags, native) }
+}
+
+unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> c_int) -> c_int {
+    let Some(configuration) = configuration::active() else { return native() };
+    // SAFETY: the program's paths.
+    let (old, new) = unsafe {
+        (paths::resolve(from.directory, from.path, Last::Entry), paths::resolve(to.directory, to.path, Last::Entry))
+    };
+    let (old, new) = match (old, new) {
+        (Resolution::Foreign, Resolution::Foreign) => {
+            paths::forget_foreign();
+            return native();
+        }
+        (Resolution::Failed(error), _) | (_, Resolution::Failed(error)) => return fail(error.0),
+        (old, new) => (ours(old), ours(new)),
+    };
+    if let Some(entry) = &old {
+        log::decision(configuration, "rename from", entry.canonical(), "looked at");
+    }
+    let outcome = match (&old, new) {
+        (Some(old), new) if old.kind == Kind::Managed => {
+            // SAFETY: the path has been resolved, so it is a C string.
+            let target = unsafe { CStr::from_ptr(to.path) };
+            move_managed(configuration, old, new, (to.directory, target), flags)
+        }
+        (Some(old), new) if old.kind == Kind::Directory && old.is_zone => {
+            // SAFETY: both paths have been resolved, so they are C strings.
+            unsafe { move_directory(configuration, (old, from), (new, to), flags) }
+        }
+        // SAFETY: as above.
+        (old, new) => unsafe { move_real(configuration, (old.as_ref(), from), (new, to), flags) },
+    };
+    paths::forget_foreign();
+    report(outcome)
+}
+
+fn ours(resolution: Resolution) -> Option<Entry> {
+    match resolution {
+        Resolution::Ours(entry) => Some(entry),
+        _ => None,
+    }
+}
+
+/// A managed name takes another.
+fn move_managed(
+    configuration: &Configuration,
+    old: &Entry,
+    new: Option<Entry>,
+    to: (c_int, &CStr),
+    flags: c_uint,
+) -> Result<()> {
+    flusher::ensure(configuration);
+    let Some(mut new) = new else { return leave(configuration, old, to, flags) };
+    match new.kind {
+        Kind::Directory if flags & RENAME_NOREPLACE != 0 => return Err(Errno(libc::EEXIST)),
+        Kind::Directory => return Err(Errno(libc::EISDIR)),
+        Kind::Unmanaged if new.wants_directory => return Err(Errno(libc::ENOTDIR)),
+        Kind::Unmanaged | Kind::Managed => {}
+    }
+    if new.kind == Kind::Unmanaged && !(new.is_checkpoint && new.make_parent_mirror(configuration)) {
+        let target = if new.is_detour { (AT_FDCWD, new.real_path()) } else { to };
+        return leave(configuration, old, target, flags);
+    }
+    if flags & RENAME_EXCHANGE != 0 && new.kind != Kind::Managed || flags & RENAME_WHITEOUT != 0 {
+        return Err(Errno(libc::EINVAL));
+    }
+    if new.real().is_some() {
+        if flags & RENAME_NOREPLACE != 0 {
+            return Err(Errno(libc::EEXIST));
+        }
+        open::mark_replaced(configuration, new.canonical())?;
+    }
+    let outcome = system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), flags);
+    if outcome.is_err() {
+        if new.real().is_some() {
+            open::unmark_replaced(configuration, new.canonical());
+        }
+        return outcome;
+    }
+    if flags & RENAME_EXCHANGE == 0 && old.canonical() != new.canonical() {
+        remove_replaced(configuration, old);
+    }
+    Ok(())
+}
+
+/// A managed name moves to a path that is none of ours.
+fn leave(configuration: &Configuration, old: &Entry, to: (c_int, &CStr), flags: c_uint) -> Result<()> {
+    if flags & !RENAME_NOREPLACE != 0 {
+        return Err(Errno(libc::EINVAL));
+    }
+    copy::move_out(configuration, old, to, flags)?;
+    system::unlink(old.tree_path())?;
+    remove_replaced(configuration, old);
+    Ok(())
+}
+
+/// The managed name is gone: an older file that waited under it on the real path goes, too.
+fn remove_replaced(configuration: &Configuration, entry: &Entry) {
+    if open::unmark_replaced(configuration, entry.canonical()) {
+        let _ = system::unlink(entry.real_path());
+    }
+}
+
+/// Something on the real file system takes a name. A managed file of that name goes.
+unsafe fn move_real(
+    configuration: &Configuration,
+    (old, from): (Option<&Entry>, Given),
+    (new, to): (Option<Entry>, Given),
+    flags: c_uint,
+) -> Result<()> {
+    // SAFETY: the caller has resolved both paths.
+    let (source, target) = unsafe { (from.for_kernel(old), to.for_kernel(new.as_ref())) };
+    let Some(new) = new.as_ref().filter(|new| new.kind == Kind::Managed) else {
+        return system::rename(source, target, flags);
+    };
+    let stat = system::statat(source.0, source.1, libc::AT_SYMLINK_NOFOLLOW)?;
+    match flags {
+        0 if paths::is_directory(&stat) => return Err(Errno(libc::ENOTDIR)),
+        0 => {}
+        RENAME_NOREPLACE => return Err(Errno(libc::EEXIST)),
+        _ => return Err(Errno(libc::EINVAL)),
+    }
+    // What comes now is the newest: it must not be removed for the sake of what is still being published.
+    let was_marked = open::unmark_replaced(configuration, new.canonical());
+    let outcome = system::rename(source, (AT_FDCWD, new.real_path()), flags);
+    match outcome {
+        Ok(()) => match system::unlink(new.tree_path()) {
+            Err(Errno(libc::ENOENT)) => Ok(()),
+            outcome => outcome,
+        },
+        Err(_) if was_marked => open::mark_replaced(configuration, new.canonical()).and(outcome),
+        Err(_) => outcome,
+    }
+}
+
+/// A directory that can hold managed names takes another name.
+unsafe fn move_directory(
+    configuration: &Configuration,
+    (old, from): (&Entry, Given),
+    (new, to): (Option<Entry>, Given),
+    flags: c_uint,
+) -> Result<()> {
+    old.populate_from_store(configuration);
+    let mut new = new;
+    match &new {
+        Some(new) if new.kind == Kind::Managed && flags & RENAME_NOREPLACE == 0 => return Err(Errno(libc::ENOTDIR)),
+        Some(new) if new.kind == Kind::Managed => return Err(Errno(libc::EEXIST)),
+        Some(new) if new.is_zone && new.kind == Kind::Directory => new.populate_from_store(configuration),
+        _ => {}
+    }
+    // SAFETY: the caller has resolved both paths.
+    let source = unsafe { from.for_kernel(Some(old)) };
+    if !old.has_mirror() {
+        // SAFETY: as above.
+        return system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags);
+    }
+    let is_empty = listing::is_empty(old.tree_path());
+    let keeps_mirror = new.as_mut().is_some_and(|new| new.is_zone && new.make_parent_mirror(configuration));
+    if flags & !RENAME_NOREPLACE != 0 || !keeps_mirror && !is_empty {
+        return Err(Errno(libc::EXDEV));
+    }
+    let has_names = |new: &Entry| new.has_mirror() && !listing::is_empty(new.tree_path());
+    if new.as_ref().is_some_and(|new| new.is_zone && has_names(new)) {
+        return Err(Errno(if flags == 0 { libc::ENOTEMPTY } else { libc::EEXIST }));
+    }
+    // SAFETY: as above.
+    system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags)?;
+    match &new {
+        Some(new) if keeps_mirror => system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0),
+        _ => system::rmdir(old.tree_path()),
+    }
+}
+
+/// link(2).
+pub unsafe fn link(from: *const c_char, to: *const c_char) -> c_int {
+    let (old, new) = (Given { directory: AT_FDCWD, path: from }, Given { directory: AT_FDCWD, path: to });
+    // SAFETY: the program's arguments.
+    unsafe { add_name(old, new, 0, || real::link(from, to)) }
+}
+
+/// linkat(2).
+pub unsafe fn linkat(
+    from_directory: c_int,
+    from: *const c_char,
+    to_directory: c_int,
+    to: *const c_char,
+    flags: c_int,
+) -> c_int {
+    let (old, new) = (Given { directory: from_directory, path: from }, Given { directory: to_directory, path: to });
+    // SAFETY: the program's arguments.
+    unsafe { add_name(old, new, flags, || real::linkat(from_directory, from, to_directory, to, flags)) }
+}
+
+unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_int) -> c_int {
+    let Some(configuration) = configuration::active() else { return native() };
+    let last = if flags & libc::AT_SYMLINK_FOLLOW != 0 { Last::FollowAnywhere } else { Last::Entry };
+    // SAFETY: the program's paths.
+    let (old, new) = unsafe {
+        (paths::resolve(from.directory, from.path, last), paths::resolve(to.directory, to.path, Last::Entry))
+    };
+    let (old, new) = match (old, new) {
+        (Resolution::Foreign, Resolution::Foreign) => return native(),
+        (Resolution::Failed(error), _) | (_, Resolution::Failed(error)) => return fail(error.0),
+        (old, new) => (ours(old), ours(new)),
+    };
+    if new.as_ref().is_some_and(|new| new.kind == Kind::Managed) {
+        return fail(libc::EEXIST);
+    }
+    let outcome = match &old {
+        Some(old) if old.kind == Kind::Managed => link_managed(configuration, old, new),
+        _ if old.as_ref().is_some_and(|old| old.is_detour) || new.as_ref().is_some_and(|new| new.is_detour) => {
+            // SAFETY: both paths have been resolved, so they are C strings.
+            let (source, target) = unsafe { (from.for_kernel(old.as_ref()), to.for_kernel(new.as_ref())) };
+            system::link(source, target, flags)
+        }
+        _ => {
+            drop((old, new));
+            return native();
+        }
+    };
+    report(outcome)
+}
+
+fn link_managed(configuration: &Configuration, old: &Entry, new: Option<Entry>) -> Result<()> {
+    let Some(mut new) = new.filter(|new| new.is_checkpoint) else { return Err(Errno(libc::EXDEV)) };
+    if new.kind == Kind::Directory || new.real().is_some() {
+        return Err(Errno(libc::EEXIST));
+    }
+    flusher::ensure(configuration);
+    if !new.make_parent_mirror(configuration) {
+        return Err(Errno(libc::EXDEV));
+    }
+    system::link((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0)
+}
+
+/// symlink(2).
+pub unsafe fn symlink(target: *const c_char, path: *const c_char) -> c_int {
+    // SAFETY: the program's arguments.
+    unsafe { make_link(target, AT_FDCWD, path, |_, path| real::symlink(target, path)) }
+}
+
+/// symlinkat(2).
+pub unsafe fn symlinkat(target: *const c_char, directory: c_int, path: *const c_char) -> c_int {
+    // SAFETY: the program's arguments.
+    unsafe { make_link(target, directory, path, |directory, path| real::symlinkat(target, directory, path)) }
+}
+
+unsafe fn make_link(
+    target: *const c_char,
+    directory: c_int,
+    path: *const c_char,
+    native: impl Fn(c_int, *const c_char) -> c_int,
+) -> c_int {
+    paths::forget_foreign();
+    let Some(configuration) = configuration::active() else { return native(directory, path) };
+    // SAFETY: the program's path.
+    let mut entry = match unsafe { paths::resolve(directory, path, Last::Entry) } {
+        Resolution::Foreign => return native(directory, path),
+        Resolution::Failed(error) => return fail(error.0),
+        Resolution::Ours(entry) => entry,
+    };
+    if entry.kind == Kind::Managed {
+        return fail(libc::EEXIST);
+    }
+    let is_new = entry.kind == Kind::Unmanaged && entry.real().is_none() && entry.is_checkpoint;
+    let captured = is_new
+        && !entry.wants_directory
+        && !target.is_null()
+        && flusher::ensure(configuration)
+        && entry.make_parent_mirror(configuration);
+    if !captured {
+        return redirect::natively(entry, directory, path, native);
+    }
+    // SAFETY: the program's target, which is not null.
+    report(system::symlinkat(unsafe { CStr::from_ptr(target) }, AT_FDCWD, entry.tree_path()))
+}
+
+/// unlink(2).
+pub unsafe fn unlink(path: *const c_char) -> c_int {
+    // SAFETY: the program's arguments, or a path of our own.
+    unsafe { remove_file(AT_FDCWD, path, |_, path| real::unlink(path)) }
+}
+
+/// unlinkat(2).
+pub unsafe fn unlinkat(directory: c_int, path: *const c_char, flags: c_int) -> c_int {
+    let native = |directory, path| {
+        // SAFETY: the program's arguments, or a path of our own.
+        unsafe { real::unlinkat(directory, path, flags) }
+    };
+    // SAFETY: the program's arguments.
+    unsafe {
+        if flags & libc::AT_REMOVEDIR != 0 {
+            remove_directory(directory, path, native)
+        } else {
+            remove_file(directory, path, native)
+        }
+    }
+}
+
+/// remove(3).
+pub unsafe fn remove(path: *const c_char) -> c_int {
+    // SAFETY: the program's path.
+    let kind = match unsafe { paths::resolve(AT_FDCWD, path, Last::Entry) } {
+        // SAFETY: the program's path.
+        Resolution::Foreign => return unsafe { real::remove(path) },
+        Resolution::Failed(error) => return fail(error.0),
+        Resolution::Ours(entry) => entry.kind,
+    };
+    // SAFETY: the program's path.
+    unsafe { if kind == Kind::Directory { rmdir(path) } else { unlink(path) } }
+}
+
+unsafe fn remove_file(directory: c_int, path: *const c_char, native: impl Fn(c_int, *const c_char) -> c_int) -> c_int {
+    // SAFETY: the program's path.
+    let resolution = unsafe { paths::resolve(directory, path, Last::Entry) };
+    let (entry, configuration) = match (resolution, configuration::active()) {
+        (Resolution::Ours(entry), Some(configuration)) if entry.kind == Kind::Managed => (entry, configuration),
+        (Resolution::Ours(entry), _) => return redirect::natively(entry, directory, path, native),
+        (Resolution::Failed(error), _) => return fail(error.0),
+        (Resolution::Foreign, _) => return native(directory, path),
+    };
+    flusher::ensure(configuration);
+    log::decision(configuration, "unlink", entry.canonical(), "in the stage");
+    let outcome = system::unlink(entry.tree_path());
+    if outcome.is_ok() {
+        remove_replaced(configuration, &entry);
+    }
+    report(outcome)
+}
+
+/// rmdir(2).
+pub unsafe fn rmdir(path: *const c_char) -> c_int {
+    // SAFETY: the program's arguments, or a path of our own.
+    unsafe { remove_directory(AT_FDCWD, path, |_, path| real::rmdir(path)) }
+}
+
+unsafe fn remove_directory(
+    directory: c_int,
+    path: *const c_char,
+    native: impl Fn(c_int, *const c_char) -> c_int,
+) -> c_int {
+    // SAFETY: the program's path.
+    let resolution = unsafe { paths::resolve(directory, path, Last::Entry) };
+    let (entry, configuration) = match (resolution, configuration::active()) {
+        (Resolution::Ours(entry), Some(configuration)) => (entry, configuration),
+        (Resolution::Failed(error), _) => return fail(error.0),
+        _ => return native(directory, path),
+    };
+    if entry.kind == Kind::Managed {
+        return fail(libc::ENOTDIR);
+    }
+    if entry.kind != Kind::Directory || !entry.is_zone {
+        return redirect::natively(entry, directory, path, native);
+    }
+    if paths::parent(configuration.store.to_bytes()) == entry.canonical() && system::exists(configuration.store) {
+        return fail(libc::ENOTEMPTY);
+    }
+    entry.populate_from_store(configuration);
+    if !entry.has_mirror() {
+        return redirect::natively(entry, directory, path, native);
+    }
+    if let Err(error @ Errno(libc::ENOTEMPTY | libc::EEXIST)) = system::rmdir(entry.tree_path()) {
+        return fail(error.0);
+    }
+    let result = if entry.is_detour { native(AT_FDCWD, entry.real_path().as_ptr()) } else { native(directory, path) };
+    if result.is_failure() && system::errno() != libc::ENOENT {
+        entry.make_mirror();
+    }
+    result
+}
+
+/// mkdir(2).
+pub unsafe fn mkdir(path: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the program's arguments, or a path of our own.
+    unsafe { make_directory(AT_FDCWD, path, |_, path| real::mkdir(path, mode)) }
+}
+
+/// mkdirat(2).
+pub unsafe fn mkdirat(directory: c_int, path: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the program's arguments, or a path of our own.
+    unsafe { make_directory(directory, path, |directory, path| real::mkdirat(directory, path, mode)) }
+}
+
+unsafe fn make_directory(
+    directory: c_int,
+    path: *const c_char,
+    native: impl Fn(c_int, *const c_char) -> c_int,
+) -> c_int {
+    // SAFETY: the program's path.
+    let entry = match unsafe { paths::resolve(directory, path, Last::Entry) } {
+        Resolution::Foreign => {
+            paths::forget_foreign();
+            return native(directory, path);
+        }
+        // A name with a slash behind it can only be a managed file that is in the way.
+        Resolution::Failed(Errno(libc::ENOTDIR)) => return native(directory, path),
+        Resolution::Failed(error) => return fail(error.0),
+        Resolution::Ours(entry) => entry,
+    };
+    if entry.kind == Kind::Managed {
+        return fail(libc::EEXIST);
+    }
+    if !entry.is_zone || !entry.has_parent_mirror {
+        return redirect::natively(entry, directory, path, native);
+    }
+    let result = if entry.is_detour { native(AT_FDCWD, entry.real_path().as_ptr()) } else { native(directory, path) };
+    if result == 0 {
+        entry.make_mirror();
+    }
+    result
+}

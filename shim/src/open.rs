@@ -1,0 +1,411 @@
+//! The open family: which file the program gets, and when it is captured.
+//!
+//! The program always gets a real descriptor of an ordinary file. Nothing here may truncate a file that is being
+//! flushed, hand out a file without its data, or show the program an error that it would not get natively.
+
+use core::ffi::{CStr, c_char, c_int};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use libc::{O_ACCMODE, O_CREAT, O_DIRECT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_TMPFILE};
+use libc::{O_TRUNC, mode_t, size_t};
+use sheaf_common::layout::{self, STUB_BIT};
+
+use crate::configuration::{self, Configuration};
+use crate::flusher;
+use crate::hooks::{fail, real};
+use crate::log;
+use crate::paths::{self, Entry, Kind, Last, Resolution};
+use crate::scratch::{Scratch, Text, TooLong};
+use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
+
+/// How often a name is looked at again because it changed meanwhile.
+const ATTEMPTS: u32 = 16;
+/// What the kernel heeds beside O_PATH.
+const PATH_FLAGS: c_int = O_PATH | O_NOFOLLOW | O_DIRECTORY | libc::O_CLOEXEC;
+
+/// `struct open_how` of openat2(2).
+#[repr(C)]
+pub struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
+/// open(2).
+pub unsafe fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+    // SAFETY: the program's arguments.
+    unsafe { open_or(AT_FDCWD, path, flags, mode, || real::open(path, flags, mode)) }
+}
+
+/// open(2) without a mode, from programs built with `_FORTIFY_SOURCE`.
+pub unsafe fn open_2(path: *const c_char, flags: c_int) -> c_int {
+    if makes_file(flags) {
+        // SAFETY: the program's arguments; the C library ends the program, because a mode is missing.
+        return unsafe { real::__open_2(path, flags) };
+    }
+    // SAFETY: the program's arguments.
+    unsafe { open_or(AT_FDCWD, path, flags, 0, || real::__open_2(path, flags)) }
+}
+
+/// openat(2).
+pub unsafe fn openat(directory: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+    // SAFETY: the program's arguments.
+    unsafe { open_or(directory, path, flags, mode, || real::openat(directory, path, flags, mode)) }
+}
+
+/// openat(2) without a mode, from programs built with `_FORTIFY_SOURCE`.
+pub unsafe fn openat_2(directory: c_int, path: *const c_char, flags: c_int) -> c_int {
+    if makes_file(flags) {
+        // SAFETY: as in `open_2`.
+        return unsafe { real::__openat_2(directory, path, flags) };
+    }
+    // SAFETY: the program's arguments.
+    unsafe { open_or(directory, path, flags, 0, || real::__openat_2(directory, path, flags)) }
+}
+
+/// openat2(2). Restrictions on the way to the file are the kernel's to keep: such calls pass through.
+pub unsafe fn openat2(directory: c_int, path: *const c_char, how: *const OpenHow, size: size_t) -> c_int {
+    // SAFETY: the program's arguments; the structure is only read when the program says that it is large enough.
+    unsafe {
+        if how.is_null() || size < size_of::<OpenHow>() || (*how).resolve != 0 {
+            return openat2_natively(directory, path, how, size);
+        }
+        let (flags, mode) = ((*how).flags as c_int, (*how).mode as mode_t);
+        open_or(directory, path, flags, mode, || openat2_natively(directory, path, how, size))
+    }
+}
+
+/// The real function, or the system call, which is older.
+unsafe fn openat2_natively(directory: c_int, path: *const c_char, how: *const OpenHow, size: size_t) -> c_int {
+    let errno = system::errno();
+    // SAFETY: the program's arguments.
+    let fd = unsafe { real::openat2(directory, path, how, size) };
+    if fd >= 0 || system::errno() != libc::ENOSYS {
+        return fd;
+    }
+    system::set_errno(errno);
+    // SAFETY: the program's arguments; the kernel checks the pointers.
+    let result =
+        unsafe { system::syscall(libc::SYS_openat2, [directory as usize, path as usize, how as usize, size, 0, 0]) };
+    if result < 0 { fail(-result as c_int) } else { result as c_int }
+}
+
+/// creat(2).
+pub unsafe fn creat(path: *const c_char, mode: mode_t) -> c_int {
+    let flags = O_CREAT | libc::O_WRONLY | O_TRUNC;
+    // SAFETY: the program's arguments.
+    unsafe { open_or(AT_FDCWD, path, flags, mode, || real::creat(path, mode)) }
+}
+
+fn makes_file(flags: c_int) -> bool {
+    flags & O_CREAT != 0 || flags & O_TMPFILE == O_TMPFILE
+}
+
+unsafe fn open_or(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: mode_t,
+    native: impl Fn() -> c_int,
+) -> c_int {
+    // SAFETY: the caller passes the program's path.
+    let outcome = unsafe { attempt(directory, path, flags, mode, false) };
+    match outcome {
+        Some(Ok(fd)) => fd,
+        Some(Err(Errno(number))) => fail(number),
+        None => {
+            let errno = system::errno();
+            let fd = native();
+            if fd >= 0 || makes_file(flags) || system::errno() != libc::ENOENT {
+                return fd;
+            }
+            // SAFETY: as above. Perhaps a link in a foreign directory, to a name that only the tree has.
+            match unsafe { attempt(directory, path, flags, mode, true) } {
+                Some(Ok(fd)) => {
+                    system::set_errno(errno);
+                    fd
+                }
+                _ => fail(libc::ENOENT),
+            }
+        }
+    }
+}
+
+/// What to do next with an open.
+enum Step {
+    /// The program's own call is right.
+    Native,
+    /// This is the result.
+    Done(Result<c_int>),
+    /// The name has changed; look again.
+    Again,
+}
+
+/// Opens a file if Sheaf has to do with it; `None` when the program's own call is to run.
+///
+/// # Safety
+/// `path` must be null or a C string.
+pub unsafe fn attempt(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: mode_t,
+    follows_anywhere: bool,
+) -> Option<Result<c_int>> {
+    let configuration = configuration::active()?;
+    let flags = if flags & O_PATH != 0 { flags & PATH_FLAGS } else { flags };
+    let mode = if makes_file(flags) { mode & 0o7777 & !STUB_BIT } else { 0 };
+    let last = match flags & (O_CREAT | O_EXCL | O_NOFOLLOW) {
+        bits if bits & O_NOFOLLOW != 0 || bits == O_CREAT | O_EXCL => Last::Entry,
+        bits if bits & O_CREAT != 0 || follows_anywhere => Last::FollowAnywhere,
+        _ => Last::Follow,
+    };
+    for _ in 0..ATTEMPTS {
+        // SAFETY: the caller's contract.
+        let mut entry = match unsafe { paths::resolve(directory, path, last) } {
+            Resolution::Foreign => return None,
+            Resolution::Failed(error) => return Some(Err(error)),
+            Resolution::Ours(entry) => entry,
+        };
+        let step = match entry.kind {
+            Kind::Managed => open_managed(configuration, &mut entry, flags),
+            Kind::Unmanaged => open_unmanaged(configuration, &mut entry, flags, mode),
+            Kind::Directory => Step::Native,
+        };
+        match step {
+            Step::Native => {
+                log::decision(configuration, "open", entry.canonical(), "the program's own call");
+                return entry.is_detour.then(|| system::openat(AT_FDCWD, entry.real_path(), flags, mode));
+            }
+            Step::Done(result) => {
+                log::decision(configuration, "open", entry.canonical(), "in the stage");
+                return Some(result);
+            }
+            Step::Again => {}
+        }
+    }
+    None
+}
+
+fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {
+    if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL {
+        return Step::Done(Err(Errno(libc::EEXIST)));
+    }
+    if !entry.is_regular() || flags & O_DIRECTORY != 0 {
+        return Step::Done(system::openat(AT_FDCWD, entry.tree_path(), flags, 0));
+    }
+    let flags = flags & !(O_CREAT | O_EXCL);
+    if flags & O_ACCMODE != O_RDONLY || flags & O_TRUNC != 0 {
+        // Without a flusher the file is still safe in the stage; the next one finds it.
+        flusher::ensure(configuration);
+    }
+    let is_linked = entry.staged().is_some_and(|stat| stat.st_nlink > 1);
+    if flags & O_TRUNC != 0 && !is_linked {
+        return open_truncated(configuration, entry, flags);
+    }
+    if entry.is_stub()
+        && let Err(error) = flusher::hydrate(configuration, entry.canonical())
+    {
+        return Step::Done(Err(Errno(if error.0 == libc::ENOENT { libc::ENOENT } else { libc::EIO })));
+    }
+    open_in_place(entry, flags)
+}
+
+/// Opens what is there. It may wait for the flusher, which holds a lease for as long as it copies a file aside; so the
+/// program's O_NONBLOCK, which means nothing on ordinary files, is only set afterwards.
+fn open_in_place(entry: &Entry, flags: c_int) -> Step {
+    match open_staged(entry.tree_path(), flags & !O_NONBLOCK, 0) {
+        Ok(file) => finish(file, flags),
+        Err(Errno(libc::ENOENT)) => Step::Again,
+        Err(error) => Step::Done(Err(error)),
+    }
+}
+
+/// Opens a file in the stage. Memory file systems of older kernels refuse O_DIRECT, which only asks for speed.
+fn open_staged(path: &CStr, flags: c_int, mode: mode_t) -> Result<Descriptor> {
+    let result = system::retry(|| system::openat(AT_FDCWD, path, flags, mode));
+    let result = match result {
+        Err(Errno(libc::EINVAL)) if flags & O_DIRECT != 0 => {
+            system::retry(|| system::openat(AT_FDCWD, path, flags & !O_DIRECT, mode))
+        }
+        result => result,
+    };
+    result.map(Descriptor::take)
+}
+
+/// Hands a descriptor out, unless its data was evicted just before it was opened.
+fn finish(file: Descriptor, flags: c_int) -> Step {
+    match system::fstat(file.number()) {
+        Ok(stat) if paths::is_stub(&stat) => Step::Again,
+        Ok(_) => Step::Done(restore_nonblock(&file, flags).map(|()| file.release())),
+        Err(error) => Step::Done(Err(error)),
+    }
+}
+
+/// Gives the descriptor the O_NONBLOCK that the program asked for, and no other.
+fn restore_nonblock(file: &Descriptor, flags: c_int) -> Result<()> {
+    if flags & O_PATH != 0 {
+        return Ok(());
+    }
+    let current = system::fcntl(file.number(), libc::F_GETFL, 0)?;
+    let wanted = current & !O_NONBLOCK | flags & O_NONBLOCK;
+    if wanted == current { Ok(()) } else { system::fcntl(file.number(), libc::F_SETFL, wanted).map(drop) }
+}
+
+/// Truncates in place if nobody is reading the file on its way to the store; else a new file takes the name.
+fn open_truncated(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {
+    if entry.is_stub() {
+        return open_anew(configuration, entry, flags);
+    }
+    match open_staged(entry.tree_path(), flags | O_NONBLOCK, 0) {
+        Ok(file) => finish(file, flags),
+        Err(Errno(libc::EAGAIN)) => open_anew(configuration, entry, flags),
+        Err(Errno(libc::ENOENT)) => Step::Again,
+        Err(error) => Step::Done(Err(error)),
+    }
+}
+
+/// Puts a new, empty file in the place of one that is being flushed or that is a stub.
+fn open_anew(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {
+    let Some(old) = entry.staged().copied() else { return Step::Again };
+    if system::may_write(entry.tree_path()).is_err() {
+        return Step::Done(Err(Errno(libc::EACCES)));
+    }
+    let (tree_path, name) = entry.tree_path_and_spare();
+    if scratch_name(configuration, name).is_err() {
+        return Step::Done(Err(Errno(libc::ENAMETOOLONG)));
+    }
+    let made = open_staged(name.c_str(), flags & !(O_TRUNC | O_NONBLOCK | O_NOFOLLOW) | O_CREAT | O_EXCL, 0o600);
+    let result = made.and_then(|file| {
+        if old.st_uid != system::user_id() || old.st_gid != system::fstat(file.number())?.st_gid {
+            // As natively, the owner stays if we may have it so.
+            let _ = system::fchown(file.number(), old.st_uid, old.st_gid);
+        }
+        system::fchmod(file.number(), old.st_mode & 0o7777 & !STUB_BIT)?;
+        restore_nonblock(&file, flags)?;
+        system::rename((AT_FDCWD, name.c_str()), (AT_FDCWD, tree_path), 0)?;
+        Ok(file.release())
+    });
+    if result.is_err() {
+        let _ = system::unlink(name.c_str());
+    }
+    Step::Done(result)
+}
+
+/// A new name in the stage's unwatched directory.
+fn scratch_name(configuration: &Configuration, name: &mut Text) -> core::result::Result<(), TooLong> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    name.set(configuration.stage)?;
+    name.push(b"/")?;
+    name.push(layout::SCRATCH.as_bytes())?;
+    // Unique among living processes, and after a process's own earlier names.
+    let parts = [system::process_id() as u32, system::thread_id() as u32, COUNTER.fetch_add(1, Ordering::Relaxed)];
+    for (separator, part) in [b"/", b"-", b"-"].into_iter().zip(parts) {
+        name.push(separator)?;
+        name.push(configuration::decimal(part, &mut [0; 10]))?;
+    }
+    Ok(())
+}
+
+fn open_unmanaged(configuration: &Configuration, entry: &mut Entry, flags: c_int, mode: mode_t) -> Step {
+    let creates = flags & O_CREAT != 0;
+    let replaced = match entry.real() {
+        _ if !entry.is_checkpoint || entry.wants_directory || flags & O_TMPFILE == O_TMPFILE => return Step::Native,
+        None if creates => None,
+        None => return Step::Native,
+        Some(real) if can_be_replaced(entry, real, flags) => Some(*real),
+        Some(_) => return Step::Native,
+    };
+    if !flusher::ensure(configuration) {
+        return Step::Native;
+    }
+    let had_mirror = entry.has_parent_mirror;
+    if !entry.make_parent_mirror(configuration) {
+        return Step::Native;
+    }
+    if !had_mirror {
+        // The store may have known the name.
+        return Step::Again;
+    }
+    match replaced {
+        None => capture(entry, flags, mode),
+        Some(real) => capture_replacing(configuration, entry, flags, &real),
+    }
+}
+
+/// Whether the program is about to throw away the content of a file that nothing but this name leads to.
+fn can_be_replaced(entry: &Entry, real: &Stat, flags: c_int) -> bool {
+    flags & O_TRUNC != 0
+        && flags & O_ACCMODE != O_RDONLY
+        && flags & (O_CREAT | O_EXCL) != O_CREAT | O_EXCL
+        && paths::is_regular(real)
+        && real.st_nlink == 1
+        && real.st_uid == system::user_id()
+        && system::may_write(entry.real_path()).is_ok()
+}
+
+/// Makes a new file in the tree. What can go wrong there and not natively is no reason to fail.
+fn capture(entry: &Entry, flags: c_int, mode: mode_t) -> Step {
+    match open_staged(entry.tree_path(), flags & !O_NONBLOCK, mode) {
+        Ok(file) => finish(file, flags),
+        Err(Errno(libc::ENOENT)) => Step::Again,
+        Err(error @ Errno(libc::EEXIST | libc::EMFILE | libc::ENFILE)) => Step::Done(Err(error)),
+        Err(_) => Step::Native,
+    }
+}
+
+/// Makes a new file in the tree for one that stays on the real path until its successor is published. The marker comes
+/// first: without it the old content would come back after the new one is deleted.
+fn capture_replacing(configuration: &Configuration, entry: &Entry, flags: c_int, real: &Stat) -> Step {
+    if mark_replaced(configuration, entry.canonical()).is_err() {
+        return Step::Native;
+    }
+    let mode = real.st_mode & 0o7777 & !STUB_BIT;
+    let step = match capture(entry, flags | O_CREAT, mode) {
+        Step::Done(Ok(fd)) => {
+            let file = Descriptor::take(fd);
+            // The umask may have taken bits that the old file had.
+            match system::fchmod(fd, mode) {
+                Ok(()) => return Step::Done(Ok(file.release())),
+                Err(error) => Step::Done(Err(error)),
+            }
+        }
+        step => step,
+    };
+    if system::lstat(entry.tree_path()).is_err() {
+        unmark_replaced(configuration, entry.canonical());
+    }
+    step
+}
+
+/// The marker's path for a canonical path.
+fn marker_path(configuration: &Configuration, path: &[u8], marker: &mut Text) -> core::result::Result<(), TooLong> {
+    marker.set(configuration.stage)?;
+    marker.push(b"/")?;
+    marker.push(layout::REPLACED.as_bytes())?;
+    marker.push(b"/")?;
+    marker.push(&layout::marker_name(path))
+}
+
+/// Says that the file on the real path is superseded by what the tree has, or will have in a moment.
+pub fn mark_replaced(configuration: &Configuration, path: &[u8]) -> Result<()> {
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let marker = &mut scratch.other;
+    marker_path(configuration, path, marker).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    let flags = libc::O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW;
+    let file = system::open_own(marker.c_str(), flags, 0o600)?;
+    match system::write(file.number(), path) {
+        Ok(written) if written == path.len() => Ok(()),
+        outcome => {
+            let _ = system::unlink(marker.c_str());
+            Err(outcome.err().unwrap_or(Errno(libc::ENOSPC)))
+        }
+    }
+}
+
+/// Takes the marker of a canonical path away; true if there was one.
+pub fn unmark_replaced(configuration: &Configuration, path: &[u8]) -> bool {
+    let Some(mut scratch) = Scratch::claim() else { return false };
+    let marker = &mut scratch.other;
+    marker_path(configuration, path, marker).is_ok() && system::unlink(marker.c_str()).is_ok()
+}

@@ -1,0 +1,673 @@
+//! Which name of ours a path means: whatever spelling reaches a file, it has one canonical path.
+//!
+//! Most paths of a program are rejected here without a system call. Of the others every component is looked at: where
+//! Sheaf can hold names the tree first, then the real path. Nothing here may keep a file descriptor or change
+//! anything, but ask the flusher to populate a directory of an existing store.
+
+use core::ffi::{CStr, c_char, c_int};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::configuration::{self, Configuration};
+use crate::flusher;
+use crate::scratch::{Scratch, Slot, Text, TooLong};
+use crate::system::{self, AT_FDCWD, Errno, Stat};
+
+/// Longest path that the kernel takes, without its NUL.
+const PATH_MAX: usize = 4095;
+/// Symbolic links that one path may go through, as in the kernel.
+const LINKS_MAX: u32 = 40;
+/// Mode bit of a directory in the tree that says "populated"; the flusher sets it when the mirror is complete.
+const POPULATED_BIT: u32 = 0o1000;
+/// Directories that are remembered as leading nowhere near a checkpoint; a power of two.
+const FOREIGN_DIRECTORIES: usize = 4096;
+
+static FOREIGN: [AtomicU64; FOREIGN_DIRECTORIES] = [const { AtomicU64::new(0) }; FOREIGN_DIRECTORIES];
+/// Part of every hash, so that all that is remembered is forgotten at once.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+static STORE_SEEN: AtomicBool = AtomicBool::new(false);
+
+/// What to do with a symbolic link as the last component.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Last {
+    /// The name itself is meant.
+    Entry,
+    /// What it leads to is meant; in a directory that is known as foreign, nobody looks.
+    Follow,
+    /// What it leads to is meant, wherever it lies.
+    FollowAnywhere,
+}
+
+/// What is at a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A file or symbolic link in the tree.
+    Managed,
+    /// A directory that can hold managed names.
+    Directory,
+    /// Neither; perhaps something on the real path, perhaps nothing.
+    Unmanaged,
+}
+
+/// A name that concerns Sheaf.
+pub struct Entry {
+    scratch: Scratch,
+    base: usize,
+    /// What is there.
+    pub kind: Kind,
+    /// Whether it is a checkpoint path.
+    pub is_checkpoint: bool,
+    /// Whether it is a directory (or would be one) that can hold managed names.
+    pub is_zone: bool,
+    /// Whether its directory has a mirror in the tree.
+    pub has_parent_mirror: bool,
+    /// Whether the path ends in a slash, so that only a directory will do.
+    pub wants_directory: bool,
+    /// Whether the path goes through a managed symbolic link, which the kernel cannot follow.
+    pub is_detour: bool,
+}
+
+/// What a path means to Sheaf.
+pub enum Resolution {
+    /// Nothing: the call runs untouched.
+    Foreign,
+    /// The call fails so.
+    Failed(Errno),
+    /// A name that concerns Sheaf.
+    Ours(Entry),
+}
+
+impl Entry {
+    /// The name in the tree.
+    pub fn tree_path(&self) -> &CStr {
+        self.scratch.tree.c_str()
+    }
+
+    /// The canonical path.
+    pub fn real_path(&self) -> &CStr {
+        match self.scratch.tree.c_str_from(self.base) {
+            path if path.is_empty() => c"/",
+            path => path,
+        }
+    }
+
+    /// The canonical path's bytes.
+    pub fn canonical(&self) -> &[u8] {
+        self.real_path().to_bytes()
+    }
+
+    /// The directory that holds the name, canonical; empty for the root.
+    pub fn parent(&self) -> &[u8] {
+        parent(self.canonical())
+    }
+
+    /// What is in the tree: of files and links as they are there, with the mark of a stub.
+    pub fn staged(&self) -> Option<&Stat> {
+        self.scratch.staged.get()
+    }
+
+    /// What is at the real path; not looked at when the tree has the name.
+    pub fn real(&self) -> Option<&Stat> {
+        self.scratch.real.get()
+    }
+
+    /// The name in the tree, and a text buffer that the resolution no longer needs.
+    pub fn tree_path_and_spare(&mut self) -> (&CStr, &mut Text) {
+        let Slot { tree, pending, .. } = &mut *self.scratch;
+        (tree.c_str(), pending)
+    }
+
+    /// Whether the tree holds a file without its data.
+    pub fn is_stub(&self) -> bool {
+        self.staged().is_some_and(is_stub)
+    }
+
+    /// Whether the tree holds a regular file.
+    pub fn is_regular(&self) -> bool {
+        self.staged().is_some_and(is_regular)
+    }
+
+    /// Whether the directory itself has a mirror.
+    pub fn has_mirror(&self) -> bool {
+        is_mirror(self.tree_path())
+    }
+
+    /// Makes a mirror of the directory, which is new or empty, so that nothing is missing in it.
+    pub fn make_mirror(&self) {
+        let _ = system::mkdirat(AT_FDCWD, self.tree_path(), POPULATED_BIT | 0o700);
+        self.update_mirror_mode();
+    }
+
+    /// Gives the mirror its mode: what the program may do in it is what it may do in the real directory. The umask has
+    /// no part in it.
+    pub fn update_mirror_mode(&self) {
+        let access = if system::may_write(self.real_path()).is_ok() { 0o700 } else { 0o500 };
+        let _ = system::chmod(self.tree_path(), POPULATED_BIT | access);
+    }
+
+    /// Gives the directory itself a mirror, if the store may hold names in it.
+    pub fn populate_from_store(&self, configuration: &Configuration) {
+        if !self.has_mirror() && store_exists(configuration) {
+            let _ = flusher::populate(configuration, self.canonical());
+        }
+    }
+
+    /// Gives the directory that holds the name a mirror; false when there can be none.
+    pub fn make_parent_mirror(&mut self, configuration: &Configuration) -> bool {
+        if !self.has_parent_mirror {
+            self.has_parent_mirror = flusher::populate(configuration, self.parent()).is_ok();
+        }
+        self.has_parent_mirror
+    }
+}
+
+/// Whether a path in the tree is a mirror that shows every name that Sheaf holds in its directory. Others are only there
+/// to be walked through.
+fn is_mirror(path: &CStr) -> bool {
+    system::lstat(path).is_ok_and(|stat| is_directory(&stat) && stat.st_mode & POPULATED_BIT != 0)
+}
+
+/// Whether this is a regular file.
+pub fn is_regular(stat: &Stat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFREG
+}
+
+/// Whether this is a directory.
+pub fn is_directory(stat: &Stat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFDIR
+}
+
+/// Whether this is a symbolic link.
+pub fn is_link(stat: &Stat) -> bool {
+    stat.st_mode & libc::S_IFMT == libc::S_IFLNK
+}
+
+/// Whether this is a file in the tree without its data.
+pub fn is_stub(stat: &Stat) -> bool {
+    is_regular(stat) && stat.st_mode & sheaf_common::layout::STUB_BIT != 0
+}
+
+/// The directory part of an absolute path without its final slash; empty for the root.
+pub fn parent(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|&byte| byte == b'/').and_then(|slash| path.get(..slash)).unwrap_or_default()
+}
+
+/// Whether there is a store: then a directory without a mirror may hold names that this node has not seen.
+pub fn store_exists(configuration: &Configuration) -> bool {
+    if STORE_SEEN.load(Ordering::Relaxed) {
+        return true;
+    }
+    let exists = system::exists(configuration.store);
+    if exists {
+        STORE_SEEN.store(true, Ordering::Relaxed);
+    }
+    exists
+}
+
+/// Forgets which directories are foreign: the program changes what names mean.
+pub fn forget_foreign() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325 ^ GENERATION.load(Ordering::Relaxed), fold);
+    (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+}
+
+fn foreign_entry(hash: u64) -> Option<&'static AtomicU64> {
+    FOREIGN.get((hash >> 40) as usize % FOREIGN_DIRECTORIES)
+}
+
+fn is_foreign(hash: u64) -> bool {
+    foreign_entry(hash).is_some_and(|entry| entry.load(Ordering::Relaxed) == hash)
+}
+
+/// What the path `path` relative to `directory` means.
+///
+/// # Safety
+/// `path` must be null or a C string.
+#[inline]
+pub unsafe fn resolve(directory: c_int, path: *const c_char, last: Last) -> Resolution {
+    let Some(configuration) = configuration::active() else { return Resolution::Foreign };
+    if path.is_null() {
+        return Resolution::Foreign;
+    }
+    // SAFETY: the caller's contract.
+    let path = unsafe { CStr::from_ptr(path) };
+    match path.to_bytes().first() {
+        None => Resolution::Foreign,
+        Some(b'/') => resolve_absolute(configuration, path, last),
+        Some(_) => resolve_relative(configuration, directory, path.to_bytes(), last).unwrap_or(Resolution::Foreign),
+    }
+}
+
+#[inline]
+fn resolve_absolute(configuration: &'static Configuration, path: &CStr, last: Last) -> Resolution {
+    let text = path.to_bytes();
+    let start = configuration.starts_in_zone(text);
+    if start.is_none() && (configuration.is_system_path(text) || leads_nowhere(configuration, text, path, last)) {
+        return Resolution::Foreign;
+    }
+    resolve_further(configuration, text, start, last).unwrap_or(Resolution::Foreign)
+}
+
+/// The hash of a path's directory part, if the last component is a plain name and not on the way to a checkpoint.
+fn directory_hash(configuration: &Configuration, text: &[u8]) -> Option<u64> {
+    let directory = parent(text);
+    match text.get(directory.len() + 1..) {
+        None | Some(b"" | b"." | b"..") => None,
+        Some(name) if configuration.is_in_prefix(name) => None,
+        Some(_) => Some(hash(directory)),
+    }
+}
+
+/// Whether the directory part is known as foreign, and the last component does not lead away from it.
+fn leads_nowhere(configuration: &Configuration, text: &[u8], path: &CStr, last: Last) -> bool {
+    if !directory_hash(configuration, text).is_some_and(is_foreign) {
+        return false;
+    }
+    // One byte is enough to learn whether it is a link.
+    last != Last::FollowAnywhere || system::readlinkat(AT_FDCWD, path, &mut [0]).is_err()
+}
+
+#[inline(never)]
+fn resolve_further(
+    configuration: &'static Configuration,
+    text: &[u8],
+    start: Option<(&'static [u8], usize)>,
+    last: Last,
+) -> Option<Resolution> {
+    if text.len() > PATH_MAX {
+        return None;
+    }
+    let mut scratch = Scratch::claim()?;
+    scratch.pending.set(text).ok()?;
+    Some(walk(configuration, scratch, start, last))
+}
+
+#[inline(never)]
+fn resolve_relative(
+    configuration: &'static Configuration,
+    directory: c_int,
+    path: &[u8],
+    last: Last,
+) -> Option<Resolution> {
+    let mut scratch = Scratch::claim()?;
+    if directory == AT_FDCWD {
+        scratch.pending.fill(|room| system::getcwd(room).map(|length| length.saturating_sub(1))).ok()?;
+    } else {
+        read_descriptor(&mut scratch, directory)?;
+    }
+    let pending = &mut scratch.pending;
+    if pending.as_bytes().first() != Some(&b'/') {
+        return None;
+    }
+    if pending.len() > 1 {
+        pending.push(b"/").ok()?;
+    }
+    pending.push(path).ok()?;
+    let text = pending.as_bytes();
+    let start = configuration.starts_in_zone(text);
+    if start.is_none()
+        && (configuration.is_system_path(text) || leads_nowhere(configuration, text, pending.c_str(), last))
+    {
+        return None;
+    }
+    Some(walk(configuration, scratch, start, last))
+}
+
+/// What the kernel calls the file behind a descriptor, in the slot's pending text.
+pub fn path_of(fd: c_int) -> Option<Scratch> {
+    let mut scratch = Scratch::claim()?;
+    read_descriptor(&mut scratch, fd)?;
+    Some(scratch)
+}
+
+fn read_descriptor(slot: &mut Slot, fd: c_int) -> Option<()> {
+    let Slot { pending, other, .. } = slot;
+    other.set(b"/proc/self/fd/").ok()?;
+    other.push(configuration::decimal(u32::try_from(fd).ok()?, &mut [0; 10])).ok()?;
+    pending.fill(|room| system::readlinkat(AT_FDCWD, other.c_str(), room)).ok()
+}
+
+/// What the directory behind a descriptor means.
+pub fn resolve_descriptor(fd: c_int) -> Resolution {
+    let Some(configuration) = configuration::active() else { return Resolution::Foreign };
+    let Some(scratch) = path_of(fd) else { return Resolution::Foreign };
+    match configuration.starts_in_zone(scratch.pending.as_bytes()) {
+        None => Resolution::Foreign,
+        start => walk(configuration, scratch, start, Last::Entry),
+    }
+}
+
+/// Resolves an existing absolute path as the kernel does, into the slot's tree text. False when it does not exist.
+pub fn resolve_natively(slot: &mut Slot, path: &[u8]) -> bool {
+    slot.tree.truncate(0);
+    if slot.pending.set(path).is_err() {
+        return false;
+    }
+    let mut walker = Walker::new(None, slot, 0);
+    let found = walker.go(Last::Follow).is_ok();
+    found && system::exists(walker.real()) && (walker.slot.tree.len() > 0 || walker.slot.tree.set(b"/").is_ok())
+}
+
+/// Why a walk ended early.
+enum Stop {
+    /// The kernel will say what is wrong, or the path is none of ours.
+    Foreign,
+    /// The tree says what is wrong.
+    Failed(Errno),
+}
+
+impl From<TooLong> for Stop {
+    fn from(_: TooLong) -> Stop {
+        Stop::Foreign
+    }
+}
+
+/// One walk along a path. The slot's tree text grows to the name in the tree.
+struct Walker<'a> {
+    configuration: Option<&'static Configuration>,
+    slot: &'a mut Slot,
+    /// Length of the tree's own path.
+    base: usize,
+    /// How much of the pending text has been walked.
+    position: usize,
+    links: u32,
+    is_detour: bool,
+    wants_directory: bool,
+    /// The hash of the path's directory part, to be remembered if it turns out to be foreign.
+    directory_hash: Option<u64>,
+}
+
+fn walk(
+    configuration: &'static Configuration,
+    mut scratch: Scratch,
+    start: Option<(&'static [u8], usize)>,
+    last: Last,
+) -> Resolution {
+    if scratch.tree.set(configuration.tree).is_err() {
+        return Resolution::Foreign;
+    }
+    let base = configuration.tree.len();
+    let mut walker = Walker::new(Some(configuration), &mut scratch, base);
+    match start {
+        Some((prefix, length)) => {
+            walker.position = length;
+            if walker.slot.tree.push(prefix).is_err() {
+                return Resolution::Foreign;
+            }
+        }
+        None => walker.directory_hash = directory_hash(configuration, walker.slot.pending.as_bytes()),
+    }
+    let outcome = walker.go(last);
+    let (is_detour, wants_directory) = (walker.is_detour, walker.wants_directory);
+    match outcome {
+        Ok(has_parent_mirror) => conclude(configuration, scratch, base, has_parent_mirror, is_detour, wants_directory),
+        Err(Stop::Failed(error)) => Resolution::Failed(error),
+        Err(Stop::Foreign) if is_detour => Resolution::Failed(Errno(libc::ENOENT)),
+        Err(Stop::Foreign) => Resolution::Foreign,
+    }
+}
+
+fn conclude(
+    configuration: &Configuration,
+    scratch: Scratch,
+    base: usize,
+    has_parent_mirror: bool,
+    is_detour: bool,
+    wants_directory: bool,
+) -> Resolution {
+    let kind = match (scratch.staged.get(), scratch.real.get()) {
+        (Some(stat), _) if is_directory(stat) => Kind::Directory,
+        (Some(_), _) => Kind::Managed,
+        (None, Some(stat)) if is_directory(stat) => Kind::Directory,
+        (None, _) => Kind::Unmanaged,
+    };
+    let (is_checkpoint, is_zone) = (false, false);
+    let mut entry =
+        Entry { scratch, base, kind, is_checkpoint, is_zone, has_parent_mirror, wants_directory, is_detour };
+    let path = entry.canonical();
+    entry.is_checkpoint = configuration.is_checkpoint(path);
+    entry.is_zone = configuration.is_zone(if entry.canonical() == b"/" { b"" } else { entry.canonical() });
+    if kind == Kind::Managed && wants_directory {
+        return Resolution::Failed(Errno(libc::ENOTDIR));
+    }
+    if kind == Kind::Managed || entry.is_checkpoint || entry.is_zone || is_detour {
+        Resolution::Ours(entry)
+    } else {
+        Resolution::Foreign
+    }
+}
+
+impl<'a> Walker<'a> {
+    fn new(configuration: Option<&'static Configuration>, slot: &'a mut Slot, base: usize) -> Walker<'a> {
+        Walker {
+            configuration,
+            slot,
+            base,
+            position: 0,
+            links: 0,
+            is_detour: false,
+            wants_directory: false,
+            directory_hash: None,
+        }
+    }
+
+    /// The canonical path so far.
+    fn canonical(&self) -> &[u8] {
+        self.slot.tree.as_bytes().get(self.base..).unwrap_or_default()
+    }
+
+    fn real(&self) -> &CStr {
+        match self.slot.tree.c_str_from(self.base) {
+            path if path.is_empty() => c"/",
+            path => path,
+        }
+    }
+
+    fn is_in_zone(&self) -> bool {
+        self.configuration.is_some_and(|configuration| configuration.is_zone(self.canonical()))
+    }
+
+    /// Walks to the end; yields whether the directory at the end has a mirror.
+    fn go(&mut self, last: Last) -> Result<bool, Stop> {
+        loop {
+            let Some((start, end)) = self.next_component() else {
+                self.wants_directory = true;
+                let in_zone = self.configuration.is_some_and(|c| c.is_zone(parent(self.canonical())));
+                return self.look(in_zone);
+            };
+            if self.slot.pending.as_bytes().get(start..end) == Some(b"..") {
+                let length = self.base + parent(self.canonical()).len();
+                self.slot.tree.truncate(length);
+                continue;
+            }
+            let in_zone = self.is_in_zone();
+            let is_last = self.is_last();
+            if is_last {
+                self.remember_foreign();
+            }
+            self.push(start, end)?;
+            if !is_last {
+                self.pass(in_zone)?;
+                continue;
+            }
+            let follows = last != Last::Entry || self.wants_directory;
+            if let Some(has_parent_mirror) = self.arrive(in_zone, follows)? {
+                return Ok(has_parent_mirror);
+            }
+        }
+    }
+
+    /// Bounds of the next component that means something.
+    fn next_component(&mut self) -> Option<(usize, usize)> {
+        let text = self.slot.pending.as_bytes();
+        loop {
+            let rest = text.get(self.position..)?;
+            let start = self.position + rest.iter().position(|&byte| byte != b'/')?;
+            let name = text.get(start..)?;
+            let length = name.iter().position(|&byte| byte == b'/').unwrap_or(name.len());
+            self.position = start + length;
+            if name.get(..length) != Some(b".") {
+                return Some((start, self.position));
+            }
+        }
+    }
+
+    /// Whether only slashes and dots are left; then, if any, the name must be a directory.
+    fn is_last(&mut self) -> bool {
+        let rest = self.slot.pending.as_bytes().get(self.position..).unwrap_or_default();
+        let mut components = rest.split(|&byte| byte == b'/');
+        let is_last = components.all(|component| component.is_empty() || component == b".");
+        self.wants_directory = is_last && !rest.is_empty();
+        is_last
+    }
+
+    fn push(&mut self, start: usize, end: usize) -> Result<(), Stop> {
+        let Slot { tree, pending, .. } = &mut *self.slot;
+        tree.push(b"/")?;
+        tree.push(pending.as_bytes().get(start..end).unwrap_or_default())?;
+        Ok(())
+    }
+
+    /// The directory part of the path as it was given has been walked.
+    fn remember_foreign(&mut self) {
+        if let Some((hash, configuration)) = self.directory_hash.take().zip(self.configuration)
+            && !configuration.is_below_prefix(self.canonical())
+            && let Some(entry) = foreign_entry(hash)
+        {
+            entry.store(hash, Ordering::Relaxed);
+        }
+    }
+
+    /// Goes through a component that is not the last.
+    fn pass(&mut self, in_zone: bool) -> Result<(), Stop> {
+        if in_zone {
+            match self.read_link(true) {
+                Ok(()) => {
+                    self.is_detour = true;
+                    return self.splice();
+                }
+                Err(Errno(libc::EINVAL)) => return Ok(()),
+                Err(Errno(libc::ENOTDIR)) => return Err(Stop::Failed(Errno(libc::ENOTDIR))),
+                Err(_) => {}
+            }
+        }
+        match self.read_link(false) {
+            Ok(()) => self.splice(),
+            Err(Errno(libc::EINVAL)) => Ok(()),
+            Err(Errno(libc::ENOENT)) if in_zone && self.populate_parent() => match self.read_link(true) {
+                Ok(()) => {
+                    self.is_detour = true;
+                    self.splice()
+                }
+                Err(Errno(libc::EINVAL)) => Ok(()),
+                // Populating has made the real directory, if the store knows it.
+                Err(_) if self.read_link(false) == Err(Errno(libc::EINVAL)) => Ok(()),
+                Err(_) => Err(Stop::Foreign),
+            },
+            Err(_) => Err(Stop::Foreign),
+        }
+    }
+
+    /// Looks at the last component; `None` when it was a link that leads on.
+    fn arrive(&mut self, in_zone: bool, follows: bool) -> Result<Option<bool>, Stop> {
+        if !in_zone && follows && self.read_link(false).is_ok() {
+            self.splice()?;
+            return Ok(None);
+        }
+        let has_parent_mirror = self.look(in_zone)?;
+        let is_managed = self.slot.staged.get().is_some();
+        let seen = self.slot.staged.get().or(self.slot.real.get());
+        if !(follows && seen.is_some_and(is_link)) || self.read_link(is_managed).is_err() {
+            return Ok(Some(has_parent_mirror));
+        }
+        self.is_detour |= is_managed;
+        self.splice()?;
+        Ok(None)
+    }
+
+    /// Notes what is at the name: in the tree, else (after a look at the store) at the real path. Yields whether the
+    /// directory that holds the name has a mirror.
+    fn look(&mut self, in_zone: bool) -> Result<bool, Stop> {
+        let Some(configuration) = self.configuration else { return Ok(false) };
+        self.slot.staged.set(None);
+        self.slot.real.set(None);
+        let mut has_parent_mirror = false;
+        if in_zone && !configuration.is_excluded(self.canonical()) {
+            has_parent_mirror = self.look_in_tree()?;
+            if self.slot.staged.get().is_some() {
+                return Ok(has_parent_mirror);
+            }
+        }
+        if in_zone || self.is_in_zone() || self.is_detour {
+            match system::lstat(self.real()) {
+                Ok(stat) => self.slot.real.set(Some(stat)),
+                Err(Errno(libc::ENOENT)) => {}
+                Err(_) => return Err(Stop::Foreign),
+            }
+        }
+        Ok(has_parent_mirror)
+    }
+
+    fn look_in_tree(&mut self) -> Result<bool, Stop> {
+        match system::lstat(self.slot.tree.c_str()) {
+            Ok(stat) => {
+                self.slot.staged.set(Some(stat));
+                // A directory needs the mirror only for what is made in it.
+                Ok(!is_directory(&stat) || self.parent_mirror_exists())
+            }
+            Err(Errno(libc::ENOTDIR)) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
+            Err(_) if self.parent_mirror_exists() => Ok(true),
+            Err(_) if self.populate_parent() => {
+                let seen = system::lstat(self.slot.tree.c_str()).ok();
+                self.slot.staged.set(seen);
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn parent_mirror_exists(&mut self) -> bool {
+        let Slot { tree, other, .. } = &mut *self.slot;
+        other.set(parent(tree.as_bytes())).is_ok() && is_mirror(other.c_str())
+    }
+
+    /// Has the flusher make the mirror of the name's directory, if it is missing and the store may know names in it.
+    fn populate_parent(&mut self) -> bool {
+        let Some(configuration) = self.configuration else { return false };
+        if self.parent_mirror_exists() || !store_exists(configuration) {
+            return false;
+        }
+        flusher::populate(configuration, parent(self.canonical())).is_ok()
+    }
+
+    /// Reads the link at the name, in the tree or at the real path.
+    fn read_link(&mut self, in_tree: bool) -> system::Result<()> {
+        let Slot { tree, other, .. } = &mut *self.slot;
+        let path = if in_tree { tree.c_str() } else { tree.c_str_from(self.base) };
+        other.fill(|room| system::readlinkat(AT_FDCWD, path, room))
+    }
+
+    /// Puts the target that was read in place of the component.
+    fn splice(&mut self) -> Result<(), Stop> {
+        self.links += 1;
+        if self.links > LINKS_MAX {
+            return Err(if self.is_detour { Stop::Failed(Errno(libc::ELOOP)) } else { Stop::Foreign });
+        }
+        let Slot { tree, pending, other, .. } = &mut *self.slot;
+        let rest = pending.as_bytes().get(self.position..).unwrap_or_default();
+        if !rest.is_empty() {
+            other.push(b"/")?;
+            other.push(rest)?;
+        }
+        let canonical = tree.as_bytes().get(self.base..).unwrap_or_default();
+        let is_absolute = other.as_bytes().first() == Some(&b'/');
+        let length = if is_absolute { self.base } else { self.base + parent(canonical).len() };
+        tree.truncate(length);
+        pending.set(other.as_bytes())?;
+        self.position = 0;
+        Ok(())
+    }
+}

@@ -1,0 +1,541 @@
+//! Raw system calls. They bypass the C library, so that the library cannot re-enter itself and `errno` stays as it was.
+//!
+//! Nothing here may touch `errno` (but [`set_errno`]), retry on behalf of the caller (but [`retry`]), or allocate.
+
+use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
+use core::mem::MaybeUninit;
+
+/// An error number of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub c_int);
+
+/// What a system call yields.
+pub type Result<T> = core::result::Result<T, Errno>;
+
+/// The kernel's and the C library's `struct stat`, which agree on 64-bit.
+pub type Stat = libc::stat;
+
+/// Relative paths start at the working directory.
+pub const AT_FDCWD: c_int = libc::AT_FDCWD;
+
+unsafe extern "C" {
+    fn __errno_location() -> *mut c_int;
+}
+
+/// The calling thread's `errno`.
+pub fn errno() -> c_int {
+    // SAFETY: the C library yields a valid pointer to the thread's own errno.
+    unsafe { *__errno_location() }
+}
+
+/// Sets the calling thread's `errno`.
+pub fn set_errno(number: c_int) {
+    // SAFETY: as in `errno`.
+    unsafe { *__errno_location() = number }
+}
+
+/// Makes a system call with up to six arguments; yields what the kernel puts into the result register.
+///
+/// # Safety
+/// The arguments must be what the call `number` takes; pointers must be valid for what it reads and writes.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub unsafe fn syscall(number: c_long, arguments: [usize; 6]) -> isize {
+    let [a, b, c, d, e, f] = arguments;
+    let result: isize;
+    // SAFETY: the kernel's calling convention: number in rax, arguments as below, rcx and r11 clobbered.
+    unsafe {
+        core::arch::asm!(
+            "syscall", inlateout("rax") number as isize => result,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, in("r9") f,
+            lateout("rcx") _, lateout("r11") _, options(nostack)
+        );
+    }
+    result
+}
+
+/// Makes a system call with up to six arguments; yields what the kernel puts into the result register.
+///
+/// # Safety
+/// The arguments must be what the call `number` takes; pointers must be valid for what it reads and writes.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+pub unsafe fn syscall(number: c_long, arguments: [usize; 6]) -> isize {
+    let [a, b, c, d, e, f] = arguments;
+    let result: isize;
+    // SAFETY: the kernel's calling convention: number in x8, arguments in x0 to x5, the result in x0.
+    unsafe {
+        core::arch::asm!(
+            "svc 0", in("x8") number, inlateout("x0") a as isize => result,
+            in("x1") b, in("x2") c, in("x3") d, in("x4") e, in("x5") f, options(nostack)
+        );
+    }
+    result
+}
+
+/// The kernel's answer as a [`Result`].
+fn check(result: isize) -> Result<usize> {
+    if (-4095..0).contains(&result) { Err(Errno(-result as c_int)) } else { Ok(result as usize) }
+}
+
+macro_rules! call {
+    ($number:expr $(, $argument:expr)*) => {{
+        let given = [$($argument as usize),*];
+        let mut arguments = [0usize; 6];
+        for (place, value) in arguments.iter_mut().zip(given) {
+            *place = value;
+        }
+        check(syscall($number as c_long, arguments))
+    }};
+}
+
+/// Repeats a call that a signal has interrupted.
+pub fn retry<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match call() {
+            Err(Errno(libc::EINTR)) => {}
+            result => return result,
+        }
+    }
+}
+
+/// openat(2).
+pub fn openat(directory: c_int, path: &CStr, flags: c_int, mode: c_uint) -> Result<c_int> {
+    // SAFETY: the path is NUL-terminated and outlives the call.
+    unsafe { call!(libc::SYS_openat, directory, path.as_ptr(), flags, mode) }.map(|fd| fd as c_int)
+}
+
+/// Opens a file for the library's own short use: closed on exec, and never one of the three standard numbers.
+pub fn open_own(path: &CStr, flags: c_int, mode: c_uint) -> Result<Descriptor> {
+    openat(AT_FDCWD, path, flags | libc::O_CLOEXEC, mode).and_then(Descriptor::own)
+}
+
+/// A file descriptor that is closed at the end of its scope.
+pub struct Descriptor(c_int);
+
+impl Descriptor {
+    /// Takes a new descriptor over, moved away from the standard numbers: a program that closed its standard output
+    /// may write to that number at any time.
+    pub fn own(fd: c_int) -> Result<Descriptor> {
+        let given = Descriptor(fd);
+        if fd > 2 {
+            return Ok(given);
+        }
+        fcntl(fd, libc::F_DUPFD_CLOEXEC, 3).map(Descriptor)
+    }
+
+    /// Takes a descriptor over that is meant for the program, whatever its number.
+    pub fn take(fd: c_int) -> Descriptor {
+        Descriptor(fd)
+    }
+
+    /// The number.
+    pub fn number(&self) -> c_int {
+        self.0
+    }
+
+    /// Gives the number up, to the program.
+    pub fn release(self) -> c_int {
+        let fd = self.0;
+        core::mem::forget(self);
+        fd
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        close(self.0);
+    }
+}
+
+/// close(2). What it says is of no use to us.
+pub fn close(fd: c_int) {
+    // SAFETY: closes a descriptor that the caller owns; no memory is involved.
+    let _ = unsafe { call!(libc::SYS_close, fd) };
+}
+
+/// newfstatat(2).
+pub fn statat(directory: c_int, path: &CStr, flags: c_int) -> Result<Stat> {
+    let mut stat = MaybeUninit::<Stat>::uninit();
+    // SAFETY: the path is NUL-terminated, the buffer has the size of the kernel's structure.
+    unsafe { call!(libc::SYS_newfstatat, directory, path.as_ptr(), stat.as_mut_ptr(), flags) }?;
+    // SAFETY: the kernel has filled the structure.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// lstat(2) of an absolute path.
+pub fn lstat(path: &CStr) -> Result<Stat> {
+    statat(AT_FDCWD, path, libc::AT_SYMLINK_NOFOLLOW)
+}
+
+/// fstat(2).
+pub fn fstat(fd: c_int) -> Result<Stat> {
+    statat(fd, c"", libc::AT_EMPTY_PATH)
+}
+
+/// statx(2) into the program's buffer.
+///
+/// # Safety
+/// `buffer` must be valid for writing a `struct statx`.
+pub unsafe fn statx(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mask: c_uint,
+    buffer: *mut c_void,
+) -> Result<()> {
+    // SAFETY: passed on from the caller; the kernel checks the path.
+    unsafe { call!(libc::SYS_statx, directory, path, flags, mask, buffer) }.map(drop)
+}
+
+/// Whether an absolute path exists, following links.
+pub fn exists(path: &CStr) -> bool {
+    access(path, libc::F_OK).is_ok()
+}
+
+/// access(2) of an absolute path.
+pub fn access(path: &CStr, mode: c_int) -> Result<()> {
+    // SAFETY: the path is NUL-terminated.
+    unsafe { call!(libc::SYS_faccessat, AT_FDCWD, path.as_ptr(), mode) }.map(drop)
+}
+
+/// faccessat2(2).
+///
+/// # Safety
+/// `path` must be a pointer that the program handed to us as a path.
+pub unsafe fn faccessat2(directory: c_int, path: *const c_char, mode: c_int, flags: c_int) -> Result<()> {
+    // SAFETY: the kernel checks the path.
+    unsafe { call!(libc::SYS_faccessat2, directory, path, mode, flags) }.map(drop)
+}
+
+/// Whether the process may write to what is at an absolute path, by its effective ids.
+pub fn may_write(path: &CStr) -> Result<()> {
+    // SAFETY: the path is a C string.
+    match unsafe { faccessat2(AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) } {
+        // Older kernels, and containers that do not know the call.
+        Err(Errno(libc::ENOSYS | libc::EPERM)) => access(path, libc::W_OK),
+        result => result,
+    }
+}
+
+/// readlinkat(2); yields how many bytes were written.
+pub fn readlinkat(directory: c_int, path: &CStr, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: the path is NUL-terminated, the kernel writes at most the buffer's length.
+    unsafe { call!(libc::SYS_readlinkat, directory, path.as_ptr(), buffer.as_mut_ptr(), buffer.len()) }
+}
+
+/// getcwd(2); yields the length with the final NUL.
+pub fn getcwd(buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel writes at most the buffer's length.
+    unsafe { call!(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) }
+}
+
+/// renameat(2), or renameat2(2) when there are flags: older kernels lack it.
+pub fn rename(from: (c_int, &CStr), to: (c_int, &CStr), flags: c_uint) -> Result<()> {
+    let number = if flags == 0 { libc::SYS_renameat } else { libc::SYS_renameat2 };
+    // SAFETY: both paths are NUL-terminated.
+    unsafe { call!(number, from.0, from.1.as_ptr(), to.0, to.1.as_ptr(), flags) }.map(drop)
+}
+
+/// unlinkat(2).
+pub fn unlinkat(directory: c_int, path: &CStr, flags: c_int) -> Result<()> {
+    // SAFETY: the path is NUL-terminated.
+    unsafe { call!(libc::SYS_unlinkat, directory, path.as_ptr(), flags) }.map(drop)
+}
+
+/// unlink(2) of an absolute path.
+pub fn unlink(path: &CStr) -> Result<()> {
+    unlinkat(AT_FDCWD, path, 0)
+}
+
+/// rmdir(2) of an absolute path.
+pub fn rmdir(path: &CStr) -> Result<()> {
+    unlinkat(AT_FDCWD, path, libc::AT_REMOVEDIR)
+}
+
+/// mkdirat(2).
+pub fn mkdirat(directory: c_int, path: &CStr, mode: c_uint) -> Result<()> {
+    // SAFETY: the path is NUL-terminated.
+    unsafe { call!(libc::SYS_mkdirat, directory, path.as_ptr(), mode) }.map(drop)
+}
+
+/// linkat(2).
+pub fn link(from: (c_int, &CStr), to: (c_int, &CStr), flags: c_int) -> Result<()> {
+    // SAFETY: both paths are NUL-terminated.
+    unsafe { call!(libc::SYS_linkat, from.0, from.1.as_ptr(), to.0, to.1.as_ptr(), flags) }.map(drop)
+}
+
+/// symlinkat(2).
+pub fn symlinkat(target: &CStr, directory: c_int, path: &CStr) -> Result<()> {
+    // SAFETY: both texts are NUL-terminated.
+    unsafe { call!(libc::SYS_symlinkat, target.as_ptr(), directory, path.as_ptr()) }.map(drop)
+}
+
+/// fchmod(2).
+pub fn fchmod(fd: c_int, mode: c_uint) -> Result<()> {
+    // SAFETY: no memory is involved.
+    unsafe { call!(libc::SYS_fchmod, fd, mode) }.map(drop)
+}
+
+/// chmod(2) of an absolute path, following links.
+pub fn chmod(path: &CStr, mode: c_uint) -> Result<()> {
+    // SAFETY: the path is NUL-terminated.
+    unsafe { call!(libc::SYS_fchmodat, AT_FDCWD, path.as_ptr(), mode) }.map(drop)
+}
+
+/// fchown(2).
+pub fn fchown(fd: c_int, user: c_uint, group: c_uint) -> Result<()> {
+    // SAFETY: no memory is involved.
+    unsafe { call!(libc::SYS_fchown, fd, user, group) }.map(drop)
+}
+
+/// futimens(2).
+pub fn futimens(fd: c_int, times: &[libc::timespec; 2]) -> Result<()> {
+    // SAFETY: a null path means the descriptor itself; two valid times are read.
+    unsafe { call!(libc::SYS_utimensat, fd, 0, times.as_ptr(), 0) }.map(drop)
+}
+
+/// ftruncate(2).
+pub fn ftruncate(fd: c_int, length: i64) -> Result<()> {
+    // SAFETY: no memory is involved.
+    unsafe { call!(libc::SYS_ftruncate, fd, length) }.map(drop)
+}
+
+/// fcntl(2) with an integer.
+pub fn fcntl(fd: c_int, command: c_int, argument: c_int) -> Result<c_int> {
+    // SAFETY: only commands that take an integer are used.
+    unsafe { call!(libc::SYS_fcntl, fd, command, argument) }.map(|value| value as c_int)
+}
+
+/// Takes a lock of the process on a whole file, or fails at once.
+pub fn lock(file: &Descriptor) -> Result<()> {
+    let (kind, whence) = (libc::F_WRLCK as libc::c_short, libc::SEEK_SET as libc::c_short);
+    let lock = libc::flock { l_type: kind, l_whence: whence, l_start: 0, l_len: 0, l_pid: 0 };
+    // SAFETY: the kernel reads one structure.
+    unsafe { call!(libc::SYS_fcntl, file.number(), libc::F_SETLK, &raw const lock) }.map(drop)
+}
+
+/// read(2).
+pub fn read(fd: c_int, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel writes at most the buffer's length.
+    unsafe { call!(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) }
+}
+
+/// write(2).
+pub fn write(fd: c_int, bytes: &[u8]) -> Result<usize> {
+    // SAFETY: the kernel reads at most the slice's length.
+    unsafe { call!(libc::SYS_write, fd, bytes.as_ptr(), bytes.len()) }
+}
+
+/// copy_file_range(2) at both files' own positions.
+pub fn copy_file_range(from: c_int, to: c_int, length: usize) -> Result<usize> {
+    // SAFETY: null offsets mean the files' own positions.
+    unsafe { call!(libc::SYS_copy_file_range, from, 0, to, 0, length, 0) }
+}
+
+/// sendfile(2) at both files' own positions.
+pub fn sendfile(from: c_int, to: c_int, length: usize) -> Result<usize> {
+    // SAFETY: a null offset means the file's own position.
+    unsafe { call!(libc::SYS_sendfile, to, from, 0, length) }
+}
+
+/// getdents64(2) into memory of our own.
+///
+/// # Safety
+/// `buffer` must be valid for writing `length` bytes.
+pub unsafe fn getdents(fd: c_int, buffer: *mut u8, length: usize) -> Result<usize> {
+    // SAFETY: passed on from the caller.
+    unsafe { call!(libc::SYS_getdents64, fd, buffer, length) }
+}
+
+/// New private memory, zeroed, of which only touched pages cost anything.
+pub fn map(length: usize) -> Result<*mut u8> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new anonymous mapping touches no memory that exists.
+    unsafe { call!(libc::SYS_mmap, 0, length, protection, flags, -1isize, 0) }.map(|address| address as *mut u8)
+}
+
+/// Gives memory back.
+///
+/// # Safety
+/// `address` and `length` must be a mapping from [`map`] or [`remap`] that nobody uses any more.
+pub unsafe fn unmap(address: *mut u8, length: usize) {
+    // SAFETY: passed on from the caller.
+    let _ = unsafe { call!(libc::SYS_munmap, address, length) };
+}
+
+/// Makes memory larger; it may move.
+///
+/// # Safety
+/// `address` and `length` must be a mapping from [`map`], and no reference into it may be left.
+pub unsafe fn remap(address: *mut u8, length: usize, new_length: usize) -> Result<*mut u8> {
+    // SAFETY: passed on from the caller.
+    unsafe { call!(libc::SYS_mremap, address, length, new_length, libc::MREMAP_MAYMOVE) }.map(|moved| moved as *mut u8)
+}
+
+/// The process id, from the kernel: a copy would be wrong after fork.
+pub fn process_id() -> c_int {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { syscall(libc::SYS_getpid, [0; 6]) as c_int }
+}
+
+/// The thread id.
+pub fn thread_id() -> c_int {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { syscall(libc::SYS_gettid, [0; 6]) as c_int }
+}
+
+/// The effective user id.
+pub fn user_id() -> c_uint {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { syscall(libc::SYS_geteuid, [0; 6]) as c_uint }
+}
+
+/// Fills a buffer with random bytes; false when the kernel cannot.
+pub fn random(buffer: &mut [u8]) -> bool {
+    // SAFETY: the kernel writes at most the buffer's length.
+    let got = unsafe { call!(libc::SYS_getrandom, buffer.as_mut_ptr(), buffer.len(), libc::GRND_NONBLOCK) };
+    got == Ok(buffer.len())
+}
+
+/// A monotonic time, in nanoseconds.
+pub fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec.
+    let _ = unsafe { call!(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Sleeps; a signal may end it early.
+pub fn sleep_ms(duration_ms: u64) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: (duration_ms * 1_000_000) as libc::c_long };
+    // SAFETY: the kernel reads one timespec.
+    let _ = unsafe { call!(libc::SYS_nanosleep, &raw const time, 0) };
+}
+
+/// The type of the file system that holds an absolute path.
+pub fn file_system(path: &CStr) -> Result<u64> {
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the path is NUL-terminated, the buffer has the size of the kernel's structure.
+    unsafe { call!(libc::SYS_statfs, path.as_ptr(), status.as_mut_ptr()) }?;
+    // SAFETY: the kernel has filled the structure.
+    Ok(unsafe { status.assume_init() }.f_type as u64)
+}
+
+/// A new `SOCK_SEQPACKET` Unix socket.
+pub fn packet_socket() -> Result<Descriptor> {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: no memory is involved.
+    unsafe { call!(libc::SYS_socket, libc::AF_UNIX, kind, 0) }.and_then(|fd| Descriptor::own(fd as c_int))
+}
+
+/// connect(2) to a Unix address.
+pub fn connect(socket: &Descriptor, address: &libc::sockaddr_un) -> Result<()> {
+    let length = size_of::<libc::sockaddr_un>();
+    // SAFETY: the kernel reads one address of the given length.
+    unsafe { call!(libc::SYS_connect, socket.number(), &raw const *address, length) }.map(drop)
+}
+
+/// send(2) without SIGPIPE.
+pub fn send(socket: &Descriptor, bytes: &[u8]) -> Result<usize> {
+    let flags = libc::MSG_NOSIGNAL;
+    // SAFETY: the kernel reads at most the slice's length; there is no address.
+    unsafe { call!(libc::SYS_sendto, socket.number(), bytes.as_ptr(), bytes.len(), flags, 0, 0) }
+}
+
+/// recv(2).
+pub fn receive(socket: &Descriptor, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel writes at most the buffer's length; no address is asked for.
+    unsafe { call!(libc::SYS_recvfrom, socket.number(), buffer.as_mut_ptr(), buffer.len(), 0, 0, 0) }
+}
+
+/// Waits until a descriptor can be read; false when the time is over.
+pub fn wait_readable(fd: &Descriptor, timeout_ms: u64) -> Result<bool> {
+    let mut entry = libc::pollfd { fd: fd.number(), events: libc::POLLIN, revents: 0 };
+    let seconds = (timeout_ms / 1000) as libc::time_t;
+    let time = libc::timespec { tv_sec: seconds, tv_nsec: (timeout_ms % 1000 * 1_000_000) as libc::c_long };
+    // SAFETY: one pollfd and one timespec; no signal mask.
+    unsafe { call!(libc::SYS_ppoll, &raw mut entry, 1, &raw const time, 0, 0) }.map(|ready| ready > 0)
+}
+
+/// A set of signals, as the kernel counts them.
+pub type Signals = u64;
+
+/// Sets the thread's blocked signals; yields those that were blocked before.
+pub fn set_blocked_signals(signals: Signals) -> Signals {
+    let mut before: Signals = 0;
+    let how = libc::SIG_SETMASK;
+    // SAFETY: the kernel reads and writes sets of eight bytes.
+    let _ = unsafe { call!(libc::SYS_rt_sigprocmask, how, &raw const signals, &raw mut before, size_of::<Signals>()) };
+    before
+}
+
+/// Waits for a child of any kind to end.
+pub fn wait_for_child(process: c_int) {
+    // SAFETY: no status and no usage is asked for.
+    let _ = retry(|| unsafe { call!(libc::SYS_wait4, process, 0, libc::__WALL, 0) });
+}
+
+/// Whether a process is there.
+pub fn is_alive(process: c_int) -> bool {
+    // SAFETY: signal 0 is not sent.
+    let outcome = unsafe { call!(libc::SYS_kill, process, 0) };
+    outcome != Err(Errno(libc::ESRCH))
+}
+
+/// setsid(2).
+pub fn new_session() {
+    // SAFETY: takes nothing.
+    let _ = unsafe { call!(libc::SYS_setsid) };
+}
+
+/// chdir(2).
+pub fn change_directory(path: &CStr) {
+    // SAFETY: the path is NUL-terminated.
+    let _ = unsafe { call!(libc::SYS_chdir, path.as_ptr()) };
+}
+
+/// dup3(2); `to` must differ from `from`.
+pub fn duplicate_to(from: c_int, to: c_int) {
+    // SAFETY: no memory is involved.
+    let _ = unsafe { call!(libc::SYS_dup3, from, to, 0) };
+}
+
+/// Sets a signal's action to the default.
+pub fn default_action(signal: c_int) {
+    // The kernel's structure: handler, flags, restorer, mask; all zero is SIG_DFL.
+    let action = [0usize; 4];
+    // SAFETY: the kernel reads a structure of at most four words.
+    let _ = unsafe { call!(libc::SYS_rt_sigaction, signal, action.as_ptr(), 0, size_of::<Signals>()) };
+}
+
+/// execve(2); yields only when it fails.
+///
+/// # Safety
+/// Both vectors must end with a null pointer and hold valid C strings.
+pub unsafe fn execute(path: &CStr, arguments: *const *const c_char, environment: *const *const c_char) -> Errno {
+    // SAFETY: passed on from the caller.
+    match unsafe { call!(libc::SYS_execve, path.as_ptr(), arguments, environment) } {
+        Err(error) => error,
+        Ok(_) => Errno(libc::EIO),
+    }
+}
+
+/// Ends the calling thread, or the process of a single thread, without running anything.
+pub fn exit_thread() -> ! {
+    loop {
+        // SAFETY: does not return.
+        unsafe { syscall(libc::SYS_exit, [0; 6]) };
+    }
+}
+
+/// Ends the process with SIGABRT, as abort(3) does.
+pub fn abort() -> ! {
+    default_action(libc::SIGABRT);
+    set_blocked_signals(0);
+    loop {
+        // SAFETY: no memory is involved.
+        let _ = unsafe { call!(libc::SYS_tgkill, process_id(), thread_id(), libc::SIGABRT) };
+    }
+}
