@@ -21,8 +21,10 @@ const START_LIMIT_MS: u64 = 10_000;
 const START_PAUSE_MS: u64 = 3;
 /// How long others may take to start a flusher before this process does.
 const TURN_LIMIT_MS: u64 = 3_000;
-/// How long nobody may answer after the flusher that was started has ended.
-const END_LIMIT_MS: u64 = 1_000;
+/// How long nobody may answer after the flusher that was started has ended, before another one is started.
+const END_LIMIT_MS: u64 = 200;
+/// How many flushers may end before they answer: a machine on which none can live is told from one that was killed.
+const STARTS_MAX: u32 = 8;
 /// How long a failed start is not tried again.
 const START_HOLD_NS: u64 = 5_000_000_000;
 
@@ -83,14 +85,17 @@ fn has_pulse(configuration: &Configuration) -> bool {
 
 /// Sends one request, to a new flusher if none lives, and waits for the final answer.
 fn request(configuration: &Configuration, kind: Kind, payload: &[u8]) -> Result<()> {
-    for _ in 0..2 {
+    let begin_ns = system::now_ns();
+    loop {
         match reach(configuration).and_then(|socket| ask(&socket, kind, payload)) {
             // It ended while it was asked: it had nothing to do, or it crashed. Another one is started.
             Err(Errno(libc::EPIPE | libc::ECONNRESET)) => {}
             outcome => return outcome,
         }
+        if system::now_ns().saturating_sub(begin_ns) >= START_LIMIT_MS * 1_000_000 {
+            return Err(Errno(libc::EIO));
+        }
     }
-    Err(Errno(libc::EIO))
 }
 
 fn address(configuration: &Configuration) -> libc::sockaddr_un {
@@ -144,6 +149,7 @@ fn start_and_connect(configuration: &Configuration) -> Result<Descriptor> {
     let begin_ns = system::now_ns();
     let mut turn = None;
     let mut started = None;
+    let mut starts = 0;
     let mut lived_ns = begin_ns;
     loop {
         match connect(configuration) {
@@ -158,16 +164,20 @@ fn start_and_connect(configuration: &Configuration) -> Result<Descriptor> {
         let has_pulse = has_pulse(configuration);
         if turn.is_none() && !has_pulse {
             turn = Turn::take(configuration, waited_ms >= TURN_LIMIT_MS);
-            if turn.is_some() {
-                started = Some(spawn::start_flusher(configuration)?);
-                lived_ns = system::now_ns();
-            }
         }
-        // One that finds another at work ends at once: that one will answer soon.
+        if turn.is_some() && started.is_none() && !has_pulse {
+            started = Some(spawn::start_flusher(configuration)?);
+            starts += 1;
+            lived_ns = system::now_ns();
+        }
+        // One that finds another at work ends at once: that one will answer soon, or be killed in its turn.
         if has_pulse || started.is_none_or(system::is_alive) {
             lived_ns = now_ns;
         } else if now_ns.saturating_sub(lived_ns) >= END_LIMIT_MS * 1_000_000 {
-            return Err(Errno(libc::ECHILD));
+            if starts >= STARTS_MAX {
+                return Err(Errno(libc::ECHILD));
+            }
+            started = None;
         }
         system::sleep_ms(START_PAUSE_MS);
     }

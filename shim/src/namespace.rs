@@ -12,6 +12,7 @@ use crate::configuration::{self, Configuration};
 use crate::hooks::{Failure, fail, real};
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::redirect;
+use crate::scratch::Scratch;
 use crate::system::{self, AT_FDCWD, Errno, Result};
 use crate::{copy, flusher, listing, log, open};
 
@@ -90,7 +91,12 @@ unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> 
             paths::forget_foreign();
             return native();
         }
-        (Resolution::Failed(error), _) | (_, Resolution::Failed(error)) => return fail(error.0),
+        (Resolution::Failed(error), _) => return fail(error.0),
+        (old, Resolution::Failed(error)) => {
+            // SAFETY: the path has been resolved, so it is a C string. What is wrong with the first path counts first.
+            let first = unsafe { ours(old).is_none().then(|| parent_error(from.for_kernel(None))) };
+            return fail(first.flatten().unwrap_or(error).0);
+        }
         (old, new) => (ours(old), ours(new)),
     };
     if let Some(entry) = &old {
@@ -120,6 +126,12 @@ fn ours(resolution: Resolution) -> Option<Entry> {
     }
 }
 
+/// Whether a name lies in a directory or deeper.
+fn is_below(name: &Entry, directory: &Entry) -> bool {
+    let (name, directory) = (name.canonical(), directory.canonical());
+    name != directory && configuration::is_at_or_below(name, directory)
+}
+
 /// A managed name takes another.
 fn move_managed(
     configuration: &Configuration,
@@ -132,6 +144,7 @@ fn move_managed(
     let Some(mut new) = new else { return leave(configuration, old, to, flags) };
     match new.kind {
         Kind::Directory if flags & RENAME_NOREPLACE != 0 => return Err(Errno(libc::EEXIST)),
+        Kind::Directory if is_below(old, &new) => return Err(Errno(libc::ENOTEMPTY)),
         Kind::Directory => return Err(Errno(libc::EISDIR)),
         Kind::Unmanaged if new.wants_directory => return Err(Errno(libc::ENOTDIR)),
         Kind::Unmanaged | Kind::Managed => {}
@@ -222,6 +235,9 @@ unsafe fn move_directory(
     old.populate_from_store(configuration);
     let mut new = new;
     match &new {
+        Some(new) if is_below(new, old) && !(flags & RENAME_NOREPLACE != 0 && new.kind == Kind::Managed) => {
+            return Err(Errno(libc::EINVAL));
+        }
         Some(new) if new.kind == Kind::Managed && flags & RENAME_NOREPLACE == 0 => return Err(Errno(libc::ENOTDIR)),
         Some(new) if new.kind == Kind::Managed => return Err(Errno(libc::EEXIST)),
         Some(new) if new.is_zone && new.kind == Kind::Directory => new.populate_from_store(configuration),
@@ -229,14 +245,17 @@ unsafe fn move_directory(
     }
     // SAFETY: the caller has resolved both paths.
     let source = unsafe { from.for_kernel(Some(old)) };
-    if !old.has_mirror() {
+    let is_same = new.as_ref().is_some_and(|new| new.canonical() == old.canonical());
+    if is_same || !old.has_mirror() {
         // SAFETY: as above.
         return system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags);
     }
     let is_empty = listing::is_empty(old.tree_path());
     let keeps_mirror = new.as_mut().is_some_and(|new| new.is_zone && new.make_parent_mirror(configuration));
     if flags & !RENAME_NOREPLACE != 0 || !keeps_mirror && !is_empty {
-        return Err(Errno(libc::EXDEV));
+        // SAFETY: as above.
+        let target = unsafe { to.for_kernel(new.as_ref()) };
+        return Err(parent_error(target).unwrap_or(Errno(libc::EXDEV)));
     }
     let has_names = |new: &Entry| new.has_mirror() && !listing::is_empty(new.tree_path());
     if new.as_ref().is_some_and(|new| new.is_zone && has_names(new)) {
@@ -277,16 +296,25 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
     let (old, new) = unsafe {
         (paths::resolve(from.directory, from.path, last), paths::resolve(to.directory, to.path, Last::Entry))
     };
-    let (old, new) = match (old, new) {
-        (Resolution::Foreign, Resolution::Foreign) => return native(),
-        (Resolution::Failed(error), _) | (_, Resolution::Failed(error)) => return fail(error.0),
-        (old, new) => (ours(old), ours(new)),
+    let old = match old {
+        Resolution::Failed(error) => return fail(error.0),
+        Resolution::Foreign if matches!(new, Resolution::Foreign) => return native(),
+        old => ours(old),
+    };
+    let new = match new {
+        // SAFETY: both paths have been resolved, so they are C strings.
+        Resolution::Failed(error) => return fail(unsafe { source_error(old.as_ref(), from) }.unwrap_or(error).0),
+        new => ours(new),
     };
     if new.as_ref().is_some_and(|new| new.kind == Kind::Managed) {
-        return fail(libc::EEXIST);
+        // SAFETY: as above.
+        return fail(unsafe { source_error(old.as_ref(), from) }.map_or(libc::EEXIST, |error| error.0));
     }
     let outcome = match &old {
-        Some(old) if old.kind == Kind::Managed => link_managed(configuration, old, new),
+        Some(old) if old.kind == Kind::Managed => {
+            // SAFETY: the path has been resolved, so it is a C string.
+            link_managed(configuration, old, new, (to.directory, unsafe { CStr::from_ptr(to.path) }))
+        }
         _ if old.as_ref().is_some_and(|old| old.is_detour) || new.as_ref().is_some_and(|new| new.is_detour) => {
             // SAFETY: both paths have been resolved, so they are C strings.
             let (source, target) = unsafe { (from.for_kernel(old.as_ref()), to.for_kernel(new.as_ref())) };
@@ -300,16 +328,47 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
     report(outcome)
 }
 
-fn link_managed(configuration: &Configuration, old: &Entry, new: Option<Entry>) -> Result<()> {
-    let Some(mut new) = new.filter(|new| new.is_checkpoint) else { return Err(Errno(libc::EXDEV)) };
+/// What is wrong with the file that is to get another name, if anything; that counts first.
+unsafe fn source_error(old: Option<&Entry>, from: Given) -> Option<Errno> {
+    if old.is_some_and(|old| old.kind == Kind::Managed) {
+        return None;
+    }
+    // SAFETY: the caller has resolved the path, so it is a C string.
+    let (directory, path) = unsafe { from.for_kernel(old) };
+    system::statat(directory, path, libc::AT_SYMLINK_NOFOLLOW).err()
+}
+
+/// A managed file gets another name; only inside the patterns, as inside one file system.
+fn link_managed(configuration: &Configuration, old: &Entry, new: Option<Entry>, to: (c_int, &CStr)) -> Result<()> {
+    let Some(mut new) = new.filter(|new| new.is_checkpoint) else { return Err(no_way_to(to)) };
     if new.kind == Kind::Directory || new.real().is_some() {
         return Err(Errno(libc::EEXIST));
     }
     flusher::ensure(configuration);
     if !new.make_parent_mirror(configuration) {
-        return Err(Errno(libc::EXDEV));
+        return Err(no_way_to(to));
     }
     system::link((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0)
+}
+
+/// Why a managed file cannot get a name.
+fn no_way_to(to: (c_int, &CStr)) -> Errno {
+    match system::statat(to.0, to.1, libc::AT_SYMLINK_NOFOLLOW) {
+        Ok(_) => Errno(libc::EEXIST),
+        Err(_) => parent_error(to).unwrap_or(Errno(libc::EXDEV)),
+    }
+}
+
+/// What is wrong with the directory that a path lies in, if anything.
+fn parent_error((directory, path): (c_int, &CStr)) -> Option<Errno> {
+    let Some(mut scratch) = Scratch::claim() else { return Some(Errno(libc::ENOMEM)) };
+    let path = path.to_bytes();
+    let end = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let parts: [&[u8]; 2] = [path.get(..end).unwrap_or_default(), b"."];
+    if parts.into_iter().any(|part| scratch.other.push(part).is_err()) {
+        return Some(Errno(libc::ENAMETOOLONG));
+    }
+    system::statat(directory, scratch.other.c_str(), 0).err()
 }
 
 /// symlink(2).
@@ -471,8 +530,6 @@ unsafe fn make_directory(
             paths::forget_foreign();
             return native(directory, path);
         }
-        // A name with a slash behind it can only be a managed file that is in the way.
-        Resolution::Failed(Errno(libc::ENOTDIR)) => return native(directory, path),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
     };

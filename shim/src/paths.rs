@@ -479,6 +479,7 @@ impl<'a> Walker<'a> {
                 return self.look(in_zone);
             };
             if self.slot.pending.as_bytes().get(start..end) == Some(b"..") {
+                self.expect_directory()?;
                 let length = self.base + parent(self.canonical()).len();
                 self.slot.tree.truncate(length);
                 continue;
@@ -497,6 +498,17 @@ impl<'a> Walker<'a> {
             if let Some(has_parent_mirror) = self.arrive(in_zone, follows)? {
                 return Ok(has_parent_mirror);
             }
+        }
+    }
+
+    /// What `..` is applied to must be a directory; in a zone only the tree knows.
+    fn expect_directory(&self) -> Result<(), Stop> {
+        if !self.configuration.is_some_and(|configuration| configuration.is_zone(parent(self.canonical()))) {
+            return Ok(());
+        }
+        match system::lstat(self.slot.tree.c_str()).or_else(|_| system::lstat(self.real())) {
+            Ok(stat) if !is_directory(&stat) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
+            _ => Ok(()),
         }
     }
 
