@@ -165,7 +165,7 @@ impl Watcher {
         let changes = self.tracker.watches().drain()?;
         self.tracker.apply_all(changes)?;
         if self.tracker.overflowed() {
-            log::warn!("the kernel dropped events of the stage: scanning it");
+            log::info!("what happened in the stage is not clear from its events: scanning it");
             self.rescan()?;
         }
         Ok(())

@@ -70,9 +70,9 @@ impl Source {
         let file = match open_for_reading(&location) {
             Ok(file) => file,
             Err(Errno::LOOP) => {
-                let stat = rustix::fs::statat(rustix::fs::CWD, &location, AtFlags::SYMLINK_NOFOLLOW)?;
-                let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
-                return Ok(if link { Opened::Symlink(Box::new(stat)) } else { Opened::Gone });
+                let stat = rustix::fs::statat(rustix::fs::CWD, &location, AtFlags::SYMLINK_NOFOLLOW);
+                let link = stat.ok().filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink);
+                return Ok(link.map_or(Opened::Gone, |stat| Opened::Symlink(Box::new(stat))));
             }
             Err(Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => return Ok(Opened::Gone),
             Err(error) => return Err(error.into()),

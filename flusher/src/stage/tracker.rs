@@ -510,12 +510,17 @@ impl Tracker {
     /// When the tree cannot be watched or read.
     pub fn rescan(&mut self, view: &View) -> io::Result<Stubs> {
         assert!(self.work.values().all(|work| matches!(work, Work::File(_))), "operations are published before a scan");
-        self.overflowed = false;
+        // Until the scan has come to its end.
+        self.overflowed = true;
         self.forget_files();
         let mut scan = Scan::default();
         let mut directories = vec![StagedPath::new()];
         while let Some(directory) = directories.pop() {
-            self.watches.add(&directory, &self.stage.tree_path(&directory))?;
+            match self.watches.add(&directory, &self.stage.tree_path(&directory)) {
+                // Removed or renamed since it was listed; the queue says which.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => drop(result?),
+            }
             let mut present = HashSet::new();
             for (name, metadata) in list(&self.stage, &directory)? {
                 let path = join(&directory, &name);
@@ -542,6 +547,7 @@ impl Tracker {
         for path in scan.gone_directories {
             self.operate(Kind::RemoveDirectory, &path, b"", Attributes::default());
         }
+        self.overflowed = false;
         Ok(scan.stubs)
     }
 
@@ -676,9 +682,13 @@ impl Tracker {
             let changes = self.watches.drain()?;
             let touched = attempt < BATCH_ATTEMPTS && changes.iter().any(|change| self.touches(change, &candidate));
             if !touched {
-                let batch = self.commit(candidate)?;
-                self.apply_all(changes)?;
-                return Ok(batch);
+                let batch = self.commit(candidate);
+                // Nothing that happened may be forgotten, and no batch: after an error a scan finds the rest.
+                self.overflowed |= batch.is_err();
+                if let Err(error) = self.apply_all(changes) {
+                    log::warn!("following the stage: {error}; scanning it");
+                }
+                return batch;
             }
             drop(candidate);
             self.apply_all(changes)?;
@@ -691,9 +701,16 @@ impl Tracker {
     /// Applies changes in order. Afterwards [`Tracker::overflowed`] may ask for a scan.
     ///
     /// # Errors
-    /// When a new directory cannot be watched or read.
+    /// When a new directory cannot be watched or read; the other changes are applied, and a scan is asked for.
     pub fn apply_all(&mut self, changes: Vec<Change>) -> io::Result<()> {
-        changes.into_iter().try_for_each(|change| self.apply(change))
+        let mut result = Ok(());
+        for change in changes {
+            if let Err(error) = self.apply(change) {
+                self.overflowed = true;
+                result = Err(error);
+            }
+        }
+        result
     }
 
     /// Whether events were dropped or could not be understood since the last [`Tracker::rescan`].
@@ -959,7 +976,11 @@ fn list(stage: &Stage, directory: &[u8]) -> io::Result<Vec<(Vec<u8>, fs::Metadat
     };
     let mut names = Vec::new();
     for entry in entries {
-        let entry = entry?;
+        let entry = match entry {
+            // Removed while it was read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
+            result => result?,
+        };
         if let Ok(metadata) = fs::symlink_metadata(entry.path()) {
             let kind = metadata.file_type();
             if kind.is_dir() || kind.is_file() || kind.is_symlink() {
