@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags};
@@ -26,13 +28,15 @@ use crate::store::Version;
 pub struct Hydrations {
     running: Mutex<HashSet<u64>>,
     done: Condvar,
+    /// Bytes brought back so far by all: while it grows, the store answers.
+    pub bytes: AtomicU64,
 }
 
-/// Makes the file at `path` resident. `progress` is told the bytes done.
+/// Makes the file at `path` resident.
 ///
 /// # Errors
 /// `EIO` when no intact data can be had, or what the file system of the stage answers.
-pub fn hydrate(shared: &Shared, path: &[u8], progress: &mut dyn FnMut(u64)) -> Result<(), Errno> {
+pub fn hydrate(shared: &Shared, path: &[u8]) -> Result<(), Errno> {
     let location = shared.stage.tree_path(path);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::PATH;
     let stub = File::from(rustix::fs::open(&location, flags, Mode::empty())?);
@@ -42,13 +46,13 @@ pub fn hydrate(shared: &Shared, path: &[u8], progress: &mut dyn FnMut(u64)) -> R
         shared.hydrations.done.wait(&mut running);
     }
     drop(running);
-    let result = hydrate_alone(shared, path, &stub, progress);
+    let result = hydrate_alone(shared, path, &stub);
     shared.hydrations.running.lock().remove(&inode);
     shared.hydrations.done.notify_all();
     result
 }
 
-fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File, progress: &mut dyn FnMut(u64)) -> Result<(), Errno> {
+fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File) -> Result<(), Errno> {
     let metadata = stub.metadata().map_err(errno)?;
     if metadata.mode() & STUB_BIT == 0 {
         return Ok(());
@@ -61,38 +65,49 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File, progress: &mut dyn F
         return Err(failed(shared, text));
     };
     let reopened = format!("/proc/self/fd/{}", stub.as_raw_fd());
-    let writer =
-        File::from(rustix::fs::open(&reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).or_else(|_| {
-            // A file whose mode forbids writing to its owner.
-            let mode = Mode::from_raw_mode(metadata.mode() & 0o7777);
-            rustix::fs::chmod(&reopened, mode | Mode::RUSR | Mode::WUSR)?;
-            rustix::fs::open(&reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        })?);
-    if let Err(error) = fill(shared, &version, &writer, progress) {
+    let (reader, writer) = open_both(&reopened, metadata.mode())?;
+    // A flusher that dies meanwhile leaves the stub with other times: this tells which it had.
+    shared.stage.note_times(metadata.ino(), &attributes).map_err(errno)?;
+    if let Err(error) = fill(shared, &version, &writer) {
         let _ = mirror::drop_data(&writer, version.size);
         let _ = mirror::restore(&writer, &attributes, true);
+        shared.stage.forget_times(metadata.ino());
         return Err(failed(shared, format!("cannot bring back /{}: {error}", path.escape_ascii())));
     }
-    make_resident(shared, &attributes, writer, &reopened).map_err(errno)?;
+    make_resident(shared, &attributes, writer, reader).map_err(errno)?;
+    shared.stage.forget_times(metadata.ino());
     shared.stubs.lock().remove(&metadata.ino());
+    shared.set_error("hydrate", None);
     log::debug!("hydrated /{} ({} bytes)", path.escape_ascii(), version.size);
     Ok(())
 }
 
-fn fill(shared: &Shared, version: &Arc<Version>, writer: &File, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
+fn fill(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<()> {
     writer.set_len(version.size)?;
     let reader = shared.store.read().reader(version)?;
     reader.copy(&mut |offset, bytes| {
         writer.write_all_at(bytes, offset)?;
-        progress(offset + bytes.len() as u64);
+        shared.hydrations.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     })
 }
 
+/// Opens a stub for reading and for writing, even if its mode forbids that to its owner.
+fn open_both(reopened: &str, mode: u32) -> Result<(File, File), Errno> {
+    let open = || {
+        let reader = rustix::fs::open(reopened, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let writer = rustix::fs::open(reopened, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        Ok((File::from(reader), File::from(writer)))
+    };
+    open().or_else(|_: Errno| {
+        rustix::fs::chmod(reopened, Mode::from_raw_mode(mode & 0o7777) | Mode::RUSR | Mode::WUSR)?;
+        open()
+    })
+}
+
 /// Closes the writing descriptor so that the watcher knows its event as ours, then takes the stub's mark away.
-fn make_resident(shared: &Shared, attributes: &Attributes, writer: File, reopened: &str) -> io::Result<()> {
+fn make_resident(shared: &Shared, attributes: &Attributes, writer: File, reader: File) -> io::Result<()> {
     mirror::restore(&writer, attributes, true)?;
-    let reader = File::open(reopened)?;
     let inode = reader.metadata()?.ino();
     let kept = reader.try_clone()?;
     {
@@ -100,7 +115,7 @@ fn make_resident(shared: &Shared, attributes: &Attributes, writer: File, reopene
         let mut hydrated = shared.hydrated.lock();
         drop(writer);
         if lease::take_read(reader.as_fd())? == Lease::Granted {
-            hydrated.insert(inode, reader);
+            hydrated.insert(inode, (reader, Instant::now()));
         }
     }
     mirror::restore(&kept, attributes, false)
@@ -108,7 +123,7 @@ fn make_resident(shared: &Shared, attributes: &Attributes, writer: File, reopene
 
 fn failed(shared: &Shared, text: String) -> Errno {
     log::error!("{text}");
-    shared.set_error(text);
+    shared.set_error("hydrate", Some(text));
     Errno::IO
 }
 

@@ -11,7 +11,7 @@ mod server;
 mod watcher;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,7 +33,7 @@ use crate::settings::{OnExit, Settings};
 use crate::stage::Stage;
 use crate::stage::lease;
 use crate::stage::source::LeaseKeeper;
-use crate::stage::tracker::Tracker;
+use crate::stage::tracker::{Hydrated, Tracker};
 use crate::store::{Store, Version};
 use clients::Clients;
 use watcher::{Command, Commands, Watcher};
@@ -45,6 +45,8 @@ pub use writer::node_name;
 const LINGER: Duration = Duration::from_secs(2);
 /// How long a new flusher waits for one that is about to end.
 const LOCK_LIMIT: Duration = Duration::from_secs(60);
+/// How long the last things may take when nobody can reach this flusher any more: another one may be waiting.
+const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 /// How often the end is considered while nothing else happens.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -58,14 +60,18 @@ pub struct Shared {
     /// Versions of the stubs in the tree, by inode.
     stubs: Mutex<HashMap<u64, Arc<Version>>>,
     hydrations: hydrate::Hydrations,
-    hydrated: Arc<Mutex<HashMap<u64, File>>>,
+    hydrated: Arc<Mutex<Hydrated>>,
     commands: Commands,
     clients: Mutex<Clients>,
     /// Connections that are being served.
     serving: AtomicUsize,
     draining: AtomicBool,
     published: AtomicU64,
+    /// Files of the newest batch that were left out of it, by path and inode.
+    left_out: Mutex<Vec<(Vec<u8>, u64)>>,
     status: Mutex<Status>,
+    /// What goes wrong at present, by part.
+    errors: Mutex<BTreeMap<&'static str, String>>,
     stage_limit: u64,
     main_wake: OwnedFd,
 }
@@ -114,12 +120,15 @@ impl Shared {
         self.published.store(batch, Ordering::SeqCst);
     }
 
-    fn set_error(&self, text: String) {
-        self.status.lock().error = Some(text);
-    }
-
-    fn clear_error(&self) {
-        self.status.lock().error = None;
+    /// Shows what goes wrong with `part` in the status, or that it goes right again.
+    fn set_error(&self, part: &'static str, text: Option<String>) {
+        let mut errors = self.errors.lock();
+        match text {
+            Some(text) => drop(errors.insert(part, text)),
+            None => drop(errors.remove(part)),
+        }
+        let all: Vec<&str> = errors.values().map(String::as_str).collect();
+        self.status.lock().error = (!all.is_empty()).then(|| all.join("; "));
     }
 
     fn status_report(&self) -> Status {
@@ -162,7 +171,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let keeper = LeaseKeeper::start(stage.path(layout::SCRATCH))?;
     clear_scratch(&stage)?;
     let (mut tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), store.view())?;
-    tracker.limit_batch_files(raise_open_files() / 4);
+    tracker.limit_batch_files(raise_limits() / 4);
     let (commands, command_receiver) = Commands::new()?;
     let (engine, why_not_io_uring) = engine::probe();
     if let Some(reason) = &why_not_io_uring {
@@ -179,6 +188,8 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         serving: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
         published: AtomicU64::new(0),
+        left_out: Mutex::default(),
+        errors: Mutex::default(),
         status: Mutex::new(first_status(&settings, &stage, engine.name())),
         stage_limit: stage_limit(&settings, &stage),
         main_wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -222,9 +233,16 @@ fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result
     let mut finishing: Option<Receiver<u64>> = None;
     loop {
         wait_for_events(shared, listener)?;
-        while server::accept_one(shared, listener)? {}
+        while server::accept_one(shared, listener).unwrap_or_else(|error| {
+            // Out of descriptors or threads: whoever waits is served when some are free again.
+            log::warn!("cannot take a connection: {error}");
+            std::thread::sleep(Duration::from_millis(10));
+            false
+        }) {}
+        // Read first: whoever says hello is registered before it stops being served.
+        let serving = shared.serving.load(Ordering::SeqCst) > 0;
         shared.clients.lock().forget_dead();
-        if !shared.clients.lock().is_empty() || shared.serving.load(Ordering::SeqCst) > 0 {
+        if serving || !shared.clients.lock().is_empty() {
             idle_since = Instant::now();
             finishing = None;
             continue;
@@ -284,11 +302,16 @@ fn leave(
     if shared.settings.on_exit == OnExit::Drain || shared.draining.load(Ordering::SeqCst) {
         let (sender, receiver) = bounded(1);
         shared.commands.send(Command::Finish(sender));
-        receiver.recv()?;
+        if receiver.recv_timeout(LEAVE_LIMIT).is_err() {
+            log::warn!("leaving with files staged: the store does not answer; the next flusher publishes them");
+            return Ok(());
+        }
     }
     let (sender, receiver) = bounded(1);
-    jobs.send(Job::Seal(sender))?;
-    receiver.recv()?;
+    if jobs.send_timeout(Job::Seal(sender), LEAVE_LIMIT).is_ok() {
+        // Unsealed is as good as sealed, only slower to open.
+        let _ = receiver.recv_timeout(LEAVE_LIMIT);
+    }
     log::info!("done");
     Ok(())
 }
@@ -380,11 +403,13 @@ fn block_signals() -> io::Result<()> {
     lease::block_signals()
 }
 
-/// Allows this process as many open files as it may have, and yields how many.
-fn raise_open_files() -> usize {
+/// Lifts the limits that the program runs under as far as this process may, and yields how many files it may open.
+fn raise_limits() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    for resource in [Resource::Nofile, Resource::As, Resource::Fsize, Resource::Cpu, Resource::Data] {
+        let maximum = getrlimit(resource).maximum;
+        let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
+    }
     getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files as usize)
 }
 

@@ -15,6 +15,9 @@ use crate::stage::source::Source;
 /// Bytes of one write from a mapping.
 const MAPPED_WRITE: u64 = 4 << 20;
 
+/// Bytes read at once where a file cannot be mapped.
+const READ_SIZE: u64 = 256 << 10;
+
 /// Why a segment could not be written.
 #[derive(Debug)]
 pub enum SegmentError {
@@ -211,8 +214,12 @@ impl Stream<'_> {
         checksums: &mut FileChecksummer,
     ) -> Result<(), SegmentError> {
         // Asked for anew for each piece: the lease keeper may have moved the source to a copy.
-        let mapping = source.mapping().map_err(|error| SegmentError::Read(index, error))?;
-        // SAFETY: the source's lease (or its private copy) keeps the file from shrinking while this clone lives.
+        let Ok(mapping) = source.mapping() else {
+            return self.copied_piece(index, source, offset, end, checksums);
+        };
+        // SAFETY: the source's lease (or its private copy) keeps the file from shrinking while this clone lives. Should
+        // the kernel take the lease away from a flusher that was stopped for long, reading here may end the flusher; the
+        // next one publishes the file.
         let bytes = unsafe { mapping.bytes() };
         checksums.data(&bytes[offset as usize..end as usize]);
         let whole_end = offset + (end - offset) / BLOCK * BLOCK;
@@ -225,6 +232,27 @@ impl Stream<'_> {
             self.position += length;
         }
         self.copy(&bytes[whole_end as usize..end as usize])?;
+        Ok(())
+    }
+
+    /// A piece that could not be mapped (an address space limit) is read.
+    fn copied_piece(
+        &mut self,
+        index: usize,
+        source: &Source,
+        offset: u64,
+        end: u64,
+        checksums: &mut FileChecksummer,
+    ) -> Result<(), SegmentError> {
+        let mut bytes = vec![0; (end - offset).min(READ_SIZE) as usize];
+        let mut offset = offset;
+        while offset < end {
+            let count = (end - offset).min(READ_SIZE) as usize;
+            source.read_exact_at(&mut bytes[..count], offset).map_err(|error| SegmentError::Read(index, error))?;
+            checksums.data(&bytes[..count]);
+            self.copy(&bytes[..count])?;
+            offset += count as u64;
+        }
         Ok(())
     }
 

@@ -21,6 +21,8 @@ use super::{Shared, hydrate};
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
 /// How long the watcher may take to make a mirror: it is only ever late when the store does not answer.
 const POPULATE_LIMIT: Duration = Duration::from_secs(30);
+/// How long the store may yield no byte at all while something is read back.
+const HYDRATE_LIMIT: Duration = Duration::from_secs(60);
 /// A connection that asks nothing for so long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 const BACKLOG: i32 = 4096;
@@ -59,14 +61,19 @@ pub fn accept_one(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result<bool> 
     shared.serving.fetch_add(1, Ordering::SeqCst);
     let shared = shared.clone();
     let peer = Connection { socket: connection, process: credentials.pid };
-    std::thread::Builder::new().name("client".to_string()).stack_size(256 * 1024).spawn(move || {
+    let serving = shared.clone();
+    let thread = std::thread::Builder::new().name("client".to_string()).stack_size(256 * 1024);
+    let started = thread.spawn(move || {
         if let Err(error) = serve(&shared, &peer) {
             log::debug!("client {}: {error}", peer.process.as_raw_nonzero());
         }
         shared.serving.fetch_sub(1, Ordering::SeqCst);
         shared.wake();
-    })?;
-    Ok(true)
+    });
+    if started.is_err() {
+        serving.serving.fetch_sub(1, Ordering::SeqCst);
+    }
+    started.map(|_| true)
 }
 
 struct Connection {
@@ -105,6 +112,8 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
     match kind {
         Kind::Hello => {
             shared.clients.lock().add(connection.process);
+            // Whoever asked to drain asked for what was there then.
+            shared.draining.store(false, Ordering::SeqCst);
             shared.wake();
             connection.reply(0, 0, b"")
         }
@@ -151,16 +160,25 @@ fn status(result: Result<(), Errno>) -> i32 {
     result.err().map_or(0, Errno::raw_os_error)
 }
 
-fn answer_hydrate(shared: &Shared, connection: &Connection, path: &[u8]) -> io::Result<()> {
-    let mut last = Instant::now();
-    let result = hydrate::hydrate(shared, path, &mut |done| {
-        if last.elapsed() >= PROGRESS_INTERVAL {
-            last = Instant::now();
-            // A peer that is gone is noticed with the last reply.
-            let _ = connection.reply(IN_PROGRESS, done, b"");
+/// Hydrates in a thread of its own, so that the peer hears something however slow the store is; as long as anything
+/// comes back from it.
+fn answer_hydrate(shared: &Arc<Shared>, connection: &Connection, path: &[u8]) -> io::Result<()> {
+    let (sender, receiver) = bounded(1);
+    let (working, path) = (shared.clone(), path.to_vec());
+    std::thread::Builder::new().name("hydrate".to_string()).spawn(move || {
+        let _ = sender.send(hydrate::hydrate(&working, &path));
+    })?;
+    let mut seen = 0;
+    loop {
+        if let Some(result) = wait(connection, &receiver, Some(HYDRATE_LIMIT))? {
+            return connection.reply(status(result), 0, b"");
         }
-    });
-    connection.reply(status(result), 0, b"")
+        let bytes = shared.hydrations.bytes.load(Ordering::Relaxed);
+        if bytes == seen {
+            return connection.reply(Errno::TIMEDOUT.raw_os_error(), 0, b"");
+        }
+        seen = bytes;
+    }
 }
 
 /// Waits for the watcher's answer, and lets the peer hear that somebody is at work. `None` when `limit` has passed.

@@ -35,8 +35,6 @@ pub enum Command {
     Wait(Sender<u64>),
     /// As `Wait`, after looking again at every file that was open: for the end of a job.
     Finish(Sender<u64>),
-    /// Nothing but a reason to look around: a batch has been published.
-    Look,
 }
 
 /// Hands commands to the watcher thread and wakes it.
@@ -61,8 +59,13 @@ impl Commands {
     pub fn send(&self, command: Command) {
         // The receiver lives as long as the process; a full queue waits.
         if self.sender.send(command).is_ok() {
-            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+            self.look();
         }
+    }
+
+    /// Makes the watcher look around: a batch has been published.
+    pub fn look(&self) {
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 }
 
@@ -114,9 +117,11 @@ impl Watcher {
     /// Runs until the process ends.
     pub fn run(mut self) {
         loop {
-            if let Err(error) = self.step() {
+            let result = self.step();
+            let text = result.as_ref().err().map(|error| format!("cannot follow the stage: {error}"));
+            self.shared.set_error("stage", text);
+            if let Err(error) = result {
                 log::error!("watcher: {error}; trying again in a second");
-                self.shared.set_error(format!("watching the stage failed: {error}"));
                 std::thread::sleep(Duration::from_secs(1));
             }
         }
@@ -125,27 +130,48 @@ impl Watcher {
     fn step(&mut self) -> io::Result<()> {
         self.sleep()?;
         self.follow()?;
+        self.tracker.settle_hydrations();
+        let left_out = std::mem::take(&mut *self.shared.left_out.lock());
+        if !left_out.is_empty() {
+            self.tracker.publish_again(&left_out);
+            // Who waits for the batch that they were in waits for them, too.
+            let position = self.tracker.end_position();
+            self.waiters.iter_mut().for_each(|waiter| (waiter.position, waiter.batch) = (position, None));
+        }
         while let Ok(command) = self.commands.try_recv() {
             self.obey(command)?;
         }
-        self.submit()?;
+        if self.tracker.overflowed() {
+            self.scan()?;
+        } else {
+            self.submit()?;
+        }
         self.answer_waiters();
         self.make_room()?;
+        self.report();
+        Ok(())
+    }
+
+    fn report(&mut self) {
+        let failing = self.tracker.failing();
+        let text = failing.iter().next().map(|(path, reason)| {
+            format!("{} staged files cannot be read, first /{}: {reason}", failing.len(), path.escape_ascii())
+        });
+        self.shared.set_error("files", text);
         let mut status = self.shared.status.lock();
         status.waiting = self.tracker.waiting();
         status.submitted = self.submitted;
         status.unfinished = self.tracker.unfinished();
         status.directories = self.tracker.watches().len();
-        Ok(())
     }
 
     fn sleep(&mut self) -> io::Result<()> {
-        let room = self.submitted - self.shared.published() < IN_FLIGHT_MAX;
         let timeout = match self.tracker.oldest_work() {
-            Some(oldest) if room => BATCH_DELAY.saturating_sub(oldest.elapsed()),
+            Some(oldest) if self.has_room() => BATCH_DELAY.saturating_sub(oldest.elapsed()),
             _ => Duration::from_secs(1),
         };
-        let timeout = if self.waiters.is_empty() { timeout } else { timeout.min(Duration::from_millis(50)) };
+        let quiet = self.waiters.is_empty() && !self.tracker.overflowed() && self.shared.hydrated.lock().is_empty();
+        let timeout = if quiet { timeout } else { timeout.min(Duration::from_millis(50)) };
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         let mut ends = [
             PollFd::from_borrowed_fd(self.tracker.watches().as_fd(), PollFlags::IN),
@@ -163,33 +189,32 @@ impl Watcher {
     /// Takes in what has happened in the tree.
     fn follow(&mut self) -> io::Result<()> {
         let changes = self.tracker.watches().drain()?;
-        self.tracker.apply_all(changes)?;
-        if self.tracker.overflowed() {
-            log::info!("what happened in the stage is not clear from its events: scanning it");
-            self.rescan()?;
-        }
-        Ok(())
+        self.tracker.apply_all(changes)
     }
 
-    /// Scans the tree. What the scan is compared with must show everything that is known to have happened: so the
-    /// operations that wait are published first, and what was handed to the writer.
-    fn rescan(&mut self) -> io::Result<()> {
+    /// Scans the tree, as soon as what the scan is compared with shows everything that is known to have happened: the
+    /// operations that wait are published first, and what was handed to the writer. Never waits for the store.
+    fn scan(&mut self) -> io::Result<()> {
         self.tracker.forget_files();
-        while self.tracker.first_position().is_some() {
+        while self.tracker.first_position().is_some() && self.has_room() {
             self.submit_one()?;
             self.tracker.forget_files();
         }
-        while self.shared.published() < self.submitted {
-            std::thread::sleep(Duration::from_millis(1));
+        if self.tracker.first_position().is_some() || self.shared.published() < self.submitted {
+            return Ok(());
         }
+        log::info!("what happened in the stage is not clear from its events: scanning it");
         let stubs = self.tracker.rescan(self.shared.store.read().view())?;
         self.shared.stubs.lock().extend(stubs);
         Ok(())
     }
 
+    fn has_room(&self) -> bool {
+        self.submitted - self.shared.published() < IN_FLIGHT_MAX
+    }
+
     fn obey(&mut self, command: Command) -> io::Result<()> {
         match command {
-            Command::Look => {}
             Command::Populate(directory, reply) => {
                 let _ = reply.send(self.populate(&directory));
             }
@@ -219,7 +244,7 @@ impl Watcher {
 
     /// Makes batches while there is something to write and room for it.
     fn submit(&mut self) -> io::Result<()> {
-        while self.submitted - self.shared.published() < IN_FLIGHT_MAX && self.is_due() {
+        while self.has_room() && self.is_due() && !self.tracker.overflowed() {
             self.submit_one()?;
             self.assign_batches();
         }
@@ -255,7 +280,12 @@ impl Watcher {
     }
 
     fn answer_waiters(&mut self) {
-        let (published, unfinished) = (self.shared.published(), self.tracker.unfinished() as u64);
+        let published = self.shared.published();
+        // Filled before the batch counts as published: what is in it comes first.
+        if !self.shared.left_out.lock().is_empty() {
+            return;
+        }
+        let unfinished = (self.tracker.unfinished() + self.tracker.failing().len()) as u64;
         self.waiters.retain(|waiter| {
             let done = waiter.batch.is_some_and(|batch| batch <= published);
             if done {
@@ -278,7 +308,7 @@ impl Watcher {
         let mut candidates = Vec::new();
         {
             let store = self.shared.store.read();
-            for (path, inode, size) in self.tracker.resident() {
+            for (path, inode, size) in self.tracker.resident(looked.0) {
                 if let Some(Node::File(version)) = store.view().get(path)
                     && version.inode == inode
                     && version.size == size

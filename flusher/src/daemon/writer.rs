@@ -15,7 +15,6 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
 use super::segment::{self, SegmentError, Throttle};
-use super::watcher::Command;
 use crate::aggregate::{self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, SegmentPlan, TarNames};
 use crate::engine::{Data, Engine, Target, WriteError};
 use crate::stage::source::Source;
@@ -101,38 +100,25 @@ impl Writer {
 
     fn publish(&mut self, number: u64, mut batch: Batch) {
         let mut pause = RETRY_FIRST;
-        loop {
+        while !batch.entries.is_empty() {
             match self.write_segment(&batch.entries, &batch.sources) {
                 Ok(()) => break,
-                Err(Failure::Entries(mut indices)) => {
-                    indices.sort_unstable();
-                    for index in indices.into_iter().rev() {
-                        let path = batch.entries.remove(index).path;
-                        batch.sources.remove(index);
-                        log::warn!(
-                            "/{} changed while it was read; it will be published when it completes again",
-                            path.escape_ascii()
-                        );
-                    }
-                    self.aggregate = None;
-                    if batch.entries.is_empty() {
-                        break;
-                    }
+                Err(Failure::Entries(indices)) => {
+                    self.abandon();
+                    self.leave_out(&mut batch, indices);
                 }
                 Err(Failure::Store(text)) => {
-                    self.aggregate = None;
-                    let text = format!(
-                        "cannot publish to {}: {text}; everything stays staged",
-                        self.shared.settings.store.display()
-                    );
+                    self.abandon();
+                    let store = self.shared.settings.store.display();
+                    let text = format!("cannot publish to {store}: {text}; everything stays staged");
                     log::error!("{text}; trying again in {} s", pause.as_secs());
-                    self.shared.set_error(text);
+                    self.shared.set_error("store", Some(text));
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(RETRY_LONGEST);
                 }
             }
         }
-        self.shared.clear_error();
+        self.shared.set_error("store", None);
         if let Err(error) = self.remove_replaced() {
             log::warn!("superseded files were left on the parallel file system: {error}");
         }
@@ -142,7 +128,32 @@ impl Writer {
         status.published_files += batch.sources.iter().flatten().count() as u64;
         drop(status);
         self.shared.set_published(number);
-        self.shared.commands.send(Command::Look);
+        self.shared.commands.look();
+    }
+
+    /// Goes on without files that could not be read as they were. They are published again, as they are then.
+    fn leave_out(&self, batch: &mut Batch, mut indices: Vec<usize>) {
+        indices.sort_unstable();
+        for index in indices.into_iter().rev() {
+            let entry = batch.entries.remove(index);
+            batch.sources.remove(index);
+            log::warn!("/{} could not be read as it was; it will be published again", entry.path.escape_ascii());
+            self.shared.left_out.lock().push((entry.path, entry.inode));
+        }
+    }
+
+    /// Gives the aggregate up behind its published end. One that has published nothing is removed.
+    fn abandon(&mut self) {
+        let Some(aggregate) = self.aggregate.take() else { return };
+        let target = &aggregate.target;
+        let result = if aggregate.sequence == FIRST_SEQUENCE {
+            fs::remove_file(target.path())
+        } else {
+            target.set_length(aggregate.end + BLOCK)
+        };
+        if let Err(error) = result {
+            log::warn!("{} keeps room that nothing uses: {error}", target.path().display());
+        }
     }
 
     /// Writes one segment and publishes it.
@@ -224,7 +235,8 @@ impl Writer {
     fn remove_replaced(&self) -> io::Result<()> {
         for absolute in self.shared.stage.replaced()? {
             let marker = self.shared.stage.marker_path(&absolute);
-            let marked = fs::metadata(&marker)?;
+            // The program has removed the file meanwhile, and its marker.
+            let Ok(marked) = fs::metadata(&marker) else { continue };
             let marked_ns = u64::try_from(marked.mtime() * 1_000_000_000 + marked.mtime_nsec()).unwrap_or(0);
             let path = absolute.strip_prefix(b"/").unwrap_or(&absolute);
             let store = self.shared.store.read();

@@ -86,12 +86,27 @@ fn populate_one(
             fs::rename(entry.path(), aside.join(entry.file_name())).map_err(errno)?;
         }
     }
-    rustix::fs::chmod(&aside, Mode::from_raw_mode(mode | POPULATED_BIT))?;
-    match rustix::fs::rename(&aside, &location) {
+    rustix::fs::chmod(&aside, Mode::from_raw_mode(0o700 | POPULATED_BIT))?;
+    match rename_into(&aside, &location) {
         // The program has just made it itself, and put something in it.
-        Err(Errno::NOTEMPTY | Errno::EXIST) => fs::remove_dir_all(&aside).map_err(errno),
-        result => result,
+        Err(Errno::NOTEMPTY | Errno::EXIST) => return fs::remove_dir_all(&aside).map_err(errno),
+        result => result?,
     }
+    rustix::fs::chmod(&location, Mode::from_raw_mode(mode | POPULATED_BIT))
+}
+
+/// Moves a mirror to its place, also into one whose real directory may not be written to.
+fn rename_into(aside: &Path, location: &Path) -> Result<(), Errno> {
+    let parent = location.parent().ok_or(Errno::INVAL)?;
+    match rustix::fs::rename(aside, location) {
+        Err(Errno::ACCESS) => {}
+        result => return result,
+    }
+    let mode = Mode::from_raw_mode(fs::metadata(parent).map_err(errno)?.mode() & 0o7777);
+    rustix::fs::chmod(parent, mode | Mode::WUSR)?;
+    let result = rustix::fs::rename(aside, location);
+    rustix::fs::chmod(parent, mode)?;
+    result
 }
 
 /// The real directory, made anew when only the store knows it (a store that was moved to another file system).
@@ -206,12 +221,14 @@ fn make_symlink(place: &Path, link: &Link) -> Result<(), Errno> {
     rustix::fs::symlink(OsStr::from_bytes(&link.target), place)?;
     let (user, group) = (Uid::from_raw(link.attributes.uid), Gid::from_raw(link.attributes.gid));
     let _ = rustix::fs::chownat(rustix::fs::CWD, place, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
-    rustix::fs::utimensat(rustix::fs::CWD, place, &times(&link.attributes), AtFlags::SYMLINK_NOFOLLOW)
+    let times = times(link.attributes.mtime_seconds, link.attributes.mtime_nanoseconds);
+    rustix::fs::utimensat(rustix::fs::CWD, place, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-fn times(attributes: &Attributes) -> Timestamps {
-    let mtime = Timespec { tv_sec: attributes.mtime_seconds, tv_nsec: attributes.mtime_nanoseconds.into() };
-    Timestamps { last_access: mtime, last_modification: mtime }
+/// Access and modification time alike.
+pub fn times(seconds: i64, nanoseconds: u32) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
 }
 
 /// A file with its size, mode and times, and no data.
@@ -231,7 +248,7 @@ pub fn restore(file: &File, attributes: &Attributes, stub: bool) -> io::Result<(
     if metadata.uid() != attributes.uid || metadata.gid() != attributes.gid {
         let _ = rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
     }
-    rustix::fs::futimens(file, &times(attributes))?;
+    rustix::fs::futimens(file, &times(attributes.mtime_seconds, attributes.mtime_nanoseconds))?;
     let mark = if stub { STUB_BIT } else { 0 };
     rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode & 0o7777 & !STUB_BIT | mark))?;
     Ok(())
@@ -252,29 +269,54 @@ pub fn drop_data(file: &File, size: u64) -> io::Result<()> {
 /// # Errors
 /// From the file system of the stage.
 pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> io::Result<bool> {
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(stage.tree_path(path), flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(_) => return Ok(false),
-    };
-    if lease::take_write(file.as_fd())? == Lease::StillWritten {
+    let location = stage.tree_path(path);
+    // A first look that leaves no trace: closing a file that was opened for writing looks like a change.
+    if !is_unused(&location) {
+        return Ok(false);
+    }
+    let Ok(file) = open_for_writing(&location) else { return Ok(false) };
+    if !lease::take_write(file.as_fd()).is_ok_and(|lease| lease == Lease::Granted) {
         return Ok(false);
     }
     // Nobody can have the file open now. Whatever was written to it before is in the queue.
     let changes = tracker.watches().drain()?;
     tracker.apply_all(changes)?;
-    let metadata = file.metadata()?;
-    let evictable = !tracker.overflowed() && tracker.is_clean(path) && metadata.ino() == inode && metadata.nlink() == 1;
+    let stat = rustix::fs::fstat(&file)?;
+    let evictable = !tracker.overflowed() && tracker.is_clean(path) && stat.st_ino == inode && stat.st_nlink == 1;
     if !evictable {
         lease::release(file.as_fd());
         return Ok(false);
     }
-    let mtime = Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() };
-    let atime = Timespec { tv_sec: metadata.atime(), tv_nsec: metadata.atime_nsec() };
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(metadata.mode() & 0o7777 | STUB_BIT))?;
-    drop_data(&file, metadata.len())?;
-    rustix::fs::futimens(&file, &Timestamps { last_access: atime, last_modification: mtime })?;
+    let attributes = super::tracker::attributes(&stat);
+    stage.note_times(inode, &attributes)?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
+    drop_data(&file, stat.st_size as u64)?;
+    restore(&file, &attributes, true)?;
+    stage.forget_times(inode);
     tracker.evicted(path);
     lease::release(file.as_fd());
     Ok(true)
+}
+
+/// Whether no descriptor has the file open. Files of several names are left alone, too.
+fn is_unused(location: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(location, flags, Mode::empty()) else { return true };
+    let unused = lease::take_write(file.as_fd()).is_ok_and(|lease| lease == Lease::Granted);
+    lease::release(file.as_fd());
+    unused && rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_nlink == 1)
+}
+
+/// Opens a file for writing even if its mode forbids that to its owner.
+fn open_for_writing(location: &Path) -> Result<File, Errno> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(location, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => {}
+        result => return result.map(File::from),
+    }
+    let mode = Mode::from_raw_mode(fs::symlink_metadata(location).map_err(errno)?.mode() & 0o7777);
+    rustix::fs::chmod(location, mode | Mode::RUSR | Mode::WUSR)?;
+    let result = rustix::fs::open(location, flags, Mode::empty());
+    rustix::fs::chmod(location, mode)?;
+    result.map(File::from)
 }

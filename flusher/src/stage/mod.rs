@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use sheaf_common::layout;
 
+use crate::aggregate::Attributes;
+
 /// File systems that cannot hold a stage, by their statfs(2) magic, with the reason.
 const REFUSED_FILE_SYSTEMS: [(u64, &str); 2] = [
     (0x794c_7630, "overlayfs: it grants leases while a writable mapping is alive, so completion cannot be known"),
@@ -162,6 +164,32 @@ impl Stage {
             }
         }
         Ok(paths)
+    }
+
+    /// Keeps a stub's times safe while they are not in its inode.
+    ///
+    /// # Errors
+    /// When the note cannot be written.
+    pub fn note_times(&self, inode: u64, attributes: &Attributes) -> io::Result<()> {
+        let text = format!("{} {}", attributes.mtime_seconds, attributes.mtime_nanoseconds);
+        fs::write(self.note_path(inode), text)
+    }
+
+    /// Ends what [`Stage::note_times`] began.
+    pub fn forget_times(&self, inode: u64) {
+        // A note that stays repeats what the inode says.
+        let _ = fs::remove_file(self.note_path(inode));
+    }
+
+    /// The times of a stub that a flusher left half-changed, in seconds and nanoseconds.
+    pub fn noted_times(&self, inode: u64) -> Option<(i64, u32)> {
+        let text = fs::read_to_string(self.note_path(inode)).ok()?;
+        let (seconds, nanoseconds) = text.split_once(' ')?;
+        Some((seconds.parse().ok()?, nanoseconds.parse().ok()?))
+    }
+
+    fn note_path(&self, inode: u64) -> PathBuf {
+        self.path(layout::SCRATCH).join(format!("times-{inode}"))
     }
 
     /// Where the marker of a canonical absolute path lies.

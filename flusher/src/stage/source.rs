@@ -36,11 +36,13 @@ pub enum Opened {
     /// Somebody still writes: it will complete again.
     StillWritten,
     /// A stub: its data is in an aggregate already.
-    Stub,
+    Stub(Box<Stat>),
     /// A symbolic link.
     Symlink(Box<Stat>),
     /// Neither a regular file nor a link of that name.
     Gone,
+    /// It cannot be opened or leased, for this reason.
+    Failed(String),
 }
 
 /// A leased file, or the copy that stands in for it.
@@ -85,7 +87,7 @@ impl Source {
         }
         let stat = rustix::fs::fstat(&file)?;
         if stat.st_mode & STUB_BIT != 0 {
-            return Ok(Opened::Stub);
+            return Ok(Opened::Stub(Box::new(stat)));
         }
         let state = State { file, leased: true, mapping: None, deadline: None, torn: false };
         Ok(Opened::Ready(Arc::new(Source { size: stat.st_size as u64, state: Mutex::new(state) }), Box::new(stat)))
@@ -140,10 +142,15 @@ impl Source {
         Ok(mapping)
     }
 
-    /// Whether the bytes may have changed before they were read, because the kernel took the lease away.
+    /// Whether the bytes may have changed before they were read, because the kernel took the lease away. A lease that
+    /// somebody wants, and that the keeper has not seen to, counts as taken.
     pub fn is_torn(&self) -> bool {
         let state = self.state.lock();
-        state.torn || (state.leased && state.deadline.is_some_and(|deadline| Instant::now() >= deadline))
+        let expired = match state.deadline {
+            Some(deadline) => Instant::now() >= deadline,
+            None => !lease::is_whole(state.file.as_fd()),
+        };
+        state.torn || (state.leased && expired)
     }
 
     /// The descriptor that lease notices name.
@@ -161,14 +168,14 @@ impl Source {
         }
     }
 
-    /// Makes way for a writer: goes on from a copy, and releases the lease when nothing reads the old pages any more.
-    fn step_aside(&self, scratch: &Path) {
-        let asked = Instant::now();
-        if self.wait_for_replacement(asked) {
+    /// Makes way for a writer who asked at `asked`: goes on from a copy, and releases the lease when nothing reads the old
+    /// pages any more.
+    fn step_aside(self: &Arc<Self>, scratch: &Path, asked: Instant) {
+        if !self.is_wanted() || self.wait_for_replacement(asked) {
             return;
         }
         let mut state = self.state.lock();
-        if !state.leased || lease::is_whole(state.file.as_fd()) {
+        if !state.leased {
             return;
         }
         let trusted_s = lease::break_time_s().saturating_sub(LEASE_MARGIN_S);
@@ -177,11 +184,31 @@ impl Source {
             // No room for a copy: the flush goes on from the file itself, and the writer waits for it.
             return;
         };
+        // The copy is of a file that could be written again.
+        state.torn |= Instant::now() >= deadline;
         let old_mapping = state.mapping.take().map(|mapping| Arc::downgrade(&mapping));
         let old = std::mem::replace(&mut state.file, copy);
         state.leased = false;
         drop(state);
-        while old_mapping.as_ref().is_some_and(|mapping| mapping.strong_count() > 0) {
+        if old_mapping.as_ref().is_none_or(|mapping| mapping.strong_count() == 0) {
+            return lease::release(old.as_fd());
+        }
+        let source = self.clone();
+        let release = move || source.release_when_read(&old, old_mapping.as_ref(), deadline);
+        // Without a thread the descriptor closes here, and the lease with it: what is still read of it is torn.
+        if std::thread::Builder::new().name("release".to_string()).spawn(release).is_err() {
+            self.state.lock().torn = true;
+        }
+    }
+
+    /// Whether somebody waits for the lease.
+    fn is_wanted(&self) -> bool {
+        let state = self.state.lock();
+        state.leased && !lease::is_whole(state.file.as_fd())
+    }
+
+    fn release_when_read(&self, old: &File, mapping: Option<&Weak<Mapping>>, deadline: Instant) {
+        while mapping.is_some_and(|mapping| mapping.strong_count() > 0) {
             if Instant::now() >= deadline {
                 self.state.lock().torn = true;
                 break;
@@ -292,27 +319,24 @@ impl LeaseKeeper {
         }
         sources.insert(source.descriptor(), Arc::downgrade(source));
         drop(sources);
-        let broken = {
-            let state = source.state.lock();
-            state.leased && !lease::is_whole(state.file.as_fd())
-        };
-        if broken {
-            source.step_aside(&self.scratch);
-        }
+        source.step_aside(&self.scratch, Instant::now());
     }
 
     fn answer(&self, notices: &Notices) {
         loop {
-            match notices.next() {
+            let notice = notices.next();
+            let asked = Instant::now();
+            match notice {
+                // The number may have been given to another file since: then its lease is whole.
                 Ok(Notice::Broken(descriptor)) => {
-                    let source = self.sources.lock().remove(&descriptor).and_then(|known| known.upgrade());
+                    let source = self.sources.lock().get(&descriptor).and_then(Weak::upgrade);
                     if let Some(source) = source {
-                        source.step_aside(&self.scratch);
+                        source.step_aside(&self.scratch, asked);
                     }
                 }
                 Ok(Notice::LookAtAll) => {
                     let all: Vec<_> = self.sources.lock().values().filter_map(Weak::upgrade).collect();
-                    all.iter().for_each(|source| source.step_aside(&self.scratch));
+                    all.iter().for_each(|source| source.step_aside(&self.scratch, asked));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Without notices a writer waits until the flush ends or the kernel breaks the lease: slower, never wrong.
@@ -357,7 +381,7 @@ mod tests {
         rustix::fs::chmod(&location, Mode::from_raw_mode(0o200)).unwrap();
         assert_eq!(ready(&stage, b"a").size(), 4);
         rustix::fs::chmod(&location, Mode::from_raw_mode(0o600 | STUB_BIT)).unwrap();
-        assert!(matches!(Source::open(&stage, b"a").unwrap(), Opened::Stub));
+        assert!(matches!(Source::open(&stage, b"a").unwrap(), Opened::Stub(_)));
     }
 
     #[test]
@@ -388,7 +412,10 @@ mod tests {
         let source = ready(&stage, b"a");
         fs::write(stage.path("scratch").join("n"), b"new").unwrap();
         fs::rename(stage.path("scratch").join("n"), stage.tree_path(b"a")).unwrap();
-        source.step_aside(&stage.path("scratch"));
+        let refused = std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().write(true), libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", source.descriptor()));
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        source.step_aside(&stage.path("scratch"), Instant::now());
         let mut bytes = [0; 3];
         source.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"old");

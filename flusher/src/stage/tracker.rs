@@ -20,7 +20,7 @@ use sheaf_common::layout::STUB_BIT;
 
 use super::Stage;
 use super::source::{LeaseKeeper, Opened, Source};
-use super::watch::{Change, Watches};
+use super::watch::{Change, Place, Watches};
 use crate::aggregate::{Attributes, BLOCK, Entry, Extent, Kind};
 use crate::store::{Node, Version, View};
 
@@ -33,6 +33,8 @@ pub const BATCH_FILES_MAX: usize = 4096;
 pub const BATCH_BYTES: u64 = 256 << 20;
 /// A file that changed less than this before it was read may change again within the same kernel time stamp.
 const TIMESTAMP_GRAIN: Duration = Duration::from_millis(20);
+/// How long the close event of a hydration may take to be read.
+const HYDRATION_SETTLES: Duration = Duration::from_secs(1);
 /// How often a batch is made anew because a file in it changed while it was made.
 const BATCH_ATTEMPTS: usize = 10;
 
@@ -48,6 +50,8 @@ pub struct Held {
     resident: bool,
     /// Position of the last rename that gave it its name.
     named_at: u64,
+    /// The batch that carries it, 0 for what was published before.
+    batch: u64,
 }
 
 impl Held {
@@ -61,6 +65,7 @@ impl Held {
             symlink,
             resident: !symlink && stat.st_mode & STUB_BIT == 0,
             named_at: 0,
+            batch: 0,
         }
     }
 
@@ -73,6 +78,9 @@ impl Held {
         if self.resident { self.size } else { 0 }
     }
 }
+
+/// Hydrations whose own close event is still to come: by inode, the leased file and when that was.
+pub type Hydrated = HashMap<u64, (fs::File, Instant)>;
 
 /// Stubs by inode, with the version whose data they lack.
 pub type Stubs = Vec<(u64, Arc<Version>)>;
@@ -111,13 +119,17 @@ pub struct Tracker {
     /// Closed once, but open for writing again (or never closed yet).
     unfinished: HashSet<StagedPath>,
     /// Own hydrations whose close event is still to come: inode to the leased descriptor.
-    hydrated: Arc<parking_lot::Mutex<HashMap<u64, fs::File>>>,
+    hydrated: Arc<parking_lot::Mutex<Hydrated>>,
     next_position: u64,
     last_time_ns: u64,
     oldest_work: Option<Instant>,
     overflowed: bool,
     resident_bytes: u64,
     batch_files_max: usize,
+    /// Batches made so far.
+    batches: u64,
+    /// Files that could not be read, with the reason: tried again while somebody waits for the end.
+    failing: BTreeMap<StagedPath, String>,
 }
 
 /// The keys at `directory` and below it.
@@ -194,6 +206,8 @@ impl Tracker {
             overflowed: false,
             resident_bytes: 0,
             batch_files_max: BATCH_FILES_MAX,
+            batches: 0,
+            failing: BTreeMap::new(),
         };
         let stubs = tracker.rescan(view)?;
         Ok((tracker, stubs))
@@ -205,13 +219,28 @@ impl Tracker {
     }
 
     /// Where hydrations leave the descriptors by which their own close events are told from programs'.
-    pub fn hydrated(&self) -> Arc<parking_lot::Mutex<HashMap<u64, fs::File>>> {
+    pub fn hydrated(&self) -> Arc<parking_lot::Mutex<Hydrated>> {
         self.hydrated.clone()
     }
 
     /// Makes batches smaller, for a process that may not have so many files open.
     pub fn limit_batch_files(&mut self, files: usize) {
         self.batch_files_max = files.clamp(1, BATCH_FILES_MAX);
+    }
+
+    /// Ends the wait for close events of hydrations that will not come (the name is gone), or that a writer cannot wait
+    /// for. What somebody wants to write to counts as changed.
+    pub fn settle_hydrations(&mut self) {
+        let hydrated = self.hydrated.clone();
+        let mut wanted = Vec::new();
+        hydrated.lock().retain(|inode, (file, since)| {
+            let whole = super::lease::is_whole(std::os::fd::AsFd::as_fd(file));
+            if !whole {
+                wanted.push((StagedPath::new(), *inode));
+            }
+            whole && since.elapsed() < HYDRATION_SETTLES
+        });
+        self.publish_again(&wanted);
     }
 
     /// When the oldest thing that is not in a batch happened.
@@ -231,8 +260,29 @@ impl Tracker {
 
     /// Looks again at the files that were open for writing: those that nobody writes any more become dirty.
     pub fn recheck_unfinished(&mut self) {
-        for path in std::mem::take(&mut self.unfinished) {
+        let failing = std::mem::take(&mut self.failing).into_keys();
+        for path in std::mem::take(&mut self.unfinished).into_iter().chain(failing) {
             self.mark_dirty(path);
+        }
+    }
+
+    /// Files that could not be read, with the reason.
+    pub fn failing(&self) -> &BTreeMap<StagedPath, String> {
+        &self.failing
+    }
+
+    /// Publishes files again that were left out of a batch: they are known by inode, their names may have changed.
+    pub fn publish_again(&mut self, left_out: &[(StagedPath, u64)]) {
+        for (path, inode) in left_out {
+            let is_it = |held: &Held| held.inode == *inode;
+            let name = if self.held.get(path).is_some_and(is_it) {
+                Some(path.clone())
+            } else {
+                self.held.iter().find(|(_, held)| is_it(held)).map(|(name, _)| name.clone())
+            };
+            if let Some(name) = name {
+                self.mark_dirty(name);
+            }
         }
     }
 
@@ -251,6 +301,7 @@ impl Tracker {
     fn mark_dirty(&mut self, path: StagedPath) {
         let position = self.position();
         self.unfinished.remove(&path);
+        self.failing.remove(&path);
         if let Some(old) = self.dirty.insert(path.clone(), position) {
             self.work.remove(&old);
         }
@@ -259,6 +310,7 @@ impl Tracker {
 
     fn unmark_dirty(&mut self, path: &[u8]) -> bool {
         self.unfinished.remove(path);
+        self.failing.remove(path);
         match self.dirty.remove(path) {
             Some(position) => self.work.remove(&position).is_some(),
             None => false,
@@ -311,6 +363,8 @@ impl Tracker {
                 Some(path) if !directory => self.mark_dirty(path),
                 _ => {}
             },
+            // Perhaps only the second half of a move has not been seen: a scan finds a stub under its new name.
+            Change::MovedOut(place, false) if self.is_stub(&place) => self.overflowed = true,
             Change::Deleted(place, directory) | Change::MovedOut(place, directory) => {
                 if let Some(path) = self.watches.path(&place) {
                     if directory { self.directory_deleted(&path) } else { self.deleted(&path) }
@@ -330,11 +384,16 @@ impl Tracker {
         Ok(())
     }
 
+    fn is_stub(&self, place: &Place) -> bool {
+        let held = self.watches.path(place).and_then(|path| self.held.get(&path));
+        held.is_some_and(|held| !held.resident && !held.symlink)
+    }
+
     fn closed(&mut self, path: StagedPath) {
         let mut hydrated = self.hydrated.lock();
         if !hydrated.is_empty()
             && let Some(stat) = self.stat(&path)
-            && let Some(leased) = hydrated.remove(&stat.st_ino)
+            && let Some((leased, _)) = hydrated.remove(&stat.st_ino)
         {
             drop(hydrated);
             if let Some(held) = self.held.get_mut(&path)
@@ -380,12 +439,19 @@ impl Tracker {
         names.insert(path.to_vec());
     }
 
+    fn forget_link(&mut self, inode: u64, path: &[u8]) {
+        if let Some(names) = self.links.get_mut(&inode) {
+            names.remove(path);
+            if names.is_empty() {
+                self.links.remove(&inode);
+            }
+        }
+    }
+
     fn deleted(&mut self, path: &[u8]) {
         self.unmark_dirty(path);
         if let Some(held) = self.unhold(path) {
-            if let Some(names) = self.links.get_mut(&held.inode) {
-                names.remove(path);
-            }
+            self.forget_link(held.inode, path);
             self.operate(Kind::Unlink, path, b"", held.attributes);
         }
     }
@@ -488,7 +554,8 @@ impl Tracker {
                 names.remove(&path);
                 names.insert(renamed(&path));
             }
-            self.held.insert(renamed(&path), held);
+            self.resident_bytes -= held.resident_bytes();
+            self.hold(renamed(&path), held);
         }
         let mut dirty = take_below(&mut self.dirty, from);
         dirty.sort_by_key(|(_, position)| *position);
@@ -528,6 +595,7 @@ impl Tracker {
                 if metadata.is_dir() {
                     directories.push(path);
                 } else if let Some(stat) = self.stat(&path) {
+                    let stat = self.restore_times(&path, stat);
                     self.compare(path, &stat, view, &mut scan);
                 }
             }
@@ -539,13 +607,17 @@ impl Tracker {
             }
         }
         self.match_orphans(view, &mut scan);
-        for path in scan.gone {
+        for path in std::mem::take(&mut scan.gone) {
             self.unmark_dirty(&path);
             self.unhold(&path);
             self.operate(Kind::Unlink, &path, b"", Attributes::default());
         }
-        for path in scan.gone_directories {
+        for path in std::mem::take(&mut scan.gone_directories) {
             self.operate(Kind::RemoveDirectory, &path, b"", Attributes::default());
+        }
+        scan.changed.sort();
+        for (_, path) in scan.changed {
+            self.mark_dirty(path);
         }
         self.overflowed = false;
         Ok(scan.stubs)
@@ -558,6 +630,7 @@ impl Tracker {
         self.resident_bytes = 0;
         self.links.clear();
         self.unfinished.clear();
+        self.failing.clear();
         self.dirty.clear();
         self.work.retain(|_, work| matches!(work, Work::Operation(_)));
     }
@@ -602,6 +675,20 @@ impl Tracker {
         self.stat(directory).is_some_and(|stat| stat.st_mode & super::mirror::POPULATED_BIT != 0)
     }
 
+    /// Gives a stub back the times that a flusher had noted before it died.
+    fn restore_times(&self, path: &[u8], stat: Stat) -> Stat {
+        if !is_file(&stat) || stat.st_mode & STUB_BIT == 0 {
+            return stat;
+        }
+        let Some((seconds, nanoseconds)) = self.stage.noted_times(stat.st_ino) else { return stat };
+        let times = super::mirror::times(seconds, nanoseconds);
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        if rustix::fs::utimensat(rustix::fs::CWD, self.stage.tree_path(path), &times, flags).is_ok() {
+            self.stage.forget_times(stat.st_ino);
+        }
+        self.stat(path).unwrap_or(stat)
+    }
+
     fn compare(&mut self, path: StagedPath, stat: &Stat, view: &View, scan: &mut Scan) {
         let symlink = is_symlink(stat);
         let stub = !symlink && stat.st_mode & STUB_BIT != 0;
@@ -622,18 +709,18 @@ impl Tracker {
                     && version.change_time_ns != 0
                     && version.change_time_ns == change_time_ns(stat);
                 if !unchanged {
-                    self.mark_dirty(path.clone());
+                    scan.changed.push((change_time_ns(stat), path.clone()));
                 }
             }
             Some(Node::Symlink(known)) if symlink => {
                 let target = fs::read_link(self.stage.tree_path(&path)).unwrap_or_default();
                 if target.as_os_str().as_bytes() != &known.target[..] {
-                    self.mark_dirty(path.clone());
+                    scan.changed.push((change_time_ns(stat), path.clone()));
                 }
             }
-            None | Some(Node::Directory(_)) => return self.mark_dirty(path),
+            None | Some(Node::Directory(_)) => return scan.changed.push((change_time_ns(stat), path)),
             // Something else than the store holds: until it is published, a rename or removal concerns what is held.
-            Some(_) => self.mark_dirty(path.clone()),
+            Some(_) => scan.changed.push((change_time_ns(stat), path.clone())),
         }
         self.hold(path, Held::new(stat));
     }
@@ -648,11 +735,12 @@ impl Tracker {
         self.operate(Kind::Unlink, path, b"", Attributes::default());
     }
 
-    /// The clean resident files, as (path, inode, size): what could be evicted.
-    pub fn resident(&self) -> impl Iterator<Item = (&StagedPath, u64, u64)> {
+    /// The clean resident files of batches up to `published`, as (path, inode, size): what could be evicted.
+    pub fn resident(&self, published: u64) -> impl Iterator<Item = (&StagedPath, u64, u64)> {
         self.held
             .iter()
-            .filter(|(path, held)| held.resident && !held.symlink && !self.dirty.contains_key(*path))
+            .filter(move |(_, held)| held.resident && !held.symlink && held.batch <= published)
+            .filter(|(path, _)| !self.dirty.contains_key(*path))
             .map(|(path, held)| (path, held.inode, held.size))
     }
 
@@ -677,11 +765,10 @@ impl Tracker {
     /// When the queue or a staged file cannot be read.
     pub fn next_batch(&mut self) -> io::Result<Batch> {
         let mut minimum_end = 0;
-        for attempt in 1..=BATCH_ATTEMPTS {
-            let candidate = self.open_prefix(minimum_end)?;
+        for _ in 0..BATCH_ATTEMPTS {
+            let candidate = self.open_prefix(minimum_end);
             let changes = self.watches.drain()?;
-            let touched = attempt < BATCH_ATTEMPTS && changes.iter().any(|change| self.touches(change, &candidate));
-            if !touched {
+            if !changes.iter().any(|change| self.touches(change, &candidate)) {
                 let batch = self.commit(candidate);
                 // Nothing that happened may be forgotten, and no batch: after an error a scan finds the rest.
                 self.overflowed |= batch.is_err();
@@ -747,42 +834,39 @@ impl Tracker {
     }
 
     fn touches(&self, change: &Change, candidate: &Candidate) -> bool {
-        let place = match change {
-            Change::Closed(place) | Change::MovedIn(place, false) | Change::Created(place, false) => place,
-            Change::Moved(_, place, false) => place,
-            Change::Moved(_, _, true) => return true,
-            _ => return false,
-        };
-        self.watches.path(place).is_some_and(|path| candidate.paths.contains(&path))
+        let known = |place| self.watches.path(place).is_some_and(|path| candidate.paths.contains(&path));
+        match change {
+            Change::Closed(place) | Change::MovedIn(place, false) | Change::Created(place, false) => known(place),
+            Change::Moved(from, to, false) => known(from) || known(to),
+            Change::Moved(_, _, true) | Change::Overflow => true,
+            _ => false,
+        }
     }
 
-    /// Opens and leases the files of the longest prefix that fits into a batch, at least up to `minimum_end`.
-    fn open_prefix(&self, minimum_end: u64) -> io::Result<Candidate> {
+    /// Opens and leases the files of the longest prefix that fits into a batch, at least up to `minimum_end`. The newest
+    /// is leased first: it is the likeliest to be written again before its turn.
+    fn open_prefix(&self, minimum_end: u64) -> Candidate {
         let mut candidate = Candidate::default();
-        for (&position, work) in &self.work {
-            let full = candidate.bytes >= BATCH_BYTES || candidate.items.len() >= self.batch_files_max;
-            if full && position >= minimum_end {
-                break;
-            }
-            let Work::File(path) = work else {
-                candidate.items.push((position, Opened::Gone));
-                continue;
-            };
-            let opened = Source::open(&self.stage, path).map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot open staged /{}: {error}", path.escape_ascii()))
-            })?;
-            if let Opened::Ready(source, _) = &opened {
-                let large = source.size() > BATCH_BYTES && candidate.bytes > 0;
-                if large && position >= minimum_end {
-                    break;
+        let within = |(index, (position, _)): &(usize, (&u64, &Work))| {
+            *index < self.batch_files_max || (**position < minimum_end && *index < 2 * self.batch_files_max)
+        };
+        let prefix: Vec<_> = self.work.iter().enumerate().take_while(within).map(|(_, item)| item).collect();
+        for (&position, work) in prefix.into_iter().rev() {
+            let opened = match work {
+                Work::File(path) => {
+                    candidate.paths.insert(path.clone());
+                    Source::open(&self.stage, path).unwrap_or_else(|error| Opened::Failed(error.to_string()))
                 }
-                candidate.bytes += source.size();
+                Work::Operation(_) => Opened::Gone,
+            };
+            if let Opened::Ready(source, _) = &opened {
                 self.keeper.register(source);
             }
-            candidate.paths.insert(path.clone());
             candidate.items.push((position, opened));
         }
-        Ok(candidate)
+        candidate.items.reverse();
+        candidate.cut_to_size(minimum_end);
+        candidate
     }
 
     /// Turns a candidate into a batch: its files count as held from now on.
@@ -806,12 +890,15 @@ impl Tracker {
                         Opened::StillWritten => {
                             self.unfinished.insert(path);
                         }
-                        Opened::Stub | Opened::Gone => {}
+                        Opened::Stub(stat) => self.commit_stub(&mut batch, position, path, &stat),
+                        Opened::Failed(reason) => drop(self.failing.insert(path, reason)),
+                        Opened::Gone => {}
                     }
                 }
             }
         }
         self.oldest_work = if self.work.is_empty() { None } else { Some(Instant::now()) };
+        self.batches += u64::from(!batch.entries.is_empty());
         Ok(batch)
     }
 
@@ -837,7 +924,7 @@ impl Tracker {
             inode: stat.st_ino,
             flags: 0,
         };
-        self.hold(path.clone(), Held::new(stat));
+        self.hold(path.clone(), Held { batch: self.batches + 1, ..Held::new(stat) });
         if stat.st_nlink == 1 {
             batch.entries.push(entry);
             batch.sources.push(Some(source));
@@ -882,6 +969,34 @@ impl Tracker {
         self.other_names(path, stat).into_iter().find(is_same)
     }
 
+    /// A new name of a file whose data is only in the store: a link to the name that is held.
+    fn commit_stub(&mut self, batch: &mut Batch, position: u64, path: StagedPath, stat: &Stat) {
+        if self.held.get(&path).is_some_and(|held| held.inode == stat.st_ino) {
+            return;
+        }
+        self.remember_links(&path, stat.st_ino);
+        let is_older = |name: &StagedPath| self.held.get(name).is_some_and(|held| held.named_at < position);
+        let Some(target) = self.other_names(&path, stat).into_iter().find(is_older) else {
+            self.overflowed = true;
+            return;
+        };
+        let operation_time_ns = self.operation_time_ns(now_ns());
+        batch.entries.push(Entry {
+            kind: Kind::HardLink,
+            path: path.clone(),
+            target,
+            attributes: attributes(stat),
+            size: 0,
+            extents: Vec::new(),
+            operation_time_ns,
+            change_time_ns: 0,
+            inode: stat.st_ino,
+            flags: 0,
+        });
+        batch.sources.push(None);
+        self.hold(path, Held::new(stat));
+    }
+
     fn commit_symlink(&mut self, batch: &mut Batch, path: StagedPath, stat: &Stat) {
         // Gone again: its removal is in the queue.
         let Ok(target) = fs::read_link(self.stage.tree_path(&path)) else { return };
@@ -907,6 +1022,8 @@ impl Tracker {
 #[derive(Default)]
 struct Scan {
     stubs: Stubs,
+    /// What is to be published, with its time of change: the order in which it is published.
+    changed: Vec<(i64, StagedPath)>,
     /// Stubs that do not fit what the store holds under their name.
     orphans: Vec<(StagedPath, Stat)>,
     /// Their names.
@@ -941,6 +1058,23 @@ struct Candidate {
     items: Vec<(u64, Opened)>,
     paths: HashSet<StagedPath>,
     bytes: u64,
+}
+
+impl Candidate {
+    /// Leaves out what is too much for one batch; a large file is a batch of its own.
+    fn cut_to_size(&mut self, minimum_end: u64) {
+        let mut length = 0;
+        for (position, opened) in &self.items {
+            let size = if let Opened::Ready(source, _) = opened { source.size() } else { 0 };
+            let full = self.bytes >= BATCH_BYTES || (self.bytes > 0 && size > BATCH_BYTES);
+            if full && *position >= minimum_end {
+                break;
+            }
+            self.bytes += size;
+            length += 1;
+        }
+        self.items.truncate(length);
+    }
 }
 
 /// The data of a file as extents that start and end on blocks (but for the file's end), so that holes of whole blocks

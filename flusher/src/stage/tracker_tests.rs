@@ -255,6 +255,100 @@ fn attributes_and_links_are_followed() {
     assert_eq!(version.attributes.mode, 0o640);
 }
 
+#[test]
+fn a_rename_between_the_look_and_the_open_takes_the_newer_version_along() {
+    let mut scene = Scene::new();
+    fs::write(scene.at("tmp"), b"v1").unwrap();
+    scene.check();
+    fs::write(scene.at("tmp"), b"version two").unwrap();
+    scene.follow();
+    fs::rename(scene.at("tmp"), scene.at("final")).unwrap();
+    scene.publish_batch();
+    scene.check();
+}
+
+#[test]
+fn only_what_is_published_may_be_evicted() {
+    let mut scene = Scene::new();
+    fs::write(scene.at("a"), b"version one").unwrap();
+    scene.check();
+    assert_eq!((scene.tracker.resident(0).count(), scene.tracker.resident(1).count()), (0, 1));
+    File::options().write(true).open(scene.at("a")).unwrap().write_all(b"version two").unwrap();
+    scene.check();
+    assert_eq!((scene.tracker.resident(1).count(), scene.tracker.resident(2).count()), (0, 1));
+}
+
+/// A scene with one published file, `a`, whose data has left the stage.
+fn scene_with_stub() -> Scene {
+    let mut scene = Scene::new();
+    fs::write(scene.at("a"), b"data").unwrap();
+    scene.check();
+    let inode = fs::metadata(scene.at("a")).unwrap().ino();
+    assert!(super::mirror::evict(&scene.stage, &mut scene.tracker, b"s/a", inode).unwrap());
+    scene.settle();
+    scene
+}
+
+#[test]
+fn a_second_name_of_a_stub_is_recorded() {
+    let mut scene = scene_with_stub();
+    fs::hard_link(scene.at("a"), scene.at("b")).unwrap();
+    scene.settle();
+    fs::remove_file(scene.at("a")).unwrap();
+    scene.check();
+}
+
+#[test]
+fn a_stub_whose_move_is_seen_in_two_halves_keeps_its_data() {
+    let mut scene = scene_with_stub();
+    let populated = rustix::fs::Mode::from_raw_mode(0o700 | super::mirror::POPULATED_BIT);
+    rustix::fs::chmod(scene.stage.tree_path(ZONE), populated).unwrap();
+    let aside = scene.stage.path("scratch").join("x");
+    fs::rename(scene.at("a"), &aside).unwrap();
+    fs::rename(&aside, scene.at("b")).unwrap();
+    scene.check();
+}
+
+#[test]
+fn a_scan_beside_a_program_that_makes_and_removes_directories_forgets_nothing() {
+    let mut scene = Scene::new();
+    fs::create_dir(scene.at("busy")).unwrap();
+    for index in 0..10 {
+        fs::write(scene.at(&format!("f{index}")), b"v1").unwrap();
+    }
+    scene.settle();
+    let directory = scene.at("busy/d");
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let churn = std::thread::spawn(move || {
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            fs::create_dir(&directory).unwrap();
+            fs::remove_dir(&directory).unwrap();
+        }
+    });
+    for _ in 0..200 {
+        drop(scene.tracker.watches().drain().unwrap());
+        scene.tracker.forget_files();
+        scene.tracker.rescan(scene.store.view()).unwrap();
+        // Whatever the churn made of the queue is to be looked at again, not kept.
+        scene.restart();
+    }
+    drop(stop);
+    churn.join().unwrap();
+    scene.check();
+}
+
+#[test]
+fn a_stub_that_a_dying_flusher_left_with_other_times_is_recognised() {
+    let mut scene = scene_with_stub();
+    let stat = rustix::fs::stat(scene.at("a")).unwrap();
+    scene.stage.note_times(stat.st_ino, &super::tracker::attributes(&stat)).unwrap();
+    File::options().write(true).open(scene.at("a")).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    let stubs = scene.restart();
+    assert_eq!(stubs.iter().map(|(inode, _)| *inode).collect::<Vec<_>>(), [stat.st_ino]);
+    let restored = rustix::fs::stat(scene.at("a")).unwrap();
+    assert_eq!((restored.st_mtime, restored.st_mtime_nsec), (stat.st_mtime, stat.st_mtime_nsec));
+}
+
 /// What a random program does; names are small numbers, so that collisions are common.
 #[derive(Clone, Debug)]
 enum Action {
