@@ -38,6 +38,11 @@ pub const STORE: &str = ".sheaf";
 /// no further call. Programs never see it: the library removes it from every answer.
 pub const STUB_BIT: u32 = 0o1000;
 
+/// Mode bit of a directory in the tree that says "populated": it shows every name that Sheaf holds in it.
+///
+/// Without it a directory of the tree is only walked through. The sticky bit does no harm there: the stage has one user.
+pub const POPULATED_BIT: u32 = 0o1000;
+
 /// Longest stage directory in bytes, so that the socket's path fits into `sun_path` (unix(7): 108 bytes).
 pub const STAGE_PATH_MAX: usize = 96;
 

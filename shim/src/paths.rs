@@ -7,6 +7,8 @@
 use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use sheaf_common::layout::POPULATED_BIT;
+
 use crate::configuration::{self, Configuration};
 use crate::flusher;
 use crate::scratch::{Scratch, Slot, Text, TooLong};
@@ -16,8 +18,6 @@ use crate::system::{self, AT_FDCWD, Errno, Stat};
 const PATH_MAX: usize = 4095;
 /// Symbolic links that one path may go through, as in the kernel.
 const LINKS_MAX: u32 = 40;
-/// Mode bit of a directory in the tree that says "populated"; the flusher sets it when the mirror is complete.
-const POPULATED_BIT: u32 = 0o1000;
 /// Directories that are remembered as leading nowhere near a checkpoint; a power of two.
 const FOREIGN_DIRECTORIES: usize = 4096;
 

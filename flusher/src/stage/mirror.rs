@@ -1,6 +1,6 @@
 //! Mirrors of directories: populate (stubs for what the store holds), and evict (a file's data leaves the stage).
 //!
-//! A mirror at or below a pattern's fixed prefix carries [`POPULATED_BIT`]: it shows every name that Sheaf holds in
+//! A mirror at or below a pattern's fixed prefix carries [`layout::POPULATED_BIT`]: it shows every name that Sheaf holds in
 //! that directory, so a name that is absent in it is not held. It is built aside and moved in, complete, in one step.
 
 use std::collections::HashMap;
@@ -14,16 +14,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
-use sheaf_common::layout::{self, STUB_BIT};
+use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
 
 use super::Stage;
 use super::lease::{self, Lease};
 use super::tracker::{Stubs, Tracker, is_at_or_below, join};
 use crate::aggregate::Attributes;
 use crate::store::{Link, Node, Version, View};
-
-/// Mode bit of a directory in the tree that says "populated".
-pub const POPULATED_BIT: u32 = 0o1000;
 
 /// Makes the mirror of `directory` and of all its ancestors down from its zone, each with what `view` holds in it.
 /// Yields the stubs that it made.

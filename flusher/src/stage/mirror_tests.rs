@@ -6,9 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use sheaf_common::layout::{self, STUB_BIT};
+use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
 
-use super::mirror::{POPULATED_BIT, evict, populate};
+use super::mirror::{evict, populate};
 use super::tracker_tests::Scene;
 
 /// A scene whose zone is a real directory, as on a parallel file system, and that directory.

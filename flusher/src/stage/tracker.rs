@@ -672,7 +672,7 @@ impl Tracker {
 
     /// Directories above every pattern are in the tree only to be walked through: what they lack says nothing.
     fn is_mirror(&self, directory: &[u8]) -> bool {
-        self.stat(directory).is_some_and(|stat| stat.st_mode & super::mirror::POPULATED_BIT != 0)
+        self.stat(directory).is_some_and(|stat| stat.st_mode & sheaf_common::layout::POPULATED_BIT != 0)
     }
 
     /// Gives a stub back the times that a flusher had noted before it died.

@@ -227,7 +227,7 @@ fn a_new_flusher_publishes_only_what_changed() {
     // Older than the grain of the kernel's time stamps, so that the records prove something.
     std::thread::sleep(std::time::Duration::from_millis(30));
     scene.check();
-    let populated = rustix::fs::Mode::from_raw_mode(0o700 | super::mirror::POPULATED_BIT);
+    let populated = rustix::fs::Mode::from_raw_mode(0o700 | sheaf_common::layout::POPULATED_BIT);
     rustix::fs::chmod(scene.stage.tree_path(ZONE), populated).unwrap();
     fs::write(scene.at("changed"), b"2").unwrap();
     fs::remove_file(scene.at("removed")).unwrap();
@@ -301,7 +301,7 @@ fn a_second_name_of_a_stub_is_recorded() {
 #[test]
 fn a_stub_whose_move_is_seen_in_two_halves_keeps_its_data() {
     let mut scene = scene_with_stub();
-    let populated = rustix::fs::Mode::from_raw_mode(0o700 | super::mirror::POPULATED_BIT);
+    let populated = rustix::fs::Mode::from_raw_mode(0o700 | sheaf_common::layout::POPULATED_BIT);
     rustix::fs::chmod(scene.stage.tree_path(ZONE), populated).unwrap();
     let aside = scene.stage.path("scratch").join("x");
     fs::rename(scene.at("a"), &aside).unwrap();
@@ -402,7 +402,7 @@ fn perform(scene: &mut Scene, action: &Action) {
         Action::Symlink(a, b) => drop(symlink(name(*a), scene.at(&name(*b)))),
         Action::MakeDirectory(d) => {
             // As the preloaded library does it: complete from the start.
-            let mode = rustix::fs::Mode::from_raw_mode(0o700 | super::mirror::POPULATED_BIT);
+            let mode = rustix::fs::Mode::from_raw_mode(0o700 | sheaf_common::layout::POPULATED_BIT);
             let _ = rustix::fs::mkdir(scene.at(&format!("d{d}")), mode);
         }
         Action::RenameDirectory(a, b) => drop(fs::rename(scene.at(&format!("d{a}")), scene.at(&format!("d{b}")))),
@@ -422,7 +422,7 @@ proptest! {
     #[test]
     fn what_is_published_is_what_is_there(actions in proptest::collection::vec(action(), 1..60)) {
         let mut scene = Scene::new();
-        let populated = rustix::fs::Mode::from_raw_mode(0o700 | super::mirror::POPULATED_BIT);
+        let populated = rustix::fs::Mode::from_raw_mode(0o700 | sheaf_common::layout::POPULATED_BIT);
         rustix::fs::chmod(scene.stage.tree_path(ZONE), populated).unwrap();
         for action in &actions {
             perform(&mut scene, action);
