@@ -20,7 +20,7 @@ use super::Stage;
 use super::lease::{self, Lease};
 use super::tracker::{Stubs, Tracker, is_at_or_below, join};
 use crate::aggregate::Attributes;
-use crate::store::{Link, Node, Version, View};
+use crate::store::{Link, Node, View};
 
 /// Makes the mirror of `directory` and of all its ancestors down from its zone, each with what `view` holds in it.
 /// Yields the stubs that it made.
@@ -145,7 +145,7 @@ fn fill(
             unmanaged.insert(entry.file_name().into_vec(), entry.path());
         }
     }
-    let mut versions: HashMap<*const Version, PathBuf> = HashMap::new();
+    let mut origins = HashMap::new();
     for (name, node) in view.children(directory) {
         let path = join(directory, name);
         let place = aside.join(OsStr::from_bytes(name));
@@ -163,15 +163,13 @@ fn fill(
                     _ => continue,
                 }
             }
-            Node::Symlink(link) => make_symlink(&place, link)?,
-            Node::File(version) => {
-                let identity = std::sync::Arc::as_ptr(version);
-                let elsewhere = || other_name(stage, tracker, view, version, &path);
-                match versions.get(&identity).cloned().or_else(elsewhere) {
+            Node::Symlink(_) | Node::File(_) => {
+                let elsewhere = || other_name(stage, tracker, view, node, &path);
+                match origins.get(&node.origin()).cloned().or_else(elsewhere) {
                     Some(first) => fs::hard_link(first, &place).map_err(errno)?,
-                    None => make_stub(&place, version.size, &version.attributes).map_err(errno)?,
+                    None => make(&place, node)?,
                 }
-                versions.insert(identity, place.clone());
+                origins.insert(node.origin(), place.clone());
             }
         }
         let stat = rustix::fs::statat(rustix::fs::CWD, &place, AtFlags::SYMLINK_NOFOLLOW)?;
@@ -184,12 +182,12 @@ fn fill(
 }
 
 /// Where the same file lies in the tree under another name, unchanged since it was published.
-fn other_name(stage: &Stage, tracker: &Tracker, view: &View, version: &Version, path: &[u8]) -> Option<PathBuf> {
-    let names = view.names(version).into_iter();
+fn other_name(stage: &Stage, tracker: &Tracker, view: &View, node: &Node, path: &[u8]) -> Option<PathBuf> {
+    let names = view.names(node).into_iter();
     names
         .filter(|name| name != path && tracker.is_clean(name))
         .map(|name| stage.tree_path(&name))
-        .find(|place| place.exists())
+        .find(|place| fs::symlink_metadata(place).is_ok())
 }
 
 /// A name that both the store and the parallel file system hold: whichever is newer counts. An older unmanaged file is
@@ -211,6 +209,15 @@ fn newer_outside(stage: &Stage, path: &[u8], node: &Node, beside: &Path) -> bool
     // Without the marker the older file stays, hidden: untidy, not wrong.
     let _ = stage.mark_replaced(&[b"/", path].concat());
     false
+}
+
+/// What stands for a file or link until its data is asked for.
+fn make(place: &Path, node: &Node) -> Result<(), Errno> {
+    match node {
+        Node::File(version) => make_stub(place, version.size, &version.attributes).map_err(errno),
+        Node::Symlink(link) => make_symlink(place, link),
+        Node::Directory(_) => Ok(()),
+    }
 }
 
 /// A symbolic link with its owner (if we may set it) and times.

@@ -136,13 +136,18 @@ fn a_file_with_names_in_two_directories_is_one_file_again() {
     }
     fs::write(scene.at("x/a"), b"data").unwrap();
     fs::hard_link(scene.at("x/a"), scene.at("y/b")).unwrap();
+    symlink("a", scene.at("x/l")).unwrap();
+    fs::hard_link(scene.at("x/l"), scene.at("y/l")).unwrap();
     scene.check();
     wipe(&mut scene);
     for directory in [&b"/x"[..], b"/y"] {
         let path = [&zone, directory].concat();
         populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).unwrap();
     }
-    assert_eq!(fs::metadata(scene.at("x/a")).unwrap().ino(), fs::metadata(scene.at("y/b")).unwrap().ino());
+    for (one, other) in [("x/a", "y/b"), ("x/l", "y/l")] {
+        let inode = |name: &str| fs::symlink_metadata(scene.at(name)).unwrap().ino();
+        assert_eq!(inode(one), inode(other), "{one} {other}");
+    }
 }
 
 #[test]

@@ -420,7 +420,7 @@ impl Tracker {
     /// A new name may be a file that is being written, a link to one that is complete, or a symbolic link; and it may
     /// have moved on since. The next batch looks at what is there.
     fn created(&mut self, path: StagedPath) {
-        let links = self.stat(&path).filter(|stat| stat.st_nlink > 1 && is_file(stat));
+        let links = self.stat(&path).filter(|stat| stat.st_nlink > 1);
         if let Some(stat) = links {
             self.remember_links(&path, stat.st_ino);
         }
@@ -430,11 +430,7 @@ impl Tracker {
     /// Takes note that `path` is one of several names of an inode, and finds the names that are already held.
     fn remember_links(&mut self, path: &[u8], inode: u64) {
         let names = self.links.entry(inode).or_insert_with(|| {
-            self.held
-                .iter()
-                .filter(|(_, held)| held.inode == inode && !held.symlink)
-                .map(|(name, _)| name.clone())
-                .collect()
+            self.held.iter().filter(|(_, held)| held.inode == inode).map(|(name, _)| name.clone()).collect()
         });
         names.insert(path.to_vec());
     }
@@ -467,7 +463,13 @@ impl Tracker {
                 names.insert(to.to_vec());
             }
             self.operate(Kind::Rename, from, to, held.attributes.clone());
+            // The kernel merges two moves to one name if nothing is seen between them (inotify(7) compares no cookies):
+            // then what is there now came with the second.
+            let is_another = self.stat(to).is_some_and(|stat| stat.st_ino != held.inode);
             self.hold(to.to_vec(), held);
+            if is_another {
+                self.mark_dirty(to.to_vec());
+            }
         }
         // An older published version under `to` stays until the file that took its name is complete and published.
         if was_dirty || was_unfinished {
@@ -692,7 +694,7 @@ impl Tracker {
     fn compare(&mut self, path: StagedPath, stat: &Stat, view: &View, scan: &mut Scan) {
         let symlink = is_symlink(stat);
         let stub = !symlink && stat.st_mode & STUB_BIT != 0;
-        if stat.st_nlink > 1 && !symlink {
+        if stat.st_nlink > 1 {
             self.remember_links(&path, stat.st_ino);
         }
         match view.get(&path) {
@@ -886,7 +888,7 @@ impl Tracker {
                         Opened::Ready(source, stat) => {
                             self.commit_file(&mut batch, position, path, source, &stat)?;
                         }
-                        Opened::Symlink(stat) => self.commit_symlink(&mut batch, path, &stat),
+                        Opened::Symlink(stat) => self.commit_symlink(&mut batch, position, path, &stat),
                         Opened::StillWritten => {
                             self.unfinished.insert(path);
                         }
@@ -997,22 +999,30 @@ impl Tracker {
         self.hold(path, Held::new(stat));
     }
 
-    fn commit_symlink(&mut self, batch: &mut Batch, path: StagedPath, stat: &Stat) {
+    fn commit_symlink(&mut self, batch: &mut Batch, position: u64, path: StagedPath, stat: &Stat) {
         // Gone again: its removal is in the queue.
         let Ok(target) = fs::read_link(self.stage.tree_path(&path)) else { return };
-        let operation_time_ns = self.operation_time_ns(change_time_ns(stat).max(0) as u64);
-        batch.entries.push(Entry {
+        let mut entry = Entry {
             kind: Kind::Symlink,
             path: path.clone(),
             target: target.as_os_str().as_bytes().to_vec(),
             attributes: attributes(stat),
             size: 0,
             extents: Vec::new(),
-            operation_time_ns,
+            operation_time_ns: self.operation_time_ns(change_time_ns(stat).max(0) as u64),
             change_time_ns: 0,
             inode: stat.st_ino,
             flags: 0,
-        });
+        };
+        if stat.st_nlink > 1 {
+            self.remember_links(&path, stat.st_ino);
+            let is_older = |name: &StagedPath| self.held.get(name).is_some_and(|held| held.named_at < position);
+            let clean = |name: &StagedPath| is_older(name) && !self.dirty.contains_key(name);
+            if let Some(first) = self.other_names(&path, stat).into_iter().find(clean) {
+                (entry.kind, entry.target) = (Kind::HardLink, first);
+            }
+        }
+        batch.entries.push(entry);
         batch.sources.push(None);
         self.hold(path, Held::new(stat));
     }

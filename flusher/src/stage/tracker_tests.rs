@@ -268,6 +268,20 @@ fn a_rename_between_the_look_and_the_open_takes_the_newer_version_along() {
 }
 
 #[test]
+fn two_moves_to_one_name_that_the_kernel_merges_are_both_seen() {
+    let mut scene = Scene::new();
+    fs::create_dir(scene.at("watched")).unwrap();
+    fs::write(scene.at("a"), b"first").unwrap();
+    scene.check();
+    // Outside the tree nothing is watched: the two arrivals stand side by side in the queue.
+    let outside = scene.stage.path("scratch").join("b");
+    fs::write(&outside, b"second").unwrap();
+    fs::rename(scene.at("a"), scene.at("watched/x")).unwrap();
+    fs::rename(&outside, scene.at("watched/x")).unwrap();
+    scene.check();
+}
+
+#[test]
 fn only_what_is_published_may_be_evicted() {
     let mut scene = Scene::new();
     fs::write(scene.at("a"), b"version one").unwrap();

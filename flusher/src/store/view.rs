@@ -93,6 +93,17 @@ type Place = u32;
 
 const ROOT: Place = 0;
 
+impl Node {
+    /// The record that made a file or link: the same for all its names.
+    pub fn origin(&self) -> Option<(AggregateId, u64)> {
+        match self {
+            Node::File(version) => Some((version.aggregate, version.sequence)),
+            Node::Symlink(link) => Some((link.aggregate, link.sequence)),
+            Node::Directory(_) => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     node: Node,
@@ -263,16 +274,13 @@ impl View {
         let node = self.slot(first).node.clone();
         match &node {
             Node::Directory(_) => {}
-            Node::Symlink(_) => {
-                self.put(new, node);
-            }
-            Node::File(version) => {
-                let key = (version.aggregate, version.sequence);
+            Node::Symlink(_) | Node::File(_) => {
+                let key = node.origin();
                 let second = self.put(new, node);
                 // Making room for the new name may have taken the first one away.
                 for place in [first, second] {
-                    let still =
-                        matches!(&self.slot(place).node, Node::File(other) if (other.aggregate, other.sequence) == key);
+                    let still = self.slot(place).node.origin() == key;
+                    let Some(key) = key else { return };
                     let places = self.linked.entry(key).or_default();
                     if still && !places.contains(&place) {
                         places.push(place);
@@ -333,18 +341,22 @@ impl View {
                     recorded.attributes = attributes.clone();
                 }
             }
-            Node::Symlink(link) => Arc::make_mut(link).attributes = attributes.clone(),
+            Node::Symlink(link) => {
+                Arc::make_mut(link).attributes = attributes.clone();
+                let changed = Node::Symlink(link.clone());
+                self.share_among_names(&changed);
+            }
             Node::File(version) => {
                 let changed = Arc::new(Version { attributes: attributes.clone(), ..(**version).clone() });
                 *version = changed.clone();
-                self.share_among_names(&changed);
+                self.share_among_names(&Node::File(changed));
             }
         }
     }
 
-    /// All names of the file that this version belongs to, when it has several.
-    pub fn names(&self, version: &Version) -> Vec<Vec<u8>> {
-        let places = self.linked.get(&(version.aggregate, version.sequence));
+    /// All names of a file or link, when it has several.
+    pub fn names(&self, node: &Node) -> Vec<Vec<u8>> {
+        let places = node.origin().and_then(|origin| self.linked.get(&origin));
         places.into_iter().flatten().map(|place| self.path(*place)).collect()
     }
 
@@ -362,13 +374,11 @@ impl View {
         names.join(&b'/')
     }
 
-    /// Every name of a version shows the changed one.
-    fn share_among_names(&mut self, changed: &Arc<Version>) {
-        let Some(places) = self.linked.get(&(changed.aggregate, changed.sequence)) else { return };
-        for place in places {
-            if let Node::File(version) = &mut self.slots[*place as usize].node {
-                *version = changed.clone();
-            }
+    /// Every name of a file or link shows the changed one.
+    fn share_among_names(&mut self, changed: &Node) {
+        let places = changed.origin().and_then(|origin| self.linked.get(&origin));
+        for place in places.into_iter().flatten() {
+            self.slots[*place as usize].node = changed.clone();
         }
     }
 
@@ -407,8 +417,7 @@ impl View {
     }
 
     fn exchange(&mut self, place: Place, node: Node) {
-        let Node::File(version) = std::mem::replace(&mut self.slot_mut(place).node, node) else { return };
-        let key = (version.aggregate, version.sequence);
+        let Some(key) = std::mem::replace(&mut self.slot_mut(place).node, node).origin() else { return };
         if let Some(places) = self.linked.get_mut(&key) {
             places.retain(|other| *other != place);
             if places.is_empty() {

@@ -4,4 +4,5 @@ mod engines;
 mod launcher;
 mod operations;
 mod quiet;
+mod space;
 mod tools;

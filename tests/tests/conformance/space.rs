@@ -1,0 +1,318 @@
+//! Space: a stage that is smaller than the data, and names whose old content gives way to a new one.
+//!
+//! Whatever was evicted, replaced or moved over, a program reads the last version; nothing may grow without end.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use sheaf_tests::process::{self, Running};
+use sheaf_tests::scene::helper;
+use sheaf_tests::{Engine, Scene};
+
+/// How long anything that is awaited here may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a condition is left alone between two looks.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// Six files of 0.7 MB, and one that makes the shell itself a client.
+const SIX_FILES: &str = "
+    : >ckpt/empty
+    for n in 1 2 3 4 5 6; do seq $((n * 100000)) $((n * 100000 + 99999)) >ckpt/state-$n; done";
+/// Less than two of them.
+const SMALL_LIMIT: u64 = 1 << 20;
+
+/// A preloaded shell that has run its script and lives on, and with it the flusher.
+struct Kept {
+    running: Running,
+    gate: File,
+}
+
+impl Kept {
+    fn start(scene: &Scene, variables: &[(&str, &str)], script: &str) -> Kept {
+        let directory = scene.captured_directory();
+        let path = directory.join("gate");
+        process::run(scene.native_command("mkfifo").arg(&path)).expect_success();
+        // Open for both, so that neither side waits for the other to open it.
+        let gate = File::options().read(true).write(true).open(&path).expect("the scene is ours");
+        let script = format!("{script}\n: >reached; read -r _ <gate; rm gate reached\ncat <&3 2>/dev/null || true");
+        let mut command = scene.preloaded_command("bash");
+        command.args(["-ec", &script]).envs(variables.iter().copied());
+        let mut running = process::start(&mut command);
+        let reached = directory.join("reached");
+        await_that("the script is through", || {
+            assert!(!running.wait_for(Duration::ZERO), "the script has failed");
+            reached.exists()
+        });
+        Kept { running, gate }
+    }
+
+    /// Lets the shell end; yields what it reads from its descriptor 3, if the script has opened that.
+    fn end(mut self) -> Vec<u8> {
+        self.gate.write_all(b"\n").expect("the gate is open on our side");
+        self.running.finish().expect_success().stdout
+    }
+}
+
+fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(GLANCE);
+    }
+}
+
+/// A command with a limit for the stage, for the flusher that it may start.
+fn limited(mut command: Command, limit_bytes: u64) -> Command {
+    command.env("SHEAF_STAGE_LIMIT", limit_bytes.to_string());
+    command
+}
+
+/// The memory that the stage's files take.
+fn stage_bytes(directory: &Path) -> u64 {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return 0,
+        Err(error) => panic!("{}: {error}", directory.display()),
+    };
+    // The flusher is at work: what is gone by now takes nothing.
+    let of = |path: &Path| match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => stage_bytes(path),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(|entry| of(&entry.path())).sum()
+}
+
+fn await_stage_below(scene: &Scene, limit_bytes: u64) {
+    await_that("the stage is below its limit", || stage_bytes(scene.tier()) <= limit_bytes);
+}
+
+/// Bytes of all aggregates.
+fn store_bytes(scene: &Scene) -> u64 {
+    scene.store_aggregates().iter().map(|path| fs::metadata(path).expect("aggregates stay").len()).sum()
+}
+
+/// What a preloaded program reads from a checkpoint.
+fn read(scene: &Scene, limit_bytes: u64, name: &str) -> Vec<u8> {
+    let path = scene.checkpoints().join(name);
+    process::run(limited(scene.preloaded_command("cat"), limit_bytes).arg(path)).expect_success().stdout
+}
+
+/// The captured side's snapshot, read under a limit.
+fn snapshot(scene: &Scene, limit_bytes: u64) -> String {
+    process::run(limited(scene.preloaded_command(helper("snapshot")), limit_bytes).arg("ckpt")).expect_success().text()
+}
+
+/// Whether a batch is being written now.
+fn is_writing(scene: &Scene) -> bool {
+    let report = scene.sheaf(&["status", "--json"]).expect_success();
+    let status: serde_json::Value = serde_json::from_slice(&report.stdout).expect("one JSON text");
+    let status = if status.is_array() { &status[0] } else { &status };
+    status["in_flight"].as_u64().expect("a number") > 0
+}
+
+#[test]
+fn a_stage_smaller_than_the_data() {
+    let scene = Scene::new(Engine::IoUring);
+    scene.native(&["bash", "-ec", SIX_FILES]).expect_success();
+    let kept = Kept::start(&scene, &[("SHEAF_STAGE_LIMIT", &SMALL_LIMIT.to_string())], SIX_FILES);
+    scene.sheaf(&["wait"]).expect_success();
+    await_stage_below(&scene, SMALL_LIMIT);
+    assert_eq!(snapshot(&scene, SMALL_LIMIT), scene.native_snapshot());
+    await_stage_below(&scene, SMALL_LIMIT);
+    kept.end();
+    scene.drain();
+    scene.assert_no_captured_files_on_pfs();
+    scene.verify();
+}
+
+#[test]
+fn a_restart_from_a_wiped_stage_stays_below_the_limit() {
+    let scene = Scene::new(Engine::IoUring);
+    scene.preloaded(&["bash", "-ec", SIX_FILES]).expect_success();
+    scene.drain();
+    scene.wipe_stage();
+    let limit = [("SHEAF_STAGE_LIMIT", &*SMALL_LIMIT.to_string())];
+    let kept = Kept::start(&scene, &limit, ": <ckpt/empty; cat ckpt/state-* >/dev/null");
+    await_stage_below(&scene, SMALL_LIMIT);
+    kept.end();
+}
+
+#[test]
+fn what_was_only_read_is_not_published_again() {
+    let scene = Scene::new(Engine::IoUring);
+    scene.preloaded(&["bash", "-ec", SIX_FILES]).expect_success();
+    scene.drain();
+    let published = store_bytes(&scene);
+    scene.wipe_stage();
+    for round in 1..=2 {
+        scene.preloaded(&["bash", "-ec", "cat ckpt/state-* >/dev/null"]).expect_success();
+        scene.drain();
+        assert_eq!(store_bytes(&scene), published, "round {round}");
+    }
+}
+
+#[test]
+fn the_last_of_several_versions_of_the_same_size() {
+    let scene = Scene::new(Engine::IoUring);
+    let limit = 64 << 10;
+    let variables = [("SHEAF_STAGE_LIMIT", &*limit.to_string())];
+    let kept = Kept::start(&scene, &variables, ": >ckpt/empty; head -c 500000 /dev/zero | tr '\\0' 0 >ckpt/state");
+    for version in 1..=4u8 {
+        scene.sheaf(&["wait"]).expect_success();
+        await_stage_below(&scene, limit);
+        // By turns into the old content and in place of it.
+        let mode = if version % 2 == 0 { "conv=notrunc" } else { "conv=fsync" };
+        let script = format!(
+            "head -c 500000 /dev/zero | tr '\\0' {version} | dd of=ckpt/state bs=100k iflag=fullblock status=none {mode}"
+        );
+        process::run(limited(scene.preloaded_command("bash"), limit).args(["-ec", &script])).expect_success();
+        assert!(read(&scene, limit, "state") == vec![b'0' + version; 500_000], "version {version}");
+    }
+    scene.sheaf(&["wait"]).expect_success();
+    await_stage_below(&scene, limit);
+    assert!(read(&scene, limit, "state") == vec![b'4'; 500_000], "evicted");
+    kept.end();
+    scene.drain();
+    scene.wipe_stage();
+    assert!(read(&scene, limit, "state") == vec![b'4'; 500_000], "from the aggregates alone");
+}
+
+#[test]
+fn a_version_that_waits_behind_others_is_not_evicted() {
+    let scene = Scene::new(Engine::IoUring);
+    let limit = 1_500_000;
+    let variables = [("SHEAF_STAGE_LIMIT", &*limit.to_string()), ("SHEAF_BANDWIDTH", "3M")];
+    let kept = Kept::start(&scene, &variables, ": >ckpt/empty; head -c 1000000 /dev/zero | tr '\\0' 1 >ckpt/state");
+    scene.sheaf(&["wait"]).expect_success();
+    let write = |script: &str| drop(scene.preloaded(&["bash", "-ec", script]).expect_success());
+    write("head -c 2000000 /dev/zero >ckpt/before");
+    await_that("a batch is being written", || is_writing(&scene));
+    write(
+        "head -c 1000000 /dev/zero | tr '\\0' 2 | dd of=ckpt/state conv=notrunc bs=100k iflag=fullblock status=none
+        head -c 1000000 /dev/zero >ckpt/behind",
+    );
+    // Under way: what has been published is evicted while what follows waits.
+    while is_writing(&scene) {
+        assert!(read(&scene, limit, "state") == vec![b'2'; 1_000_000], "while it waits");
+    }
+    scene.sheaf(&["wait"]).expect_success();
+    assert!(read(&scene, limit, "state") == vec![b'2'; 1_000_000], "published");
+    kept.end();
+    scene.drain();
+    scene.wipe_stage();
+    assert!(read(&scene, limit, "state") == vec![b'2'; 1_000_000], "from the aggregates alone");
+}
+
+/// A file from outside moved over a managed one, which is published before or not.
+fn moved_over(published: bool) {
+    let scene = Scene::new(Engine::IoUring);
+    let outside = scene.captured_directory().join("outside");
+    fs::write(&outside, "from outside\n").expect("the scene is ours");
+    scene.preloaded(&["bash", "-ec", "echo managed >ckpt/state; echo other >ckpt/other"]).expect_success();
+    if published {
+        scene.drain();
+    }
+    let seen = scene.preloaded(&["bash", "-ec", "mv outside ckpt/state; cat ckpt/state; ls ckpt"]).expect_success();
+    assert_eq!(seen.text(), "from outside\nother\nstate\n");
+    assert!(!outside.exists());
+    let real = scene.checkpoints().join("state");
+    assert_eq!(fs::read_to_string(&real).expect("it lies where it was moved"), "from outside\n");
+    scene.drain();
+    let cat = |name: &str| {
+        let path = scene.checkpoints().join(name);
+        process::run(scene.sheaf_command().arg("cat").arg(scene.store()).arg(path))
+    };
+    assert!(!cat("state").status.success(), "the managed version is still held");
+    assert_eq!(cat("other").expect_success().text(), "other\n");
+    scene.wipe_stage();
+    assert_eq!(read(&scene, SMALL_LIMIT, "state"), b"from outside\n");
+    assert_eq!(read(&scene, SMALL_LIMIT, "other"), b"other\n");
+    assert_eq!(fs::read_to_string(&real).expect("nobody removes it"), "from outside\n");
+}
+
+#[test]
+fn a_file_from_outside_moved_over_a_staged_one() {
+    moved_over(false);
+}
+
+#[test]
+fn a_file_from_outside_moved_over_a_published_one() {
+    moved_over(true);
+}
+
+#[test]
+fn an_excluded_name_is_native_and_its_sibling_is_captured() {
+    let scene = Scene::new(Engine::IoUring);
+    let script = "mkdir ckpt/deep; for name in run.log state deep/run.log deep/state; do echo $name >ckpt/$name; done";
+    scene.native(&["bash", "-ec", script]).expect_success();
+    let excluding = |mut command: Command| {
+        command.env("SHEAF_EXCLUDE", format!("{}/**/*.log", scene.checkpoints().display()));
+        command
+    };
+    let seen = || process::run(excluding(scene.preloaded_command(helper("snapshot"))).arg("ckpt"));
+    process::run(excluding(scene.preloaded_command("bash")).args(["-ec", script])).expect_success();
+    assert_eq!(seen().expect_success().text(), scene.native_snapshot());
+    process::run(excluding(scene.sheaf_command()).arg("drain")).expect_success();
+    for name in ["run.log", "deep/run.log"] {
+        let bytes = fs::read_to_string(scene.checkpoints().join(name)).expect("an excluded file is native");
+        assert_eq!(bytes, format!("{name}\n"));
+    }
+    for name in ["state", "deep/state"] {
+        assert!(!scene.checkpoints().join(name).exists(), "{name} was to be captured");
+    }
+    scene.wipe_stage();
+    assert_eq!(seen().expect_success().text(), scene.native_snapshot());
+    let listed = process::run(scene.sheaf_command().arg("ls").arg(scene.store())).expect_success().text();
+    assert!(listed.contains("deep/state") && !listed.contains(".log"), "{listed}");
+}
+
+#[test]
+fn an_unmanaged_file_stays_whole_until_its_successor_is_published() {
+    let scene = Scene::new(Engine::IoUring);
+    let real = scene.checkpoints().join("state");
+    let old = vec![b'o'; 700_000];
+    fs::write(&real, &old).expect("the scene is ours");
+    let script = ": >ckpt/empty; head -c 2000000 /dev/zero | tr '\\0' n >ckpt/state";
+    let kept = Kept::start(&scene, &[("SHEAF_BANDWIDTH", "2M")], script);
+    let mut looks = 0;
+    let mut wait = process::start(scene.sheaf_command().arg("wait"));
+    while !wait.wait_for(GLANCE) {
+        match fs::read(&real) {
+            Ok(bytes) => assert!(bytes == old, "the old file changed while its successor was being published"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),
+        }
+        looks += 1;
+    }
+    assert!(looks > 0, "the publication was over before anybody looked");
+    wait.finish().expect_success();
+    assert!(read(&scene, SMALL_LIMIT, "state") == vec![b'n'; 2_000_000]);
+    kept.end();
+    scene.drain();
+    assert!(!real.exists(), "the old file outlives its successor's publication");
+    scene.wipe_stage();
+    assert!(read(&scene, SMALL_LIMIT, "state") == vec![b'n'; 2_000_000], "from the aggregates alone");
+}
+
+#[test]
+fn a_file_held_open_for_reading_is_published_once() {
+    let scene = Scene::new(Engine::IoUring);
+    let limit = 64 << 10;
+    let script = ": >ckpt/empty; head -c 1000000 /dev/zero | tr '\\0' h >ckpt/state; exec 3<ckpt/state";
+    let kept = Kept::start(&scene, &[("SHEAF_STAGE_LIMIT", &*limit.to_string())], script);
+    for round in 1..=6 {
+        scene.sheaf(&["wait"]).expect_success();
+        // Each new publication is a reason to look for room.
+        scene.preloaded(&["bash", "-ec", &format!("echo {round} >ckpt/small-{round}")]).expect_success();
+    }
+    scene.sheaf(&["wait"]).expect_success();
+    assert!(kept.end() == vec![b'h'; 1_000_000], "the holder reads something else");
+    scene.drain();
+    let stored = store_bytes(&scene);
+    assert!(stored < 1_500_000, "1 MB was published several times: {stored} bytes");
+    assert!(read(&scene, limit, "state") == vec![b'h'; 1_000_000]);
+}
