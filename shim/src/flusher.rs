@@ -171,7 +171,7 @@ fn start_and_connect(configuration: &Configuration) -> Result<Descriptor> {
             lived_ns = system::now_ns();
         }
         // One that finds another at work ends at once: that one will answer soon, or be killed in its turn.
-        if has_pulse || started.is_none_or(system::is_alive) {
+        if has_pulse || started.is_none_or(is_running) {
             lived_ns = now_ns;
         } else if now_ns.saturating_sub(lived_ns) >= END_LIMIT_MS * 1_000_000 {
             if starts >= STARTS_MAX {
@@ -181,6 +181,21 @@ fn start_and_connect(configuration: &Configuration) -> Result<Descriptor> {
         }
         system::sleep_ms(START_PAUSE_MS);
     }
+}
+
+/// Whether a process runs a program. One that has ended does not, even if nobody has reaped it, as in a container whose
+/// first process does not.
+fn is_running(process: libc::c_int) -> bool {
+    let Some(mut scratch) = Scratch::claim() else { return true };
+    let path = &mut scratch.other;
+    let number = u32::try_from(process).unwrap_or_default();
+    let mut digits = [0; 10];
+    for part in [&b"/proc/"[..], crate::configuration::decimal(number, &mut digits), b"/exe"] {
+        if path.push(part).is_err() {
+            return true;
+        }
+    }
+    system::readlinkat(system::AT_FDCWD, path.c_str(), &mut [0]) != Err(Errno(libc::ENOENT))
 }
 
 /// The right to start a flusher: one thread of one process has it, so that a job's many processes do not start as many.

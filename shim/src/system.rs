@@ -477,13 +477,6 @@ pub fn wait_for_child(process: c_int) {
     let _ = retry(|| unsafe { call!(libc::SYS_wait4, process, 0, libc::__WALL, 0) });
 }
 
-/// Whether a process is there.
-pub fn is_alive(process: c_int) -> bool {
-    // SAFETY: signal 0 is not sent.
-    let outcome = unsafe { call!(libc::SYS_kill, process, 0) };
-    outcome != Err(Errno(libc::ESRCH))
-}
-
 /// setsid(2).
 pub fn new_session() {
     // SAFETY: takes nothing.

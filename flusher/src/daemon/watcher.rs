@@ -86,8 +86,8 @@ pub struct Watcher {
     jobs: Sender<Job>,
     waiters: Vec<Waiter>,
     submitted: u64,
-    /// Batches published and bytes resident when room was last made, and when that was.
-    evict_looked: (u64, u64),
+    /// Batches published when room was last made, and when that was.
+    evict_published: u64,
     evict_time: Instant,
     last_recheck: Instant,
 }
@@ -108,7 +108,7 @@ impl Watcher {
             jobs,
             waiters: Vec::new(),
             submitted: 0,
-            evict_looked: (0, 0),
+            evict_published: 0,
             evict_time: Instant::now(),
             last_recheck: Instant::now(),
         }
@@ -297,21 +297,20 @@ impl Watcher {
 
     /// Evicts published files, oldest first, while the stage holds more than its limit.
     fn make_room(&mut self) -> io::Result<()> {
-        let resident = self.tracker.resident_bytes();
-        let looked = (self.shared.published(), resident);
-        // What was brought back a moment ago is about to be read.
-        let too_soon = looked.0 == self.evict_looked.0 && self.evict_time.elapsed() < EVICT_INTERVAL;
-        if resident <= self.shared.stage_limit || looked == self.evict_looked || too_soon {
+        let published = self.shared.published();
+        // What was brought back a moment ago is about to be read; what is in use now may not be a second later.
+        let too_soon = published == self.evict_published && self.evict_time.elapsed() < EVICT_INTERVAL;
+        if self.tracker.resident_bytes() <= self.shared.stage_limit || too_soon {
             return Ok(());
         }
-        (self.evict_looked, self.evict_time) = (looked, Instant::now());
+        (self.evict_published, self.evict_time) = (published, Instant::now());
         let mut candidates = Vec::new();
         {
             let store = self.shared.store.read();
-            for (path, inode, size) in self.tracker.resident(looked.0) {
+            for (path, inode, size, attributes) in self.tracker.resident(published) {
                 if let Some(Node::File(version)) = store.view().get(path)
-                    && version.inode == inode
                     && version.size == size
+                    && version.attributes == *attributes
                     && size > 0
                 {
                     candidates.push((version.operation_time_ns, path.clone(), inode, version.clone()));

@@ -249,7 +249,7 @@ impl Writer {
             let real = crate::stage::mirror::absolute(path);
             // Only what was there when the marker was made: a later file is not ours to remove.
             if let Ok(metadata) = fs::symlink_metadata(&real)
-                && metadata.is_file()
+                && !metadata.is_dir()
                 && (metadata.mtime(), metadata.mtime_nsec()) <= (marked.mtime(), marked.mtime_nsec())
             {
                 fs::remove_file(&real)?;

@@ -33,6 +33,8 @@ pub const BATCH_FILES_MAX: usize = 4096;
 pub const BATCH_BYTES: u64 = 256 << 20;
 /// A file that changed less than this before it was read may change again within the same kernel time stamp.
 const TIMESTAMP_GRAIN: Duration = Duration::from_millis(20);
+/// In no batch yet.
+const NO_BATCH: u64 = u64::MAX;
 /// How long the close event of a hydration may take to be read.
 const HYDRATION_SETTLES: Duration = Duration::from_secs(1);
 /// How often a batch is made anew because a file in it changed while it was made.
@@ -50,7 +52,7 @@ pub struct Held {
     resident: bool,
     /// Position of the last rename that gave it its name.
     named_at: u64,
-    /// The batch that carries it, 0 for what was published before.
+    /// The batch that carries it, or the rename that gave it its name; 0 for what was published before.
     batch: u64,
 }
 
@@ -363,8 +365,8 @@ impl Tracker {
                 Some(path) if !directory => self.mark_dirty(path),
                 _ => {}
             },
-            // Perhaps only the second half of a move has not been seen: a scan finds a stub under its new name.
-            Change::MovedOut(place, false) if self.is_stub(&place) => self.overflowed = true,
+            // Perhaps only the second half of a move has not been seen: a scan finds directories and stubs again.
+            Change::MovedOut(place, directory) if directory || self.is_stub(&place) => self.overflowed = true,
             Change::Deleted(place, directory) | Change::MovedOut(place, directory) => {
                 if let Some(path) = self.watches.path(&place) {
                     if directory { self.directory_deleted(&path) } else { self.deleted(&path) }
@@ -457,7 +459,7 @@ impl Tracker {
         let was_unfinished = !was_dirty && !self.held.contains_key(from);
         self.unmark_dirty(to);
         if let Some(mut held) = self.unhold(from) {
-            held.named_at = self.next_position;
+            (held.named_at, held.batch) = (self.next_position, NO_BATCH);
             if let Some(names) = self.links.get_mut(&held.inode) {
                 names.remove(from);
                 names.insert(to.to_vec());
@@ -508,8 +510,7 @@ impl Tracker {
     fn watch_and_scan(&mut self, path: &[u8]) -> io::Result<()> {
         match self.watches.add(path, &self.stage.tree_path(path)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // It was made under another name and has moved since: what was seen where is to be looked at again.
-            Ok(Some(_)) => self.overflowed = true,
+            Ok(Some(old)) => self.directory_found(&old, path),
             result => drop(result?),
         }
         for (name, metadata) in list(&self.stage, path)? {
@@ -538,9 +539,20 @@ impl Tracker {
         self.operate(Kind::RemoveDirectory, path, b"", Attributes::default());
     }
 
+    /// A directory that was watched as `from` turns out to be at `to`, before any event said so: into a directory that was
+    /// not watched, none will. What was seen where is to be looked at again; what only the store holds moves along.
+    fn directory_found(&mut self, from: &[u8], to: &[u8]) {
+        self.overflowed = true;
+        self.watches.rename(from, to);
+        self.operate(Kind::Rename, from, to, Attributes::default());
+    }
+
     fn directory_moved(&mut self, from: &[u8], to: &[u8]) {
-        // A directory that moved before it could be watched.
-        self.overflowed |= !self.watches.contains(from);
+        if !self.watches.contains(from) {
+            // It moved before it could be watched, so the store knows nothing in it; or it has been found already.
+            self.overflowed = true;
+            return;
+        }
         self.watches.rename(from, to);
         self.operate(Kind::Rename, from, to, Attributes::default());
         let renamed = |path: &[u8]| [to, &path[from.len()..]].concat();
@@ -551,7 +563,7 @@ impl Tracker {
             self.mark_dirty(path);
         }
         for (path, mut held) in take_below(&mut self.held, from) {
-            held.named_at = self.next_position;
+            (held.named_at, held.batch) = (self.next_position, NO_BATCH);
             if let Some(names) = self.links.get_mut(&held.inode) {
                 names.remove(&path);
                 names.insert(renamed(&path));
@@ -588,6 +600,7 @@ impl Tracker {
             match self.watches.add(&directory, &self.stage.tree_path(&directory)) {
                 // Removed or renamed since it was listed; the queue says which.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Ok(Some(old)) => self.directory_found(&old, &directory),
                 result => drop(result?),
             }
             let mut present = HashSet::new();
@@ -607,6 +620,10 @@ impl Tracker {
                     scan.note_gone(view, join(&directory, name), node);
                 }
             }
+        }
+        if self.first_position().is_some() {
+            // Directories were found under new names: once that is published, the scan compares what belongs together.
+            return Ok(scan.stubs);
         }
         self.match_orphans(view, &mut scan);
         for path in std::mem::take(&mut scan.gone) {
@@ -737,13 +754,13 @@ impl Tracker {
         self.operate(Kind::Unlink, path, b"", Attributes::default());
     }
 
-    /// The clean resident files of batches up to `published`, as (path, inode, size): what could be evicted.
-    pub fn resident(&self, published: u64) -> impl Iterator<Item = (&StagedPath, u64, u64)> {
+    /// The clean resident files of batches up to `published`, as (path, inode, size, attributes): what could be evicted.
+    pub fn resident(&self, published: u64) -> impl Iterator<Item = (&StagedPath, u64, u64, &Attributes)> {
         self.held
             .iter()
             .filter(move |(_, held)| held.resident && !held.symlink && held.batch <= published)
             .filter(|(path, _)| !self.dirty.contains_key(*path))
-            .map(|(path, held)| (path, held.inode, held.size))
+            .map(|(path, held)| (path, held.inode, held.size, &held.attributes))
     }
 
     /// Takes note that a file's data has left the stage.
@@ -878,6 +895,9 @@ impl Tracker {
             let Some(work) = self.work.remove(&position) else { continue };
             match (work, opened) {
                 (Work::Operation(mut entry), _) => {
+                    if entry.kind == Kind::Rename {
+                        self.commit_rename(position, &entry.target);
+                    }
                     entry.operation_time_ns = self.operation_time_ns(now_ns());
                     batch.entries.push(entry);
                     batch.sources.push(None);
@@ -997,6 +1017,19 @@ impl Tracker {
         });
         batch.sources.push(None);
         self.hold(path, Held::new(stat));
+    }
+
+    /// From the next batch on, the store knows what was renamed to `target` by its new name.
+    fn commit_rename(&mut self, position: u64, target: &[u8]) {
+        let renamed: Vec<StagedPath> = below(&self.held, target).collect();
+        for path in renamed {
+            if let Some(held) = self.held.get_mut(&path)
+                && held.batch == NO_BATCH
+                && held.named_at <= position + 1
+            {
+                held.batch = self.batches + 1;
+            }
+        }
     }
 
     fn commit_symlink(&mut self, batch: &mut Batch, position: u64, path: StagedPath, stat: &Stat) {
