@@ -321,19 +321,7 @@ impl Tracker {
 
     fn operate(&mut self, kind: Kind, path: &[u8], target: &[u8], attributes: Attributes) {
         let position = self.position();
-        let entry = Entry {
-            kind,
-            path: path.to_vec(),
-            target: target.to_vec(),
-            attributes,
-            size: 0,
-            extents: Vec::new(),
-            operation_time_ns: 0,
-            change_time_ns: 0,
-            inode: 0,
-            flags: 0,
-        };
-        self.work.insert(position, Work::Operation(entry));
+        self.work.insert(position, Work::Operation(record(kind, path, target, attributes)));
     }
 
     fn stat(&self, path: &[u8]) -> Option<Stat> {
@@ -1003,18 +991,8 @@ impl Tracker {
             return;
         };
         let operation_time_ns = self.operation_time_ns(now_ns());
-        batch.entries.push(Entry {
-            kind: Kind::HardLink,
-            path: path.clone(),
-            target,
-            attributes: attributes(stat),
-            size: 0,
-            extents: Vec::new(),
-            operation_time_ns,
-            change_time_ns: 0,
-            inode: stat.st_ino,
-            flags: 0,
-        });
+        let entry = record(Kind::HardLink, &path, &target, attributes(stat));
+        batch.entries.push(Entry { operation_time_ns, inode: stat.st_ino, ..entry });
         batch.sources.push(None);
         self.hold(path, Held::new(stat));
     }
@@ -1035,18 +1013,9 @@ impl Tracker {
     fn commit_symlink(&mut self, batch: &mut Batch, position: u64, path: StagedPath, stat: &Stat) {
         // Gone again: its removal is in the queue.
         let Ok(target) = fs::read_link(self.stage.tree_path(&path)) else { return };
-        let mut entry = Entry {
-            kind: Kind::Symlink,
-            path: path.clone(),
-            target: target.as_os_str().as_bytes().to_vec(),
-            attributes: attributes(stat),
-            size: 0,
-            extents: Vec::new(),
-            operation_time_ns: self.operation_time_ns(change_time_ns(stat).max(0) as u64),
-            change_time_ns: 0,
-            inode: stat.st_ino,
-            flags: 0,
-        };
+        let mut entry = record(Kind::Symlink, &path, target.as_os_str().as_bytes(), attributes(stat));
+        entry.operation_time_ns = self.operation_time_ns(change_time_ns(stat).max(0) as u64);
+        entry.inode = stat.st_ino;
         if stat.st_nlink > 1 {
             self.remember_links(&path, stat.st_ino);
             let is_older = |name: &StagedPath| self.held.get(name).is_some_and(|held| held.named_at < position);
@@ -1133,6 +1102,22 @@ fn data_extents(source: &Source) -> io::Result<Vec<Extent>> {
         }
     }
     Ok(extents)
+}
+
+/// A record without data. Its time is given when it goes into a batch.
+fn record(kind: Kind, path: &[u8], target: &[u8], attributes: Attributes) -> Entry {
+    Entry {
+        kind,
+        path: path.to_vec(),
+        target: target.to_vec(),
+        attributes,
+        size: 0,
+        extents: Vec::new(),
+        operation_time_ns: 0,
+        change_time_ns: 0,
+        inode: 0,
+        flags: 0,
+    }
 }
 
 /// Whether `path` is `directory` or lies below it.
