@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests run: real programs from Debian, stock tar readers, and one reader from PyPI.
+# Installs what the tests run: real programs from Debian, stock tar readers, suites from crates.io, modules from PyPI, and
+# other releases' userlands below target/.
 # Looks first, so a second run costs a second. It must never start a daemon nor touch anything but apt and target/.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,6 +12,7 @@ mpirun                                       openmpi-bin
 mpicc                                        libopenmpi-dev
 gfortran                                     gfortran
 gcc                                          gcc
+go                                           golang-go
 /usr/lib/python3/dist-packages/numpy         python3-numpy
 /usr/lib/python3/dist-packages/h5py          python3-h5py
 /usr/share/python-wheels                     python3-venv
@@ -21,6 +23,28 @@ rsync                                        rsync
 strace                                       strace
 fio                                          fio
 mkfs.xfs                                     xfsprogs
+git                                          git
+sqlite3                                      sqlite3
+zip                                          zip
+unzip                                        unzip
+vim                                          vim
+perl                                         perl
+node                                         nodejs
+javac                                        default-jdk-headless
+ncgen                                        netcdf-bin
+/usr/lib/python3/dist-packages/netCDF4       python3-netcdf4
+stress-ng                                    stress-ng
+valgrind                                     valgrind
+nm                                           binutils
+g++                                          g++
+patchelf                                     patchelf
+fakeroot                                     fakeroot
+musl-gcc                                     musl-tools
+/usr/lib/x86_64-linux-gnu/libjemalloc.so.2   libjemalloc2
+/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 libtcmalloc-minimal4
+/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 libfaketime
+/usr/include/x86_64-linux-gnu/gnu/stubs-32.h libc6-dev-i386
+/usr/lib/gcc/x86_64-linux-gnu/12/32          lib32gcc-12-dev
 "
 
 missing=()
@@ -47,6 +71,15 @@ if [ ${#missing[@]} -gt 0 ]; then
     "${become[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 "${install[@]}"
 fi
 
+# Test suites for file systems, from crates.io.
+tools=$root/target/tools
+for suite in fsx@0.3.2 pjdfstest@0.2.2; do
+    if ! "$tools/bin/${suite%@*}" --version 2>/dev/null | grep -qF "${suite#*@}"; then
+        CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --force --root "$tools" "$suite"
+        rm -rf "$tools/build"
+    fi
+done
+
 # The Python that the tests run: Debian's, with its numpy and h5py, and the ratarmount library on top.
 venv=$root/target/test-venv
 if ! "$venv/bin/python3" -c 'import numpy, h5py, ratarmountcore' 2>/dev/null; then
@@ -55,3 +88,6 @@ if ! "$venv/bin/python3" -c 'import numpy, h5py, ratarmountcore' 2>/dev/null; th
     "$venv/bin/python3" -m pip install --quiet --disable-pip-version-check 'ratarmountcore==0.10.4'
     "$venv/bin/python3" -c 'import numpy, h5py, ratarmountcore'
 fi
+
+# Other releases' C libraries, with a shell and tools.
+"$root/scripts/fetch-userlands.sh"

@@ -65,9 +65,9 @@ pub const VARIABLES: [Variable; 9] = [
     },
     Variable {
         name: "SHEAF_LOG",
-        accepts: "`error`, `warn`, `info` or `debug`, and optionally `,FILE` (absolute)",
+        accepts: "`error`, `warn`, `info`, `debug` or `trace`, and optionally `,FILE` (absolute)",
         default: "warn, to the program's standard error; the flusher logs only to a FILE",
-        meaning: "what is said, and where",
+        meaning: "what is said, and where; `trace` says for each call what was decided and why",
     },
     Variable {
         name: "SHEAF_DISABLE",
@@ -195,8 +195,10 @@ pub enum Level {
     Warn,
     /// Starts, ends and publications.
     Info,
-    /// Every decision.
+    /// Every decision about a checkpoint path.
     Debug,
+    /// Every hooked call, with what its path means and why.
+    Trace,
 }
 
 /// Reads SHEAF_LOG: a level and the file to write to, if one is named.
@@ -210,6 +212,7 @@ pub fn parse_log(value: &[u8]) -> Option<(Level, Option<&[u8]>)> {
         b"warn" => Level::Warn,
         b"info" => Level::Info,
         b"debug" => Level::Debug,
+        b"trace" => Level::Trace,
         _ => return None,
     };
     if file.is_some_and(|file| file.first() != Some(&b'/')) {
@@ -234,6 +237,7 @@ mod tests {
     #[test]
     fn log_levels() {
         assert_eq!(parse_log(b"debug"), Some((Level::Debug, None)));
+        assert_eq!(parse_log(b"trace"), Some((Level::Trace, None)));
         assert_eq!(parse_log(b"info,/tmp/x"), Some((Level::Info, Some(&b"/tmp/x"[..]))));
         assert_eq!(parse_log(b"loud"), None);
         assert_eq!(parse_log(b"info,x"), None);

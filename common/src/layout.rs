@@ -6,17 +6,22 @@
 //! | --- | --- |
 //! | `STAGE/tree/ABSOLUTE/PATH` | the captured namespace, as ordinary files, directories and symbolic links |
 //! | `STAGE/scratch/` | unwatched room for files that are renamed into the tree, on the same file system |
+//! | `STAGE/links/` | second names of captured files on their way into the tree |
 //! | `STAGE/replaced/` | one file per checkpoint path whose older, unmanaged file still lies on the parallel file system |
 //! | `STAGE/socket` | the flusher's Unix socket (`SOCK_SEQPACKET`) |
 //! | `STAGE/pulse` | a FIFO that the flusher holds open for reading: opening it for writing fails with `ENXIO` when no flusher lives |
 //! | `STAGE/lock` | locked with `flock` by the one living flusher |
 //! | `STAGE/starting` | locked with `fcntl` by the process that starts a flusher |
+//! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
 
 /// The captured namespace below a stage directory.
 pub const TREE: &str = "tree";
 /// Unwatched directory for files on their way into the tree.
 pub const SCRATCH: &str = "scratch";
+/// Directory in which a captured file's second name is made before it moves to its place in the tree, so that the
+/// flusher learns whose name it is: `INODE-...`, the inode's number in decimal.
+pub const LINKS: &str = "links";
 /// Directory of markers for unmanaged files that a capture replaced; see [`marker_name`].
 pub const REPLACED: &str = "replaced";
 /// The flusher's `SOCK_SEQPACKET` socket.
@@ -27,6 +32,8 @@ pub const PULSE: &str = "pulse";
 pub const LOCK: &str = "lock";
 /// Locked by the process that is starting a flusher.
 pub const STARTING: &str = "starting";
+/// Text file: a line `INODE CTIME_NS SEQUENCE OPERATION_TIME_NS` for each staged file that is what that record published.
+pub const CLEAN: &str = "clean";
 /// Text file with the store's absolute path.
 pub const IDENTITY: &str = "identity";
 /// Default name of the store under the first pattern's fixed prefix, and the reserved first component in aggregates.

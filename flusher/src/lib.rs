@@ -7,5 +7,7 @@ pub mod client;
 pub mod daemon;
 pub mod engine;
 pub mod settings;
+mod signals;
 pub mod stage;
 pub mod store;
+mod trap;

@@ -6,7 +6,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD};
@@ -132,11 +131,10 @@ impl Settings {
         tier.join(format!("sheaf-{user}")).join(OsStr::from_bytes(&name))
     }
 
-    /// The stage directory that exists, in the first tier that has one. A name that is no directory of this user's is
+    /// The stage directory that exists, in the first tier that has one. A name that is no directory of this user's alone is
     /// no stage.
     pub fn existing_stage(&self) -> Option<PathBuf> {
-        let user = rustix::process::geteuid().as_raw();
-        let ours = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == user);
+        let ours = |path: &Path| stage::check_private(path).is_ok();
         self.stage_tiers
             .iter()
             .map(|tier| self.stage_directory(tier))
@@ -172,7 +170,10 @@ impl Settings {
         if self.stage_directory(tier).as_os_str().len() > layout::STAGE_PATH_MAX {
             return Some(format!("the stage's path would be longer than {} bytes", layout::STAGE_PATH_MAX));
         }
-        stage::refuse_file_system(tier).err()
+        let stage = self.stage_directory(tier);
+        let existing = stage.ancestors().take(2).filter(|path| path.symlink_metadata().is_ok());
+        let stranger = existing.filter_map(|path| stage::check_private(path).err()).last();
+        stranger.map(|error| error.to_string()).or_else(|| stage::refuse_file_system(tier).err())
     }
 }
 
@@ -276,6 +277,7 @@ fn on_exit(value: Option<Vec<u8>>) -> Result<OnExit, SettingsError> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::fs::symlink;
 
     fn settings(values: &[(&str, &str)]) -> Result<Settings, SettingsError> {
@@ -384,6 +386,10 @@ mod tests {
         assert_eq!(found.find_stage().unwrap(), found.stage_directory(first.path()));
         let stage = found.stage_directory(second.path());
         fs::create_dir_all(&stage).unwrap();
+        assert_eq!(found.existing_stage(), None, "open to others");
+        for path in stage.ancestors().take(2) {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+        }
         assert_eq!(found.existing_stage().as_deref(), Some(&*stage));
         assert_eq!(found.find_stage().unwrap(), stage);
         let none = settings(&[("SHEAF_PATHS", "/nowhere-sheaf/**"), ("SHEAF_STAGE", "/missing-sheaf")]).unwrap();

@@ -1,4 +1,5 @@
-//! What the environment says, read once into memory that never changes again.
+//! What the environment says, read once into memory that never changes again: the text when the library is loaded, what
+//! it means on the file systems when the program first names a path.
 //!
 //! The flusher reads the same variables by the same rules: a path must come out byte-identical on both sides, because
 //! the stage is named after the store's path. A bad value is one line on standard error, and then the library does
@@ -6,7 +7,7 @@
 
 use core::ffi::{CStr, c_char};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use sheaf_common::configuration::{self, Level, Reason, ValueError};
 use sheaf_common::{layout, pattern};
@@ -51,6 +52,10 @@ pub struct Configuration {
     pub store: &'static CStr,
     /// The stage directory.
     pub stage: &'static [u8],
+    /// The same, for the kernel.
+    stage_path: &'static CStr,
+    /// The directory of all stages of this user in the tier.
+    stage_parent: &'static CStr,
     /// The tree in the stage.
     pub tree: &'static [u8],
     /// The stage directory as the kernel shows it, in /proc/self/fd for example.
@@ -61,6 +66,12 @@ pub struct Configuration {
     pub log_file: Option<&'static CStr>,
 }
 
+/// Copies of the variables that concern Sheaf, each with its NUL, an empty one last; null until they are made.
+static VARIABLES: AtomicPtr<c_char> = AtomicPtr::new(ptr::null_mut());
+/// How the variables that concern Sheaf start.
+pub const VARIABLE_START: &[u8] = b"SHEAF_";
+/// Whether the stage has been seen to be this user's alone.
+static STAGE_SEEN: AtomicBool = AtomicBool::new(false);
 /// Null until the environment was read.
 static CURRENT: AtomicPtr<Configuration> = AtomicPtr::new(ptr::null_mut());
 static NONE: u8 = 0;
@@ -88,27 +99,51 @@ pub fn active() -> Option<&'static Configuration> {
 #[cold]
 fn publish() -> *mut Configuration {
     // SAFETY: a plain read of a pointer.
-    if unsafe { environ }.is_null() {
+    if unsafe { environ }.is_null() && VARIABLES.load(Ordering::Acquire).is_null() {
         // Too early: the C library has not started.
         return none();
     }
-    let made = read().map_or(none(), |configuration| ptr::from_ref(configuration).cast_mut());
+    let read = read_variables().and_then(|(paths, log)| assemble(paths, log));
+    let made = read.map_or(none(), |configuration| ptr::from_ref(configuration).cast_mut());
     match CURRENT.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => made,
+        Ok(_) => {
+            if made != none() {
+                // SAFETY: as in `active`.
+                let configuration = unsafe { &*made };
+                if configuration.log_level == Level::Trace {
+                    log::trace_calls();
+                }
+            }
+            made
+        }
         // The loser's few pages stay mapped: somebody may hold references into them by now.
         Err(earlier) => earlier,
     }
 }
 
-/// Yields nothing when the library is to do nothing, after a line that says why if that is a mistake.
-fn read() -> Option<&'static Configuration> {
+/// Reads the environment as the process was started with it, and says what is wrong with it. No file system is looked
+/// at: most processes never name a path that matters.
+pub fn prepare() {
+    // SAFETY: a plain read of a pointer.
+    if unsafe { environ }.is_null() || !CURRENT.load(Ordering::Acquire).is_null() {
+        return;
+    }
+    if read_variables().is_none() {
+        let _ = CURRENT.compare_exchange(ptr::null_mut(), none(), Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+/// The patterns and what is to be said where; nothing when the library is to do nothing, after a line that says why if
+/// that is a mistake.
+fn read_variables() -> Option<(&'static [u8], Log)> {
     // SAFETY: getauxval reads the process's own auxiliary vector.
     if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
         return None;
     }
     let paths = variable(c"SHEAF_PATHS")?;
-    match build(paths) {
-        Ok(configuration) => configuration,
+    log::remember_standard_error();
+    match check(paths) {
+        Ok(log) => log.map(|log| (paths, log)),
         Err(error) => {
             log::complain(format_args!("{error}"));
             None
@@ -118,27 +153,78 @@ fn read() -> Option<&'static Configuration> {
 
 /// A variable's value; an empty one counts as unset.
 fn variable(name: &'static CStr) -> Option<&'static [u8]> {
-    // SAFETY: environ is null or a null-terminated vector of C strings; programs may change it later, so it is read
-    // once, early.
+    let value_of = |text: &'static CStr| text.to_bytes().strip_prefix(name.to_bytes())?.strip_prefix(b"=");
+    kept_variables().find_map(value_of).filter(|value| !value.is_empty())
+}
+
+/// The variables that concern Sheaf, as the process was started with them.
+pub fn kept_variables() -> impl Iterator<Item = &'static CStr> {
+    // SAFETY: `variables` yields C strings one behind the other, an empty one last, in memory that stays.
+    let first = variables().map(|start| unsafe { CStr::from_ptr(start) });
+    let next = |text: &&'static CStr| {
+        // SAFETY: as above; this one was not the last.
+        Some(unsafe { CStr::from_ptr(text.as_ptr().add(text.to_bytes_with_nul().len())) })
+    };
+    core::iter::successors(first, next).take_while(|text| !text.is_empty())
+}
+
+/// The variables that concern Sheaf, copied: programs change their environment, and write over it.
+fn variables() -> Option<*const c_char> {
+    let made = VARIABLES.load(Ordering::Acquire);
+    if !made.is_null() {
+        return Some(made);
+    }
+    let mut length = 1;
+    each_variable(|text| length += text.len() + 1);
+    if length == 1 {
+        return None;
+    }
+    let copy = system::map(length).ok()?;
+    let mut at = 0;
+    each_variable(|text| {
+        // SAFETY: the mapping has room for what was counted, and is zeroed behind each text; nobody else knows it.
+        unsafe { ptr::copy_nonoverlapping(text.as_ptr(), copy.add(at), text.len()) };
+        at += text.len() + 1;
+    });
+    match VARIABLES.compare_exchange(ptr::null_mut(), copy.cast(), Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Some(copy.cast()),
+        Err(earlier) => {
+            // SAFETY: another thread was faster, and nobody else knows this mapping.
+            unsafe { system::unmap(copy, length) };
+            Some(earlier)
+        }
+    }
+}
+
+/// Calls `visit` with every variable of the environment that concerns Sheaf.
+fn each_variable(mut visit: impl FnMut(&[u8])) {
+    // SAFETY: environ is null or a null-terminated vector of C strings.
     unsafe {
         let mut entry = environ;
         while !entry.is_null() && !(*entry).is_null() {
             let text = CStr::from_ptr(*entry).to_bytes();
-            if let Some(value) = text.strip_prefix(name.to_bytes()).and_then(|rest| rest.strip_prefix(b"=")) {
-                return Some(value).filter(|value| !value.is_empty());
+            if text.starts_with(VARIABLE_START) {
+                visit(text);
             }
             entry = entry.add(1);
         }
     }
-    None
 }
 
 fn not_accepted(name: &'static str, value: &'static [u8]) -> ValueError<'static> {
     ValueError { name, value, reason: Reason::NotAccepted }
 }
 
-/// Checks every value before anything is built from them.
-fn check(paths: &'static [u8]) -> Result<(), ValueError<'static>> {
+/// What is said, and to which file.
+type Log = (Level, Option<&'static [u8]>);
+
+/// Checks every value before anything is built from them. `Ok(None)` when there is nothing to do.
+fn check(paths: &'static [u8]) -> Result<Option<Log>, ValueError<'static>> {
+    match variable(c"SHEAF_DISABLE") {
+        Some(b"1") => return Ok(None),
+        None | Some(b"0") => {}
+        Some(value) => return Err(not_accepted("SHEAF_DISABLE", value)),
+    }
     configuration::check_patterns("SHEAF_PATHS", paths)?;
     if let Some(value) = variable(c"SHEAF_EXCLUDE") {
         configuration::check_patterns("SHEAF_EXCLUDE", value)?;
@@ -158,8 +244,12 @@ fn check(paths: &'static [u8]) -> Result<(), ValueError<'static>> {
         }
     }
     match variable(c"SHEAF_ON_EXIT") {
-        None | Some(b"drain" | b"leave") => Ok(()),
-        Some(value) => Err(not_accepted("SHEAF_ON_EXIT", value)),
+        None | Some(b"drain" | b"leave") => {}
+        Some(value) => return Err(not_accepted("SHEAF_ON_EXIT", value)),
+    }
+    match variable(c"SHEAF_LOG") {
+        None => Ok(Some((Level::Warn, None))),
+        Some(value) => configuration::parse_log(value).map(Some).ok_or_else(|| not_accepted("SHEAF_LOG", value)),
     }
 }
 
@@ -199,43 +289,29 @@ impl Arena {
     }
 }
 
-/// `Ok(None)` when there is nothing to do or no memory.
-fn build(paths: &'static [u8]) -> Result<Option<&'static Configuration>, ValueError<'static>> {
-    match variable(c"SHEAF_DISABLE") {
-        Some(b"1") => return Ok(None),
-        None | Some(b"0") => {}
-        Some(value) => return Err(not_accepted("SHEAF_DISABLE", value)),
-    }
-    check(paths)?;
-    let log = match variable(c"SHEAF_LOG") {
-        None => (Level::Warn, None),
-        Some(value) => configuration::parse_log(value).ok_or_else(|| not_accepted("SHEAF_LOG", value))?,
-    };
-    Ok(assemble(paths, log))
-}
-
-fn assemble(paths: &'static [u8], log: (Level, Option<&'static [u8]>)) -> Option<&'static Configuration> {
+/// Finds out what the values mean on the file systems. Nothing when no stage can be, or when there is no memory.
+fn assemble(paths: &'static [u8], log: Log) -> Option<&'static Configuration> {
     let mut arena = Arena::new()?;
     let place: *mut Configuration = arena.take(size_of::<Configuration>(), align_of::<Configuration>())?.cast();
     let patterns = read_patterns(&mut arena, paths)?;
     let excludes = read_patterns(&mut arena, variable(c"SHEAF_EXCLUDE").unwrap_or_default())?;
     let store = match variable(c"SHEAF_STORE").and_then(|value| configuration::entries(value).next()) {
-        Some(directory) => canonical(&mut arena, directory, &[])?,
-        None => {
-            let first = configuration::entries(paths).next()?;
-            canonical(&mut arena, pattern::fixed_prefix(first), layout::STORE.as_bytes())?
-        }
+        Some(directory) => canonical(&mut arena, directory)?,
+        None => arena.keep(&[patterns.first()?.prefix, b"/", layout::STORE.as_bytes()])?,
     };
     let stage = find_stage(&mut arena, store)?;
     let tree = arena.keep(&[stage, b"/", layout::TREE.as_bytes()])?.to_bytes();
+    let (stage_path, stage_parent) = (arena.keep(&[stage])?, arena.keep(&[parent(stage)])?);
     let configuration = Configuration {
         skipped: skipped(patterns),
         patterns,
         excludes,
         store,
         stage,
+        stage_path,
+        stage_parent,
         tree,
-        stage_shown: canonical(&mut arena, stage, &[])?.to_bytes(),
+        stage_shown: canonical(&mut arena, stage)?.to_bytes(),
         log_level: log.0,
         log_file: match log.1 {
             Some(file) => Some(arena.keep(&[file])?),
@@ -266,7 +342,7 @@ fn read_pattern(arena: &mut Arena, entry: &'static [u8]) -> Option<Pattern> {
     let fixed = pattern::fixed_prefix(entry);
     let rest = entry.get(fixed.len()..)?;
     let rest = rest.strip_prefix(b"/").unwrap_or(rest);
-    let resolved = canonical(arena, fixed, &[])?.to_bytes();
+    let resolved = canonical(arena, fixed)?.to_bytes();
     let prefix = if resolved == b"/" { b"" } else { resolved };
     let spelled = if fixed == b"/" { b"" } else { fixed };
     let mut scratch = Scratch::claim()?;
@@ -281,8 +357,8 @@ fn read_pattern(arena: &mut Arena, entry: &'static [u8]) -> Option<Pattern> {
     Some(Pattern { text, prefix, spelled })
 }
 
-/// `directory` with the symbolic links of its longest existing ancestor resolved, and `name` in it.
-fn canonical(arena: &mut Arena, directory: &[u8], name: &[u8]) -> Option<&'static CStr> {
+/// `directory` with the symbolic links of its longest existing ancestor resolved.
+fn canonical(arena: &mut Arena, directory: &[u8]) -> Option<&'static CStr> {
     let mut scratch = Scratch::claim()?;
     let mut ancestor = directory;
     while !paths::resolve_natively(&mut scratch, ancestor) && ancestor.len() > 1 {
@@ -291,14 +367,11 @@ fn canonical(arena: &mut Arena, directory: &[u8], name: &[u8]) -> Option<&'stati
     let rest = trim_end(trim_start(directory.get(ancestor.len()..)?));
     let resolved = scratch.tree.as_bytes();
     let resolved = if resolved == b"/" { b"" } else { resolved };
-    let mut parts: [&[u8]; 5] = [resolved, b"", b"", b"", b""];
-    if !rest.is_empty() {
-        (parts[1], parts[2]) = (b"/", rest);
+    match (resolved, rest) {
+        (b"", b"") => arena.keep(&[b"/"]),
+        (_, b"") => arena.keep(&[resolved]),
+        _ => arena.keep(&[resolved, b"/", rest]),
     }
-    if !name.is_empty() {
-        (parts[3], parts[4]) = (b"/", name);
-    }
-    if parts.iter().all(|part| part.is_empty()) { arena.keep(&[b"/"]) } else { arena.keep(&parts) }
 }
 
 /// The directory part of an absolute path; `/` at the top.
@@ -333,8 +406,10 @@ fn find_stage(arena: &mut Arena, store: &CStr) -> Option<&'static [u8]> {
         let tier = trim_end(tier);
         let parent = arena.keep(&[tier, b"/sheaf-", user_text])?;
         let stage = arena.keep(&[parent.to_bytes(), b"/", &name])?;
-        if is_own_directory(parent, user) && is_own_directory(stage, user) {
-            return Some(stage.to_bytes());
+        match (holder(parent, user), holder(stage, user)) {
+            (Holder::Own, Holder::Own) => return Some(stage.to_bytes()),
+            (Holder::Stranger, _) | (_, Holder::Stranger) => continue,
+            _ => {}
         }
         let tier = if tier.is_empty() { c"/" } else { arena.keep(&[tier])? };
         if usable.is_none() && stage.to_bytes().len() <= layout::STAGE_PATH_MAX && can_serve(tier) {
@@ -344,15 +419,30 @@ fn find_stage(arena: &mut Arena, store: &CStr) -> Option<&'static [u8]> {
     if usable.is_none() {
         log::complain(format_args!(
             "sheaf: SHEAF_STAGE: no directory of '{}' can hold the stage: it takes node-local directories on tmpfs, ext4 \
-             or xfs that this user can write to; running without Sheaf",
+             or xfs that this user can write to, and in which nobody else has made 'sheaf-{user}'; running without Sheaf",
             Shown(tiers)
         ));
     }
     usable
 }
 
-fn is_own_directory(path: &CStr, user: u32) -> bool {
-    system::lstat(path).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR && stat.st_uid == user)
+/// Whose a directory of the stage is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    Nobody,
+    /// This user's alone.
+    Own,
+    /// Another user's, or open to others, or no directory: nothing in it is to be believed.
+    Stranger,
+}
+
+fn holder(path: &CStr, user: u32) -> Holder {
+    match system::lstat(path) {
+        Ok(stat) if paths::is_directory(&stat) && stat.st_uid == user && stat.st_mode & 0o077 == 0 => Holder::Own,
+        Ok(_) => Holder::Stranger,
+        Err(system::Errno(libc::ENOENT)) => Holder::Nobody,
+        Err(_) => Holder::Stranger,
+    }
 }
 
 fn can_serve(tier: &CStr) -> bool {
@@ -363,7 +453,8 @@ fn can_serve(tier: &CStr) -> bool {
 }
 
 /// A number in decimal digits.
-pub fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &[u8] {
+pub fn decimal<const N: usize>(number: impl Into<u64>, digits: &mut [u8; N]) -> &[u8] {
+    let mut number = number.into();
     let mut start = digits.len();
     for place in digits.iter_mut().rev() {
         *place = b'0' + (number % 10) as u8;
@@ -443,6 +534,31 @@ impl Configuration {
     fn is_own(&self, path: &[u8]) -> bool {
         let own = [self.store.to_bytes(), self.stage, self.stage_shown];
         own.into_iter().any(|directory| is_at_or_below(path, directory))
+    }
+
+    /// Whether there is a stage, and it is this user's alone. Once it is, nobody else can put another in its place.
+    pub fn has_stage(&self) -> bool {
+        if STAGE_SEEN.load(Ordering::Relaxed) {
+            return true;
+        }
+        let is_own = self.stage_holder() == Holder::Own;
+        if is_own {
+            STAGE_SEEN.store(true, Ordering::Relaxed);
+        }
+        is_own
+    }
+
+    /// Whether a stranger has made what is at the stage's place: nobody there is to be talked to.
+    pub fn has_strangers_stage(&self) -> bool {
+        !self.has_stage() && self.stage_holder() == Holder::Stranger
+    }
+
+    fn stage_holder(&self) -> Holder {
+        let user = system::user_id();
+        match holder(self.stage_parent, user) {
+            Holder::Own => holder(self.stage_path, user),
+            other => other,
+        }
     }
 
     /// What the kernel shows of a staged file, without the tree's own path: the name that the program knows.

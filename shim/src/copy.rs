@@ -3,55 +3,72 @@
 //! The data is complete at its new place before the old name goes; a failure leaves both as they were.
 
 use core::ffi::{CStr, c_int, c_uint};
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use sheaf_common::layout::STUB_BIT;
 
-use crate::configuration::{self, Configuration};
+use crate::configuration::Configuration;
 use crate::flusher;
 use crate::paths::{self, Entry};
-use crate::scratch::{Scratch, Text, TooLong};
-use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
+use crate::scratch::{Scratch, Slot, Text, TooLong, make_unique};
+use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result};
 
 /// Most bytes in one call that copies inside the kernel.
 const CHUNK_BYTES: usize = 1 << 30;
 /// How often a file is hydrated that is evicted again before it is opened.
 const ATTEMPTS: u32 = 8;
 
-/// Makes `to` what the managed name is, replacing what is there, with the flags of renameat2(2).
-pub fn move_out(configuration: &Configuration, entry: &Entry, to: (c_int, &CStr), flags: c_uint) -> Result<()> {
+/// Makes `to` what the managed name is, replacing what is there, with the flags of renameat2(2). Yields what keeps others
+/// from writing to the file, until the old name is gone. A file that somebody writes to is refused, as between two file
+/// systems: what is written later would be lost.
+pub fn move_out(
+    configuration: &Configuration,
+    entry: &Entry,
+    to: (c_int, &CStr),
+    flags: c_uint,
+) -> Result<Option<Descriptor>> {
     let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
     let slot = &mut *scratch;
-    beside(to.1.to_bytes(), &mut slot.pending).map_err(|_| Errno(libc::ENAMETOOLONG))?;
-    let temporary = (to.0, slot.pending.c_str());
-    if entry.is_regular() {
-        copy_file(configuration, entry, temporary, &mut slot.other)?;
-    } else {
-        slot.other.fill(|room| system::readlinkat(AT_FDCWD, entry.tree_path(), room))?;
-        system::symlinkat(slot.other.c_str(), temporary.0, temporary.1)?;
-    }
-    let outcome = system::rename(temporary, to, flags);
+    let source = match entry.is_regular() {
+        true => Some(open_unwritten(configuration, entry)?),
+        false => None,
+    };
+    let Slot { pending, other, .. } = slot;
+    start_beside(to.1.to_bytes(), pending).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    make_unique(pending, |name| match &source {
+        Some(source) => copy_file(source, (to.0, name), other),
+        None => copy_link(entry, (to.0, name), other),
+    })?;
+    let temporary = (to.0, pending.c_str());
+    let is_whole = source.as_ref().is_none_or(|source| system::is_read_leased(source.number()));
+    let outcome = if is_whole { system::rename(temporary, to, flags) } else { Err(Errno(libc::EXDEV)) };
     if outcome.is_err() {
         let _ = system::unlinkat(temporary.0, temporary.1, 0);
     }
-    outcome
+    outcome.map(|()| source)
 }
 
-/// A new name in the directory of `path`.
-fn beside(path: &[u8], name: &mut Text) -> core::result::Result<(), TooLong> {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
+fn copy_link(entry: &Entry, to: (c_int, &CStr), target: &mut Text) -> Result<()> {
+    target.fill(|room| system::readlinkat(AT_FDCWD, entry.tree_path(), room))?;
+    system::symlinkat(target.c_str(), to.0, to.1)
+}
+
+/// Opens the file with its data, under a lease that is granted only when nobody can write to it, and that is gone when
+/// somebody asks to.
+fn open_unwritten(configuration: &Configuration, entry: &Entry) -> Result<Descriptor> {
+    let source = open_resident(configuration, entry)?;
+    system::lease_for_reading(source.number()).map_err(|_| Errno(libc::EXDEV))?;
+    Ok(source)
+}
+
+/// Starts a new name in the directory of `path`.
+fn start_beside(path: &[u8], name: &mut Text) -> core::result::Result<(), TooLong> {
     let directory = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     name.set(path.get(..directory).unwrap_or_default())?;
-    name.push(b".sheaf-move")?;
-    for part in [system::process_id() as u32, system::thread_id() as u32, COUNTER.fetch_add(1, Ordering::Relaxed)] {
-        name.push(b"-")?;
-        name.push(configuration::decimal(part, &mut [0; 10]))?;
-    }
-    Ok(())
+    name.push(b".sheaf-move-")
 }
 
-fn copy_file(configuration: &Configuration, entry: &Entry, to: (c_int, &CStr), buffer: &mut Text) -> Result<()> {
-    let (source, stat) = open_resident(configuration, entry)?;
+fn copy_file(source: &Descriptor, to: (c_int, &CStr), buffer: &mut Text) -> Result<()> {
+    let stat = system::fstat(source.number())?;
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
     let target = Descriptor::own(system::openat(to.0, to.1, flags, 0o600)?)?;
     let outcome = copy_data(source.number(), target.number(), buffer).and_then(|()| {
@@ -69,13 +86,13 @@ fn copy_file(configuration: &Configuration, entry: &Entry, to: (c_int, &CStr), b
 }
 
 /// Opens the file with its data.
-fn open_resident(configuration: &Configuration, entry: &Entry) -> Result<(Descriptor, Stat)> {
+fn open_resident(configuration: &Configuration, entry: &Entry) -> Result<Descriptor> {
     for _ in 0..ATTEMPTS {
         let flags = libc::O_RDONLY | libc::O_NOFOLLOW;
         let source = system::retry(|| system::open_own(entry.tree_path(), flags, 0))?;
         let stat = system::fstat(source.number())?;
         if !paths::is_stub(&stat) {
-            return Ok((source, stat));
+            return Ok(source);
         }
         drop(source);
         flusher::hydrate(configuration, entry.canonical()).map_err(|_| Errno(libc::EIO))?;

@@ -9,10 +9,10 @@ use libc::{DIR, dirent, size_t};
 
 use crate::configuration;
 use crate::hooks::{fail, real};
-use crate::listing::{self, Listing};
+use crate::listing::{self, Listing, Snapshot};
 use crate::metadata;
-use crate::paths::{self, Kind, Last, Resolution};
-use crate::system::{self, AT_FDCWD, Stat};
+use crate::paths::{self, Entry, Kind, Last, Resolution};
+use crate::system::{self, AT_FDCWD, Errno, Result, Stat};
 
 /// Chooses entries for scandir(3).
 pub type Select = Option<unsafe extern "C" fn(*const dirent) -> c_int>;
@@ -50,41 +50,51 @@ struct GlobFunctions {
 
 /// opendir(3).
 pub unsafe fn opendir(path: *const c_char) -> *mut DIR {
-    let native = |_, path| {
+    let native = |path| {
         // SAFETY: the program's path, or one of our own.
         unsafe { real::opendir(path) }
     };
     // SAFETY: the program's path.
-    let entry = match unsafe { paths::resolve(AT_FDCWD, path, Last::FollowAnywhere) } {
-        Resolution::Foreign => return native(AT_FDCWD, path),
+    let entry = match unsafe { paths::resolve(AT_FDCWD, path, Last::Follow) } {
+        Resolution::Foreign => return opened(native(path), None),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
     };
     if entry.kind == Kind::Managed {
         return fail(libc::ENOTDIR);
     }
-    let stream = if entry.is_detour { native(AT_FDCWD, entry.real_path().as_ptr()) } else { native(AT_FDCWD, path) };
-    if let Some(configuration) = configuration::active() {
-        listing::attach(stream, &entry, configuration);
+    match snapshot_of(&entry) {
+        Ok(snapshot) => opened(native(if entry.is_detour { entry.real_path().as_ptr() } else { path }), snapshot),
+        Err(Errno(number)) => fail(number),
+    }
+}
+
+/// What the tree adds to a directory. It is taken before there is a stream, so that what fails, fails before.
+fn snapshot_of(entry: &Entry) -> Result<Option<Snapshot>> {
+    configuration::active().map_or(Ok(None), |configuration| listing::of_directory(entry, configuration))
+}
+
+/// A stream that the C library has just opened, if it has.
+fn opened(stream: *mut DIR, snapshot: Option<Snapshot>) -> *mut DIR {
+    if !stream.is_null() {
+        listing::attach(stream, snapshot);
     }
     stream
 }
 
 /// fdopendir(3).
 pub unsafe fn fdopendir(fd: c_int) -> *mut DIR {
-    // SAFETY: no memory is involved.
-    let stream = unsafe { real::fdopendir(fd) };
-    attach_by_descriptor(stream, fd);
-    stream
+    match snapshot_by_descriptor(fd) {
+        // SAFETY: no memory is involved.
+        Ok(snapshot) => opened(unsafe { real::fdopendir(fd) }, snapshot),
+        Err(Errno(number)) => fail(number),
+    }
 }
 
-fn attach_by_descriptor(stream: *mut DIR, fd: c_int) {
-    let Some(configuration) = configuration::active() else { return };
-    if stream.is_null() {
-        return;
-    }
-    if let Resolution::Ours(entry) = paths::resolve_descriptor(fd) {
-        listing::attach(stream, &entry, configuration);
+fn snapshot_by_descriptor(fd: c_int) -> Result<Option<Snapshot>> {
+    match paths::resolve_descriptor(fd) {
+        Resolution::Ours(entry) => snapshot_of(&entry),
+        _ => Ok(None),
     }
 }
 
@@ -160,8 +170,11 @@ pub unsafe fn rewinddir(stream: *mut DIR) {
         real::rewinddir(stream);
         real::dirfd(stream)
     };
-    listing::detach(stream);
-    attach_by_descriptor(stream, fd);
+    match snapshot_by_descriptor(fd) {
+        Ok(snapshot) => listing::attach(stream, snapshot),
+        // rewinddir cannot fail: the names that were there before are better than none.
+        Err(_) => drop(listing::of(stream).map(Listing::rewind)),
+    }
 }
 
 /// seekdir(3).
@@ -215,7 +228,7 @@ unsafe fn scan(
     native: impl Fn() -> c_int,
 ) -> c_int {
     // SAFETY: the program's path.
-    let entry = match unsafe { paths::resolve(directory, path, Last::FollowAnywhere) } {
+    let entry = match unsafe { paths::resolve(directory, path, Last::Follow) } {
         Resolution::Foreign => return native(),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
@@ -239,7 +252,7 @@ unsafe fn scan(
     let outcome = unsafe { collection.fill(stream, select) };
     // SAFETY: as above; nobody uses the stream any more.
     unsafe { closedir(stream) };
-    if let Err(number) = outcome {
+    if let Err(Errno(number)) = outcome {
         collection.free();
         return fail(number);
     }
@@ -263,7 +276,7 @@ struct Collection {
 
 impl Collection {
     /// Reads a stream to its end.
-    unsafe fn fill(&mut self, stream: *mut DIR, select: Select) -> Result<(), c_int> {
+    unsafe fn fill(&mut self, stream: *mut DIR, select: Select) -> Result<()> {
         loop {
             system::set_errno(0);
             // SAFETY: the caller's stream; a record is whole and lives until the next call.
@@ -271,13 +284,13 @@ impl Collection {
             if record.is_null() {
                 return match system::errno() {
                     0 => Ok(()),
-                    number => Err(number),
+                    number => Err(Errno(number)),
                 };
             }
             // SAFETY: the program's function, on a whole record.
             if select.is_none_or(|select| unsafe { select(record) } != 0) {
                 // SAFETY: as above.
-                unsafe { self.add(record) }.ok_or(libc::ENOMEM)?;
+                unsafe { self.add(record) }.ok_or(Errno(libc::ENOMEM))?;
             }
         }
     }

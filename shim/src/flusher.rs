@@ -56,7 +56,7 @@ pub fn populate(configuration: &Configuration, directory: &[u8]) -> Result<()> {
     outcome
 }
 
-/// Has the flusher bring a stub's data back.
+/// Has the flusher bring a stub's data back. Fails as a program may see it: ENOENT when the name is gone, else EIO.
 pub fn hydrate(configuration: &Configuration, path: &[u8]) -> Result<()> {
     let outcome = request(configuration, Kind::Hydrate, path);
     if let Err(error) = outcome {
@@ -70,11 +70,14 @@ pub fn hydrate(configuration: &Configuration, path: &[u8]) -> Result<()> {
             ),
         );
     }
-    outcome
+    outcome.map_err(|error| Errno(if error.0 == libc::ENOENT { libc::ENOENT } else { libc::EIO }))
 }
 
 /// Whether a flusher holds the reading end of the pulse.
 fn has_pulse(configuration: &Configuration) -> bool {
+    if !configuration.has_stage() {
+        return false;
+    }
     let Some(mut scratch) = Scratch::claim() else { return false };
     let path = &mut scratch.other;
     if [configuration.stage, b"/", layout::PULSE.as_bytes()].into_iter().any(|part| path.push(part).is_err()) {
@@ -109,6 +112,9 @@ fn address(configuration: &Configuration) -> libc::sockaddr_un {
 }
 
 fn connect(configuration: &Configuration) -> Result<Descriptor> {
+    if configuration.has_strangers_stage() {
+        return Err(Errno(libc::EACCES));
+    }
     let socket = system::packet_socket()?;
     system::retry(|| system::connect(&socket, &address(configuration)))?;
     Ok(socket)

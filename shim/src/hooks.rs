@@ -8,12 +8,15 @@ use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use libc::{DIR, FILE, dirent, gid_t, mode_t, off_t, size_t, ssize_t, timespec, timeval, uid_t, utimbuf};
+use libc::{DIR, FILE, dev_t, dirent, gid_t, key_t, mode_t, off_t, pid_t, size_t, ssize_t};
+use libc::{timespec, timeval, uid_t, utimbuf};
 
 use crate::directory::{Compare, Glob, GlobError, Select};
+use crate::exec::{Actions, Attributes, Vector};
 use crate::open::OpenHow;
 use crate::system::{Stat, set_errno};
-use crate::{directory, metadata, names, namespace, open, raw_syscall, stdio};
+use crate::walk::{Order, Visit, VisitPlace};
+use crate::{actions, directory, exec, log, metadata, names, namespace, open, rare, raw_syscall, stdio, walk};
 
 /// A function of the C library, or of another library that was preloaded behind this one.
 pub struct Symbol {
@@ -133,6 +136,7 @@ macro_rules! export {
         #[doc = concat!("`", stringify!($name), "` as the program sees it.")]
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($argument: $kind),*) -> $result {
+            log::call(stringify!($name));
             // SAFETY: the program's arguments are passed on; their validity is the program's contract with libc.
             unsafe { $hook($($argument),*) }
         }
@@ -162,6 +166,7 @@ macro_rules! real {
 macro_rules! hooks {
     (
         hooked { $($name:ident [$($alias:ident)*] $arguments:tt -> $result:ty = $hook:path;)* }
+        answered { $($answered:ident $answered_arguments:tt -> $answered_result:ty = $answering_hook:path;)* }
         called { $($called:ident $called_arguments:tt -> $called_result:ty;)* }
     ) => {
         mod exports {
@@ -170,11 +175,14 @@ macro_rules! hooks {
                 export!($name $arguments $result, $hook);
                 $(export!($alias $arguments $result, $hook);)*
             )*
+            $(export!($answered $answered_arguments $answered_result, $answering_hook);)*
         }
 
         /// The functions behind the hooks.
         pub mod real {
             use super::*;
+            // The allocator that the program itself uses: it may stand before this library, even in the program.
+            pub use libc::{free, malloc, realloc};
             $(real!($name $arguments $result);)*
             $(real!($called $called_arguments $called_result);)*
         }
@@ -315,16 +323,69 @@ hooks! {
             = names::mkostemps;
         mkdtemp [] (template: *mut c_char) -> *mut c_char = names::mkdtemp;
         mktemp [] (template: *mut c_char) -> *mut c_char = names::mktemp;
+
+        ftw [ftw64] (path: *const c_char, visit: Visit, streams: c_int) -> c_int = walk::ftw;
+        nftw [nftw64] (path: *const c_char, visit: VisitPlace, streams: c_int, flags: c_int) -> c_int = walk::nftw;
+        chdir [] (path: *const c_char) -> c_int = rare::chdir;
+        statfs [statfs64 __statfs] (path: *const c_char, buffer: *mut libc::statfs) -> c_int = rare::statfs;
+        statvfs [statvfs64] (path: *const c_char, buffer: *mut libc::statvfs) -> c_int = rare::statvfs;
+        pathconf [] (path: *const c_char, name: c_int) -> c_long = rare::pathconf;
+        mkfifo [] (path: *const c_char, mode: mode_t) -> c_int = rare::mkfifo;
+        mkfifoat [] (directory: c_int, path: *const c_char, mode: mode_t) -> c_int = rare::mkfifoat;
+        ftok [] (path: *const c_char, project: c_int) -> key_t = rare::ftok;
+        inotify_add_watch [] (watcher: c_int, path: *const c_char, mask: u32) -> c_int = rare::inotify_add_watch;
+        name_to_handle_at [] (
+            directory: c_int, path: *const c_char, handle: *mut libc::file_handle, mount: *mut c_int, flags: c_int
+        ) -> c_int = rare::name_to_handle_at;
+
+        // Further ones, of any number of arguments, are in `exec`.
+        execve [] (path: *const c_char, arguments: Vector, environment: Vector) -> c_int = exec::execve;
+        execvpe [] (file: *const c_char, arguments: Vector, environment: Vector) -> c_int = exec::execvpe;
+        posix_spawn [] (
+            process: *mut pid_t, path: *const c_char, actions: *const Actions, attributes: *const Attributes,
+            arguments: Vector, environment: Vector
+        ) -> c_int = exec::posix_spawn;
+        posix_spawnp [] (
+            process: *mut pid_t, file: *const c_char, actions: *const Actions, attributes: *const Attributes,
+            arguments: Vector, environment: Vector
+        ) -> c_int = exec::posix_spawnp;
+        posix_spawn_file_actions_init [] (actions: *mut Actions) -> c_int = actions::initialise;
+        posix_spawn_file_actions_destroy [] (actions: *mut Actions) -> c_int = actions::destroy;
+        posix_spawn_file_actions_addopen [] (
+            actions: *mut Actions, fd: c_int, path: *const c_char, flags: c_int, mode: mode_t
+        ) -> c_int = actions::add_open;
+        posix_spawn_file_actions_addchdir_np [] (actions: *mut Actions, path: *const c_char) -> c_int
+            = actions::add_chdir;
+        posix_spawn_file_actions_addfchdir_np [] (actions: *mut Actions, fd: c_int) -> c_int = actions::add_fchdir;
+    }
+    // Another function or a system call does what is left to do natively.
+    answered {
+        mknod (path: *const c_char, mode: mode_t, device: dev_t) -> c_int = rare::mknod;
+        mknodat (directory: c_int, path: *const c_char, mode: mode_t, device: dev_t) -> c_int = rare::mknodat;
+        __xmknod (version: c_int, path: *const c_char, mode: mode_t, device: *mut dev_t) -> c_int
+            = rare::old_mknod;
+        __xmknodat (
+            version: c_int, directory: c_int, path: *const c_char, mode: mode_t, device: *mut dev_t
+        ) -> c_int = rare::old_mknodat;
+        execv (path: *const c_char, arguments: Vector) -> c_int = exec::execv;
+        execvp (file: *const c_char, arguments: Vector) -> c_int = exec::execvp;
+        execveat (
+            directory: c_int, path: *const c_char, arguments: Vector, environment: Vector, flags: c_int
+        ) -> c_int = exec::execveat;
     }
     called {
         fdopen (fd: c_int, mode: *const c_char) -> *mut FILE;
-        fclose (stream: *mut FILE) -> c_int;
         dirfd (stream: *mut DIR) -> c_int;
-        malloc (size: size_t) -> *mut c_void;
-        realloc (memory: *mut c_void, size: size_t) -> *mut c_void;
-        free (memory: *mut c_void) -> ();
         qsort (base: *mut c_void, count: size_t, size: size_t, compare: Compare) -> ();
+        dlopen (path: *const c_char, flags: c_int) -> *mut c_void;
+        tsearch (key: *const c_void, root: *mut *mut c_void, compare: Order) -> *mut c_void;
+        tdestroy (root: *mut c_void, free: Option<unsafe extern "C" fn(*mut c_void)>) -> ();
     }
+}
+
+/// Where dlopen(3) is, for who must jump there.
+pub fn dlopen_address() -> *mut c_void {
+    symbols::dlopen.get().unwrap_or(real::dlopen as unsafe fn(_, _) -> _ as *mut c_void)
 }
 
 /// Resolves every real function while the loader still works alone.
@@ -335,7 +396,7 @@ extern "C" fn initialise() {
     for symbol in symbols::ALL {
         symbol.get();
     }
-    crate::configuration::active();
+    crate::configuration::prepare();
 }
 
 #[used]

@@ -11,15 +11,21 @@
 //! | [`system`], [`scratch`], [`log`] | raw system calls, path buffers, lines for people |
 //! | [`configuration`], [`paths`] | what the environment says; which name of ours a path means |
 //! | [`flusher`] | finding, starting and asking the flusher |
-//! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`raw_syscall`] | the calls |
+//! | [`concern`] | what the supervisor of trapped programs asks |
+//! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`rare`], [`walk`], [`raw_syscall`] | the calls |
+//! | [`exec`], [`actions`], [`kept`] | programs and libraries in checkpoint paths; files of programs that are started |
 #![no_std]
 #![deny(missing_docs)]
 
+mod actions;
+mod concern;
 mod configuration;
 mod copy;
 mod directory;
+mod exec;
 mod flusher;
 mod hooks;
+mod kept;
 mod listing;
 mod log;
 mod metadata;
@@ -27,12 +33,14 @@ mod names;
 mod namespace;
 mod open;
 mod paths;
+mod rare;
 mod raw_syscall;
 mod redirect;
 mod scratch;
 mod spawn;
 mod stdio;
 mod system;
+mod walk;
 
 /// A panic is a bug; nothing may unwind into the program.
 #[panic_handler]

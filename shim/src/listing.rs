@@ -1,7 +1,8 @@
 //! What the tree adds to a directory's listing: a snapshot of the mirror, kept beside the program's directory stream.
 //!
-//! Streams are found by their address in a fixed table, so nothing is allocated and nothing blocks. A snapshot belongs
-//! to one stream and changes only under the program's own calls on it, which it must not make at the same time.
+//! Streams are found by their address in tables, so nothing is allocated and nothing blocks. A snapshot belongs to one
+//! stream and changes only under the program's own calls on it, which it must not make at the same time. A listing is
+//! whole or fails: nothing here may leave names out because a descriptor or memory was missing.
 
 use core::ffi::{CStr, c_long};
 use core::ptr;
@@ -10,26 +11,64 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use libc::{DIR, dirent};
 
 use crate::configuration::Configuration;
-use crate::paths::{self, Entry};
-use crate::system;
+use crate::paths::{self, Entry, Kind};
+use crate::system::{self, Errno, Result};
 
-/// Streams of directories with managed names that can be open at a time; further ones show the real names only.
+/// Streams in one table.
 const STREAMS: usize = 256;
 /// First size of a snapshot.
 const FIRST_BYTES: usize = 64 * 1024;
 /// Room that one more portion of names takes.
 const PORTION_BYTES: usize = 32 * 1024;
+/// How mirrors are opened.
+const MIRROR_FLAGS: i32 = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
 /// High half of the positions that are handed out in snapshots. No real file system uses it.
 const POSITION_MARK: u64 = 0x7ea5_5eaf_0000_0000;
 
 struct Place {
+    /// Null when the place is free, [`reserved`] before the stream is known.
     stream: AtomicPtr<DIR>,
     listing: AtomicPtr<Listing>,
 }
 
-static PLACES: [Place; STREAMS] =
-    [const { Place { stream: AtomicPtr::new(ptr::null_mut()), listing: AtomicPtr::new(ptr::null_mut()) } }; STREAMS];
+/// Zeroed memory is an empty table.
+struct Table {
+    places: [Place; STREAMS],
+    next: AtomicPtr<Table>,
+}
+
+static FIRST_TABLE: Table = Table {
+    places: [const { Place { stream: AtomicPtr::new(ptr::null_mut()), listing: AtomicPtr::new(ptr::null_mut()) } };
+        STREAMS],
+    next: AtomicPtr::new(ptr::null_mut()),
+};
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// No stream lies here.
+fn reserved() -> *mut DIR {
+    (&raw const FIRST_TABLE).cast_mut().cast()
+}
+
+impl Table {
+    /// The next table, which is made if need be.
+    fn next_or_new(&self) -> Result<&'static Table> {
+        if let Some(next) = self.next() {
+            return Ok(next);
+        }
+        let made: *mut Table = system::map(size_of::<Table>())?.cast();
+        let outcome = self.next.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
+        if outcome.is_err() {
+            // SAFETY: another thread was faster, and nobody else knows this mapping.
+            unsafe { system::unmap(made.cast(), size_of::<Table>()) };
+        }
+        self.next().ok_or(Errno(libc::ENOMEM))
+    }
+
+    fn next(&self) -> Option<&'static Table> {
+        // SAFETY: null, or a mapping of this size that is never unmapped, in which zeros are a table.
+        unsafe { self.next.load(Ordering::Acquire).as_ref() }
+    }
+}
 
 /// The head of a snapshot's memory. The names follow as the kernel has listed them, then the index.
 pub struct Listing {
@@ -49,10 +88,25 @@ pub struct Listing {
 
 const HEAD: usize = size_of::<Listing>().next_multiple_of(align_of::<dirent>());
 
-/// Remembers what the tree adds to a stream.
-pub fn attach(stream: *mut DIR, entry: &Entry, configuration: &'static Configuration) {
-    if stream.is_null() || !entry.is_zone {
-        return;
+/// What the tree adds to a directory, with a place for the stream that it will belong to.
+pub struct Snapshot {
+    listing: *mut Listing,
+    place: &'static Place,
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        self.place.stream.store(ptr::null_mut(), Ordering::Release);
+        // SAFETY: as long as this value lives, nobody else knows the listing.
+        unsafe { Listing::free(self.listing) };
+    }
+}
+
+/// What the tree adds to a directory; `None` when it adds nothing.
+pub fn of_directory(entry: &Entry, configuration: &'static Configuration) -> Result<Option<Snapshot>> {
+    // What is missing must not be made by asking for its names.
+    if !entry.is_zone || entry.kind != Kind::Directory {
+        return Ok(None);
     }
     entry.populate_from_store(configuration);
     let store = configuration.store.to_bytes();
@@ -61,37 +115,52 @@ pub fn attach(stream: *mut DIR, entry: &Entry, configuration: &'static Configura
         true => store.get(store_directory.len() + 1..).unwrap_or_default(),
         false => b"",
     };
-    let Some(listing) = Listing::take(entry.tree_path(), store_name) else { return };
+    let mirror = configuration.has_stage().then(|| entry.tree_path());
+    let listing = Listing::take(mirror, store_name)?;
     // SAFETY: `take` has just made it, and nobody else knows it.
-    if unsafe { (*listing).is_useless() } || !remember(stream, listing) {
-        // SAFETY: as above.
-        unsafe { Listing::free(listing) };
-    }
-}
-
-fn remember(stream: *mut DIR, listing: *mut Listing) -> bool {
-    for place in places(stream) {
-        let free = ptr::null_mut();
-        if place.stream.compare_exchange(free, stream, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            place.listing.store(listing, Ordering::Release);
-            ACTIVE.fetch_add(1, Ordering::Relaxed);
-            return true;
+    let place = unsafe { if (*listing).is_useless() { Ok(None) } else { reserve().map(Some) } };
+    match place {
+        Ok(Some(place)) => Ok(Some(Snapshot { listing, place })),
+        outcome => {
+            // SAFETY: as above.
+            unsafe { Listing::free(listing) };
+            outcome.map(|_| None)
         }
     }
-    false
 }
 
-/// All places, the likeliest first.
-fn places(stream: *mut DIR) -> impl Iterator<Item = &'static Place> {
-    let first = (stream as usize >> 4) % STREAMS;
-    PLACES.get(first..).unwrap_or_default().iter().chain(PLACES.get(..first).unwrap_or_default())
+fn reserve() -> Result<&'static Place> {
+    let mut table = &FIRST_TABLE;
+    loop {
+        for place in &table.places {
+            let free = ptr::null_mut();
+            if place.stream.compare_exchange(free, reserved(), Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                return Ok(place);
+            }
+        }
+        table = table.next_or_new()?;
+    }
+}
+
+/// Remembers what the tree adds to a new stream, or to one that is read anew. What an older stream at this address had
+/// is forgotten: it may have been closed where nobody saw it.
+pub fn attach(stream: *mut DIR, snapshot: Option<Snapshot>) {
+    detach(stream);
+    if let Some(snapshot) = snapshot {
+        snapshot.place.listing.store(snapshot.listing, Ordering::Release);
+        snapshot.place.stream.store(stream, Ordering::Release);
+        ACTIVE.fetch_add(1, Ordering::Relaxed);
+        // From here on it belongs to the stream.
+        core::mem::forget(snapshot);
+    }
 }
 
 fn find(stream: *mut DIR) -> Option<&'static Place> {
     if ACTIVE.load(Ordering::Relaxed) == 0 {
         return None;
     }
-    places(stream).find(|place| place.stream.load(Ordering::Acquire) == stream)
+    let tables = core::iter::successors(Some(&FIRST_TABLE), |table| table.next());
+    tables.flat_map(|table| &table.places).find(|place| place.stream.load(Ordering::Acquire) == stream)
 }
 
 /// What the tree adds to a stream; `None` when it adds nothing.
@@ -115,17 +184,17 @@ pub fn detach(stream: *mut DIR) {
 }
 
 /// Whether a directory of the tree holds no name at all.
-pub fn is_empty(directory: &CStr) -> bool {
-    match Listing::take(directory, b"") {
-        None => true,
-        Some(listing) => {
-            // SAFETY: `take` has just made it, and nobody else knows it.
-            unsafe {
-                let is_empty = (*listing).is_useless() && system::lstat(directory).is_ok_and(|stat| stat.st_nlink <= 2);
-                Listing::free(listing);
-                is_empty
-            }
-        }
+pub fn is_empty(directory: &CStr) -> Result<bool> {
+    let listing = Listing::take(Some(directory), b"")?;
+    // SAFETY: `take` has just made it, and nobody else knows it.
+    let is_useless = unsafe {
+        let is_useless = (*listing).is_useless();
+        Listing::free(listing);
+        is_useless
+    };
+    match system::lstat(directory) {
+        Err(Errno(libc::ENOENT)) => Ok(true),
+        seen => Ok(is_useless && seen?.st_nlink <= 2),
     }
 }
 
@@ -135,24 +204,32 @@ fn hash(name: &[u8]) -> usize {
 
 impl Listing {
     /// A snapshot of a mirror; one without names when there is no mirror.
-    fn take(directory: &CStr, store_name: &'static [u8]) -> Option<*mut Listing> {
-        let listing: *mut Listing = system::map(FIRST_BYTES).ok()?.cast();
-        let head = Listing { length: FIRST_BYTES, end: HEAD, slots: 0, position: HEAD, is_staged: false, store_name };
-        // SAFETY: a new mapping, large enough and aligned to a page.
-        unsafe { listing.write(head) };
-        let Ok(mirror) = system::open_own(directory, libc::O_RDONLY | libc::O_DIRECTORY, 0) else {
-            return Some(listing);
+    fn take(directory: Option<&CStr>, store_name: &'static [u8]) -> Result<*mut Listing> {
+        let mirror = match directory.map(|path| system::open_own(path, MIRROR_FLAGS, 0)) {
+            None | Some(Err(Errno(libc::ENOENT | libc::ENOTDIR))) => None,
+            Some(opened) => Some(opened?),
         };
-        // SAFETY: the mapping is ours alone until it is returned.
-        let complete = unsafe { Listing::read(listing, mirror.number()) };
-        // SAFETY: as above; `read` has left a valid mapping behind.
-        match unsafe { Listing::index(complete) } {
-            Some(listing) => Some(listing),
-            None => {
-                // SAFETY: as above.
-                unsafe { Listing::free(complete) };
-                None
+        let listing: *mut Listing = system::map(FIRST_BYTES)?.cast();
+        let head = Listing { length: FIRST_BYTES, end: HEAD, slots: 0, position: HEAD, is_staged: false, store_name };
+        // SAFETY: a new mapping, large enough and aligned to a page; ours alone until it is returned.
+        unsafe {
+            listing.write(head);
+            match mirror {
+                None => Ok(listing),
+                Some(mirror) => Listing::fill(listing, mirror.number()),
             }
+        }
+    }
+
+    /// Reads a mirror; the snapshot moves, or goes when that fails.
+    unsafe fn fill(mut listing: *mut Listing, mirror: i32) -> Result<*mut Listing> {
+        // SAFETY: the caller owns the mapping; `read` and `index` leave a valid one behind, where they say.
+        unsafe {
+            let outcome = Listing::read(&mut listing, mirror).and_then(|()| Listing::index(&mut listing));
+            if outcome.is_err() {
+                Listing::free(listing);
+            }
+            outcome.map(|()| listing)
         }
     }
 
@@ -162,33 +239,31 @@ impl Listing {
     }
 
     /// Makes room for `bytes` behind the names; the snapshot may move.
-    unsafe fn reserve(listing: *mut Listing, bytes: usize) -> Option<*mut Listing> {
+    unsafe fn reserve(listing: &mut *mut Listing, bytes: usize) -> Result<()> {
         // SAFETY: the caller owns the mapping, and has no reference into it.
         unsafe {
-            let (length, wanted) = ((*listing).length, (*listing).end + bytes);
-            if wanted <= length {
-                return Some(listing);
+            let (length, wanted) = ((**listing).length, (**listing).end + bytes);
+            if wanted > length {
+                let new_length = wanted.max(length * 2);
+                *listing = system::remap(listing.cast(), length, new_length)?.cast();
+                (**listing).length = new_length;
             }
-            let new_length = wanted.max(length * 2);
-            let moved: *mut Listing = system::remap(listing.cast(), length, new_length).ok()?.cast();
-            (*moved).length = new_length;
-            Some(moved)
         }
+        Ok(())
     }
 
     /// Reads all names but those of directories, which are real and listed as such.
-    unsafe fn read(mut listing: *mut Listing, mirror: i32) -> *mut Listing {
+    unsafe fn read(listing: &mut *mut Listing, mirror: i32) -> Result<()> {
         // SAFETY: the caller owns the mapping; the kernel writes into the room that `reserve` has made.
         unsafe {
             loop {
-                let Some(roomy) = Listing::reserve(listing, PORTION_BYTES) else { return listing };
-                listing = roomy;
-                let end = (*listing).end;
-                let room = listing.cast::<u8>().add(end);
-                match system::getdents(mirror, room, PORTION_BYTES) {
-                    Ok(length) if length > 0 => (*listing).keep_names(end, end + length, mirror),
-                    _ => return listing,
+                Listing::reserve(listing, PORTION_BYTES)?;
+                let end = (**listing).end;
+                let length = system::getdents(mirror, listing.cast::<u8>().add(end), PORTION_BYTES)?;
+                if length == 0 {
+                    return Ok(());
                 }
+                (**listing).keep_names(end, end + length, mirror);
             }
         }
     }
@@ -214,32 +289,33 @@ impl Listing {
     }
 
     /// Puts an index behind the names, so that real names can be compared with them quickly.
-    unsafe fn index(listing: *mut Listing) -> Option<*mut Listing> {
-        // SAFETY: the caller owns the mapping.
+    unsafe fn index(listing: &mut *mut Listing) -> Result<()> {
+        // SAFETY: the caller owns the mapping; the index lies in the room that `reserve` has made.
         unsafe {
             let mut count = 0usize;
-            (*listing).each(|_| count += 1);
+            (**listing).each(|_| count += 1);
             if count == 0 {
-                return Some(listing);
+                return Ok(());
             }
+            // Offsets are kept in four bytes.
+            u32::try_from((**listing).end).map_err(|_| Errno(libc::ENOMEM))?;
             let slots = (2 * count).next_power_of_two();
-            let listing = Listing::reserve(listing, slots * size_of::<u32>())?;
+            Listing::reserve(listing, slots * size_of::<u32>())?;
+            let listing = *listing;
             (*listing).slots = slots;
             let table: *mut u32 = listing.cast::<u8>().add((*listing).end).cast();
             // What is behind the names may hold remains of records that were left out.
             ptr::write_bytes(table, 0, slots);
-            let listing_end = (*listing).end;
             (*listing).each(|offset| {
                 let name = name_of(listing.cast::<u8>().add(offset).cast());
                 let mut slot = hash(name) & (slots - 1);
                 while *table.add(slot) != 0 {
                     slot = (slot + 1) & (slots - 1);
                 }
-                // Offsets are never 0, and a snapshot of more than 4 GiB would have been refused by `try_from`.
-                *table.add(slot) = u32::try_from(offset).unwrap_or_default();
+                *table.add(slot) = offset as u32;
             });
-            (listing_end <= u32::MAX as usize).then_some(listing)
         }
+        Ok(())
     }
 
     /// Calls `visit` with the offset of every name.
@@ -295,6 +371,12 @@ impl Listing {
             self.position += usize::from((*record).d_reclen);
             record
         }
+    }
+
+    /// Starts again, with the real names first.
+    pub fn rewind(&mut self) {
+        self.is_staged = false;
+        self.position = HEAD;
     }
 
     /// Where the stream stands, if the real names have all been shown.

@@ -3,12 +3,15 @@
 //! Nothing here may allocate, block on a lock, or change what the program sees beyond its standard error.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sheaf_common::configuration::Level;
 
 use crate::configuration::Configuration;
 use crate::system::{self, Errno};
 
+/// What the standard error is when the library is loaded: device and inode in one number, 0 as long as nobody has looked.
+static STANDARD_ERROR: AtomicU64 = AtomicU64::new(0);
 /// Longest line; what is longer is cut.
 const LINE_MAX: usize = 1024;
 
@@ -67,6 +70,23 @@ impl Write for Line {
     }
 }
 
+/// Remembers what the standard error is, before the program can use its number for something else.
+pub fn remember_standard_error() {
+    let _ = STANDARD_ERROR.compare_exchange(0, what_is_at(2), Ordering::Relaxed, Ordering::Relaxed);
+}
+
+/// Never 0; without a file, a number that no file has.
+fn what_is_at(fd: core::ffi::c_int) -> u64 {
+    system::fstat(fd).map_or(u64::MAX, |stat| (stat.st_dev.rotate_left(32) ^ stat.st_ino).max(1))
+}
+
+/// Whether lines for people still end where the program was told to put them: a program that has closed its standard
+/// error may have any file of its own under that number.
+fn has_standard_error() -> bool {
+    let now = what_is_at(2);
+    now != u64::MAX && now == STANDARD_ERROR.load(Ordering::Relaxed)
+}
+
 /// Says a line on standard error, whatever the level: for what is wrong with the configuration itself.
 pub fn complain(arguments: fmt::Arguments<'_>) {
     write(None, arguments);
@@ -81,10 +101,41 @@ pub fn say(configuration: &Configuration, level: Level, arguments: fmt::Argument
 
 /// One decision about one call, for SHEAF_LOG=debug.
 pub fn decision(configuration: &Configuration, call: &str, path: &[u8], what: &str) {
-    if configuration.log_level == Level::Debug {
+    if configuration.log_level >= Level::Debug {
         let process = system::process_id();
         write(configuration.log_file, format_args!("sheaf[{process}]: {call} {}: {what}", Shown(path)));
     }
+}
+
+/// Whether every call is to be told, once the configuration has been read.
+static TRACES: AtomicBool = AtomicBool::new(false);
+
+/// Has every call told from now on.
+pub fn trace_calls() {
+    TRACES.store(true, Ordering::Relaxed);
+}
+
+/// A hooked call begins.
+#[inline]
+pub fn call(name: &str) {
+    if TRACES.load(Ordering::Relaxed) {
+        trace(format_args!("{name}"));
+    }
+}
+
+/// What the path of the call means.
+#[inline]
+pub fn meaning(path: &[u8], meaning: impl FnOnce() -> &'static str) {
+    if TRACES.load(Ordering::Relaxed) {
+        trace(format_args!("  {}: {}", Shown(path), meaning()));
+    }
+}
+
+#[cold]
+fn trace(arguments: fmt::Arguments<'_>) {
+    let Some(configuration) = crate::configuration::active() else { return };
+    let (process, thread) = (system::process_id(), system::thread_id());
+    write(configuration.log_file, format_args!("sheaf[{process}:{thread}] {arguments}"));
 }
 
 #[inline(never)]
@@ -97,6 +148,7 @@ fn write(file: Option<&core::ffi::CStr>, arguments: fmt::Arguments<'_>) {
     let bytes = line.bytes.get(..=line.length).unwrap_or_default();
     // Nothing can be done about a line that cannot be written.
     match file {
+        None if !has_standard_error() => {}
         None => drop(system::write(2, bytes)),
         Some(path) => {
             let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND;

@@ -8,6 +8,7 @@ use libc::{AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, size_t, ssize_t, timespec,
 use sheaf_common::layout::STUB_BIT;
 
 use crate::configuration;
+use crate::flusher;
 use crate::hooks::{fail, real};
 use crate::open;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
@@ -21,6 +22,8 @@ const STAT_VERSION: c_int = 1;
 const STAT_VERSION: c_int = 0;
 /// Size of the blocks in `st_blocks`, in bytes.
 const BLOCK_BYTES: i64 = 512;
+/// How often a file is hydrated that is evicted again before it is held.
+const ATTEMPTS: u32 = 8;
 
 fn last_of(flags: c_int) -> Last {
     if flags & AT_SYMLINK_NOFOLLOW != 0 { Last::Entry } else { Last::Follow }
@@ -43,24 +46,8 @@ unsafe fn answer(
     flags: c_int,
     native: impl Fn() -> c_int,
 ) -> c_int {
-    let last = last_of(flags);
     // SAFETY: the program's path.
-    let mut resolution = unsafe { paths::resolve(directory, path, last) };
-    if matches!(resolution, Resolution::Foreign) {
-        let errno = system::errno();
-        let result = native();
-        if result == 0 || last != Last::Follow || system::errno() != libc::ENOENT {
-            return result;
-        }
-        // Perhaps a link in a foreign directory, to a name that only the tree has.
-        // SAFETY: the program's path.
-        resolution = unsafe { paths::resolve(directory, path, Last::FollowAnywhere) };
-        if matches!(resolution, Resolution::Foreign) {
-            return result;
-        }
-        system::set_errno(errno);
-    }
-    let entry = match resolution {
+    let entry = match unsafe { paths::resolve(directory, path, last_of(flags)) } {
         Resolution::Foreign => return native(),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
@@ -216,8 +203,7 @@ pub unsafe fn statx(
         Resolution::Ours(entry) if entry.kind == Kind::Managed => entry,
         Resolution::Ours(entry) => return redirect::on_entry(entry, directory, path, native),
         Resolution::Failed(error) => return fail(error.0),
-        // SAFETY: the program's path.
-        Resolution::Foreign => return unsafe { redirect::on_path(directory, path, last_of(flags), native) },
+        Resolution::Foreign => return native(directory, path),
     };
     // SAFETY: the program's buffer.
     unsafe { statx_staged(&entry, flags, mask, buffer) }
@@ -281,7 +267,7 @@ pub unsafe fn truncate(path: *const c_char, length: off_t) -> c_int {
     }
     let flags = libc::O_WRONLY | libc::O_CLOEXEC | if length == 0 { libc::O_TRUNC } else { 0 };
     // SAFETY: the program's path.
-    let opened = match unsafe { open::attempt(AT_FDCWD, path, flags, 0, false) } {
+    let opened = match unsafe { open::attempt(AT_FDCWD, path, flags, 0) } {
         None => return native(AT_FDCWD, path),
         Some(opened) => opened,
     };
@@ -292,41 +278,21 @@ pub unsafe fn truncate(path: *const c_char, length: off_t) -> c_int {
     }
 }
 
-/// Sets the mode of a managed file. The file is held open meanwhile: so it cannot be evicted between the look at its
-/// mark and the change.
-fn set_mode(entry: &Entry, mode: mode_t) -> c_int {
-    let open = |flags| system::retry(|| system::openat(AT_FDCWD, entry.tree_path(), flags | libc::O_CLOEXEC, 0));
-    let Ok(fd) = open(libc::O_RDONLY).or_else(|_| open(libc::O_WRONLY)) else {
-        // Who cannot open it, nor can the flusher, to evict it.
-        return report(system::chmod(entry.tree_path(), with_mark(mode, entry.is_stub())));
-    };
-    let file = system::Descriptor::take(fd);
-    let outcome = system::fstat(file.number())
-        .and_then(|stat| system::fchmod(file.number(), with_mark(mode, paths::is_stub(&stat))));
-    report(outcome)
-}
-
-fn with_mark(mode: mode_t, is_stub: bool) -> mode_t {
-    mode & 0o7777 & !STUB_BIT | if is_stub { STUB_BIT } else { 0 }
-}
-
-fn report(outcome: system::Result<()>) -> c_int {
-    match outcome {
-        Ok(()) => 0,
-        Err(error) => fail(error.0),
-    }
-}
-
-unsafe fn change_mode(
+/// Sets something about what a path means: natively, or about a managed file by `staged`, which gets the descriptor that
+/// the file is held by, if it can be opened, and its path in the tree.
+///
+/// # Safety
+/// `path` must be null or a C string.
+unsafe fn change(
     directory: c_int,
     path: *const c_char,
-    mode: mode_t,
     last: Last,
     native: impl Fn(c_int, *const c_char) -> c_int,
+    staged: impl Fn(Option<c_int>, *const c_char) -> c_int,
 ) -> c_int {
-    // SAFETY: the program's path.
+    // SAFETY: the caller's contract.
     match unsafe { paths::resolve(directory, path, last) } {
-        Resolution::Ours(entry) if entry.kind == Kind::Managed && entry.is_regular() => set_mode(&entry, mode),
+        Resolution::Ours(entry) if entry.kind == Kind::Managed && entry.is_regular() => change_file(&entry, staged),
         Resolution::Ours(entry) if entry.kind == Kind::Directory && entry.is_zone => {
             let given = if entry.is_detour { (AT_FDCWD, entry.real_path().as_ptr()) } else { (directory, path) };
             let result = native(given.0, given.1);
@@ -341,23 +307,73 @@ unsafe fn change_mode(
     }
 }
 
+/// Sets something about a managed file. Its data is brought back first, and it is held open meanwhile, so that nobody
+/// evicts it: never do flusher and program both set what a file's inode says, and the mark of a stub is the flusher's.
+fn change_file(entry: &Entry, staged: impl Fn(Option<c_int>, *const c_char) -> c_int) -> c_int {
+    let Some(configuration) = configuration::active() else { return fail(libc::EIO) };
+    for _ in 0..ATTEMPTS {
+        let open = |flags| system::retry(|| system::open_own(entry.tree_path(), flags | libc::O_NOFOLLOW, 0));
+        // Who may not open it, even as its owner, need not hold it: such a file is never evicted.
+        let held = open(libc::O_RDONLY).or_else(|_| open(libc::O_WRONLY)).ok();
+        let seen = held.as_ref().map_or_else(|| system::lstat(entry.tree_path()), |file| system::fstat(file.number()));
+        match seen {
+            Ok(stat) if paths::is_stub(&stat) => {}
+            Ok(_) => return staged(held.as_ref().map(system::Descriptor::number), entry.tree_path().as_ptr()),
+            Err(Errno(number)) => return fail(number),
+        }
+        drop(held);
+        if let Err(error) = flusher::hydrate(configuration, entry.canonical()) {
+            return fail(error.0);
+        }
+    }
+    fail(libc::EIO)
+}
+
+unsafe fn change_mode(
+    directory: c_int,
+    path: *const c_char,
+    mode: mode_t,
+    last: Last,
+    call: impl Fn(c_int, *const c_char, mode_t) -> c_int,
+) -> c_int {
+    let staged = |held, path| match held {
+        // By the descriptor, so that it is the file that was looked at.
+        // SAFETY: no memory is involved.
+        Some(fd) => unsafe { real::fchmod(fd, mode & !STUB_BIT) },
+        None => call(AT_FDCWD, path, mode & !STUB_BIT),
+    };
+    // SAFETY: the program's arguments.
+    unsafe { change(directory, path, last, |directory, path| call(directory, path, mode), staged) }
+}
+
+/// Sets something by the same call, wherever the file lies.
+unsafe fn change_alike(
+    directory: c_int,
+    path: *const c_char,
+    last: Last,
+    call: impl Fn(c_int, *const c_char) -> c_int,
+) -> c_int {
+    // SAFETY: the program's arguments.
+    unsafe { change(directory, path, last, &call, |_, path| call(AT_FDCWD, path)) }
+}
+
 /// chmod(2).
 pub unsafe fn chmod(path: *const c_char, mode: mode_t) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
-    unsafe { change_mode(AT_FDCWD, path, mode, Last::Follow, |_, path| real::chmod(path, mode)) }
+    unsafe { change_mode(AT_FDCWD, path, mode, Last::Follow, |_, path, mode| real::chmod(path, mode)) }
 }
 
 /// lchmod(3).
 pub unsafe fn lchmod(path: *const c_char, mode: mode_t) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
-    unsafe { change_mode(AT_FDCWD, path, mode, Last::Entry, |_, path| real::lchmod(path, mode)) }
+    unsafe { change_mode(AT_FDCWD, path, mode, Last::Entry, |_, path, mode| real::lchmod(path, mode)) }
 }
 
 /// fchmodat(3).
 pub unsafe fn fchmodat(directory: c_int, path: *const c_char, mode: mode_t, flags: c_int) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
     unsafe {
-        change_mode(directory, path, mode, last_of(flags), |directory, path| {
+        change_mode(directory, path, mode, last_of(flags), |directory, path, mode| {
             real::fchmodat(directory, path, mode, flags)
         })
     }
@@ -379,20 +395,20 @@ fn is_staged_file(fd: c_int) -> bool {
 /// chown(2).
 pub unsafe fn chown(path: *const c_char, user: uid_t, group: gid_t) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
-    unsafe { redirect::on_path(AT_FDCWD, path, Last::Follow, |_, path| real::chown(path, user, group)) }
+    unsafe { change_alike(AT_FDCWD, path, Last::Follow, |_, path| real::chown(path, user, group)) }
 }
 
 /// lchown(2).
 pub unsafe fn lchown(path: *const c_char, user: uid_t, group: gid_t) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
-    unsafe { redirect::on_path(AT_FDCWD, path, Last::Entry, |_, path| real::lchown(path, user, group)) }
+    unsafe { change_alike(AT_FDCWD, path, Last::Entry, |_, path| real::lchown(path, user, group)) }
 }
 
 /// fchownat(2).
 pub unsafe fn fchownat(directory: c_int, path: *const c_char, user: uid_t, group: gid_t, flags: c_int) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
     unsafe {
-        redirect::on_path(directory, path, last_of(flags), |directory, path| {
+        change_alike(directory, path, last_of(flags), |directory, path| {
             real::fchownat(directory, path, user, group, flags)
         })
     }
@@ -401,36 +417,32 @@ pub unsafe fn fchownat(directory: c_int, path: *const c_char, user: uid_t, group
 /// utime(2).
 pub unsafe fn utime(path: *const c_char, times: *const utimbuf) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
-    unsafe { redirect::on_path(AT_FDCWD, path, Last::Follow, |_, path| real::utime(path, times)) }
+    unsafe { change_alike(AT_FDCWD, path, Last::Follow, |_, path| real::utime(path, times)) }
 }
 
 /// utimes(2).
 pub unsafe fn utimes(path: *const c_char, times: *const timeval) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
-    unsafe { redirect::on_path(AT_FDCWD, path, Last::Follow, |_, path| real::utimes(path, times)) }
+    unsafe { change_alike(AT_FDCWD, path, Last::Follow, |_, path| real::utimes(path, times)) }
 }
 
 /// lutimes(3).
 pub unsafe fn lutimes(path: *const c_char, times: *const timeval) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
-    unsafe { redirect::on_path(AT_FDCWD, path, Last::Entry, |_, path| real::lutimes(path, times)) }
+    unsafe { change_alike(AT_FDCWD, path, Last::Entry, |_, path| real::lutimes(path, times)) }
 }
 
 /// futimesat(2).
 pub unsafe fn futimesat(directory: c_int, path: *const c_char, times: *const timeval) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
-    unsafe {
-        redirect::on_path(directory, path, Last::Follow, |directory, path| real::futimesat(directory, path, times))
-    }
+    unsafe { change_alike(directory, path, Last::Follow, |directory, path| real::futimesat(directory, path, times)) }
 }
 
 /// utimensat(2).
 pub unsafe fn utimensat(directory: c_int, path: *const c_char, times: *const timespec, flags: c_int) -> c_int {
     // SAFETY: the program's arguments, or a path of our own.
     unsafe {
-        redirect::on_path(directory, path, last_of(flags), |directory, path| {
-            real::utimensat(directory, path, times, flags)
-        })
+        change_alike(directory, path, last_of(flags), |directory, path| real::utimensat(directory, path, times, flags))
     }
 }
 

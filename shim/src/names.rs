@@ -33,7 +33,7 @@ unsafe fn resolve_path(
     native: impl Fn(*const c_char) -> *mut c_char,
 ) -> *mut c_char {
     // SAFETY: the program's path.
-    match unsafe { paths::resolve(AT_FDCWD, path, Last::FollowAnywhere) } {
+    match unsafe { paths::resolve(AT_FDCWD, path, Last::Follow) } {
         Resolution::Foreign => hide_stage(native(path)),
         Resolution::Failed(error) => fail(error.0),
         Resolution::Ours(entry) if entry.kind == Kind::Managed || entry.is_detour && entry.real().is_some() => {
@@ -173,8 +173,11 @@ fn shorten(directory: c_int, path: &CStr, seen: &mut [u8], length: usize) -> Opt
 unsafe fn placeholder<'a>(template: *mut c_char, suffix_length: c_int) -> Option<&'a mut [u8]> {
     // SAFETY: the program's template.
     let resolution = unsafe { paths::resolve(AT_FDCWD, template, Last::Entry) };
-    if !matches!(resolution, Resolution::Ours(entry) if entry.is_checkpoint) {
-        return None;
+    match resolution {
+        Resolution::Ours(entry) if entry.is_checkpoint => {}
+        // The attempt to make the name will say what is wrong; the kernel knows less of the way.
+        Resolution::Failed(_) => {}
+        _ => return None,
     }
     // SAFETY: a template is a C string that the program lets us change; nobody else refers to it meanwhile.
     let text = unsafe {
@@ -229,7 +232,7 @@ unsafe fn make_file(template: *mut c_char, suffix_length: c_int, flags: c_int, n
     for _ in 0..ATTEMPTS {
         make_up(place);
         // SAFETY: the template is still a C string.
-        match unsafe { open::attempt(AT_FDCWD, template, flags, 0o600, false) } {
+        match unsafe { open::attempt(AT_FDCWD, template, flags, 0o600) } {
             Some(Ok(fd)) => return fd,
             Some(Err(Errno(libc::EEXIST))) => {}
             Some(Err(Errno(number))) => return fail(number),

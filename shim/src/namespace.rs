@@ -7,12 +7,13 @@
 use core::ffi::{CStr, c_char, c_int, c_uint};
 
 use libc::{RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, mode_t};
+use sheaf_common::layout;
 
 use crate::configuration::{self, Configuration};
 use crate::hooks::{Failure, fail, real};
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::redirect;
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Errno, Result};
 use crate::{copy, flusher, listing, log, open};
 
@@ -70,10 +71,10 @@ pub unsafe fn renameat2(
     let native = || {
         // SAFETY: the program's arguments.
         let result = unsafe { real::renameat2(from_directory, from, to_directory, to, flags) };
-        if result == 0 || system::errno() != libc::ENOSYS || from.is_null() || to.is_null() {
+        if result == 0 || system::errno() != libc::ENOSYS || paths::is_no_address(from) || paths::is_no_address(to) {
             return result;
         }
-        // SAFETY: as above, and neither is null. This C library may lack the function.
+        // SAFETY: as above, and there is a text at both. This C library may lack the function.
         report(unsafe { system::rename(old.for_kernel(None), new.for_kernel(None), flags) })
     };
     // SAFETY: the program's arguments.
@@ -82,6 +83,11 @@ pub unsafe fn renameat2(
 
 unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> c_int) -> c_int {
     let Some(configuration) = configuration::active() else { return native() };
+    let excluding = flags & RENAME_EXCHANGE != 0 && flags & (RENAME_NOREPLACE | RENAME_WHITEOUT) != 0;
+    // The kernel refuses such flags whatever the names are.
+    if excluding || paths::is_no_address(from.path) || paths::is_no_address(to.path) {
+        return native();
+    }
     // SAFETY: the program's paths.
     let (old, new) = unsafe {
         (paths::resolve(from.directory, from.path, Last::Entry), paths::resolve(to.directory, to.path, Last::Entry))
@@ -162,17 +168,15 @@ fn move_managed(
         }
         open::mark_replaced(configuration, new.canonical())?;
     }
-    let outcome = system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), flags);
-    if outcome.is_err() {
-        if new.real().is_some() {
-            open::unmark_replaced(configuration, new.canonical());
-        }
-        return outcome;
+    let rename = || system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), flags);
+    let outcome = match flags & RENAME_EXCHANGE == 0 && old.canonical() != new.canonical() {
+        true => take_away(configuration, old, rename),
+        false => rename(),
+    };
+    if outcome.is_err() && new.real().is_some() {
+        open::unmark_replaced(configuration, new.canonical());
     }
-    if flags & RENAME_EXCHANGE == 0 && old.canonical() != new.canonical() {
-        remove_replaced(configuration, old);
-    }
-    Ok(())
+    outcome
 }
 
 /// A managed name moves to a path that is none of ours.
@@ -180,17 +184,29 @@ fn leave(configuration: &Configuration, old: &Entry, to: (c_int, &CStr), flags: 
     if flags & !RENAME_NOREPLACE != 0 {
         return Err(Errno(libc::EINVAL));
     }
-    copy::move_out(configuration, old, to, flags)?;
-    system::unlink(old.tree_path())?;
-    remove_replaced(configuration, old);
-    Ok(())
+    if let Some(error) = parent_error(to) {
+        return Err(error);
+    }
+    // Held until the name is gone, so that nobody starts to write to what has been copied.
+    let _held = copy::move_out(configuration, old, to, flags)?;
+    take_away(configuration, old, || system::unlink(old.tree_path()))
 }
 
-/// The managed name is gone: an older file that waited under it on the real path goes, too.
-fn remove_replaced(configuration: &Configuration, entry: &Entry) {
-    if open::unmark_replaced(configuration, entry.canonical()) {
-        let _ = system::unlink(entry.real_path());
+/// Takes a managed name away by `call`. An older file that waits under it on the real path goes first, and its marker
+/// last: whoever is killed in between does not bring it back.
+fn take_away(configuration: &Configuration, entry: &Entry, call: impl FnOnce() -> Result<()>) -> Result<()> {
+    let is_marked = open::is_marked_replaced(configuration, entry.canonical());
+    if is_marked {
+        match system::unlink(entry.real_path()) {
+            Ok(()) | Err(Errno(libc::ENOENT)) => {}
+            error => return error,
+        }
     }
+    call()?;
+    if is_marked {
+        open::unmark_replaced(configuration, entry.canonical());
+    }
+    Ok(())
 }
 
 /// Something on the real file system takes a name. A managed file of that name goes.
@@ -203,6 +219,11 @@ unsafe fn move_real(
     // SAFETY: the caller has resolved both paths.
     let (source, target) = unsafe { (from.for_kernel(old), to.for_kernel(new.as_ref())) };
     let Some(new) = new.as_ref().filter(|new| new.kind == Kind::Managed) else {
+        // What does not exist cannot take a name: then the kernel says what is wrong.
+        let stat = system::statat(source.0, source.1, libc::AT_SYMLINK_NOFOLLOW);
+        if stat.is_ok_and(|stat| flags & RENAME_EXCHANGE != 0 || paths::is_directory(&stat)) {
+            refuse_if_it_holds_names(configuration, new.as_ref(), flags)?;
+        }
         return system::rename(source, target, flags);
     };
     let stat = system::statat(source.0, source.1, libc::AT_SYMLINK_NOFOLLOW)?;
@@ -235,37 +256,52 @@ unsafe fn move_directory(
     old.populate_from_store(configuration);
     let mut new = new;
     match &new {
-        Some(new) if is_below(new, old) && !(flags & RENAME_NOREPLACE != 0 && new.kind == Kind::Managed) => {
-            return Err(Errno(libc::EINVAL));
+        // The kernel looks at this first.
+        Some(new) if flags & RENAME_NOREPLACE != 0 && (new.kind != Kind::Unmanaged || new.real().is_some()) => {
+            return Err(Errno(libc::EEXIST));
         }
-        Some(new) if new.kind == Kind::Managed && flags & RENAME_NOREPLACE == 0 => return Err(Errno(libc::ENOTDIR)),
-        Some(new) if new.kind == Kind::Managed => return Err(Errno(libc::EEXIST)),
-        Some(new) if new.is_zone && new.kind == Kind::Directory => new.populate_from_store(configuration),
+        Some(new) if is_below(new, old) => return Err(Errno(libc::EINVAL)),
+        Some(new) if new.kind == Kind::Managed => return Err(Errno(libc::ENOTDIR)),
         _ => {}
     }
     // SAFETY: the caller has resolved both paths.
     let source = unsafe { from.for_kernel(Some(old)) };
     let is_same = new.as_ref().is_some_and(|new| new.canonical() == old.canonical());
-    if is_same || !old.has_mirror() {
+    if is_same {
         // SAFETY: as above.
         return system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags);
     }
-    let is_empty = listing::is_empty(old.tree_path());
+    refuse_if_it_holds_names(configuration, new.as_ref(), flags)?;
+    if !old.has_mirror() {
+        // SAFETY: as above.
+        return system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags);
+    }
+    let is_empty = listing::is_empty(old.tree_path())?;
     let keeps_mirror = new.as_mut().is_some_and(|new| new.is_zone && new.make_parent_mirror(configuration));
     if flags & !RENAME_NOREPLACE != 0 || !keeps_mirror && !is_empty {
         // SAFETY: as above.
         let target = unsafe { to.for_kernel(new.as_ref()) };
         return Err(parent_error(target).unwrap_or(Errno(libc::EXDEV)));
     }
-    let has_names = |new: &Entry| new.has_mirror() && !listing::is_empty(new.tree_path());
-    if new.as_ref().is_some_and(|new| new.is_zone && has_names(new)) {
-        return Err(Errno(if flags == 0 { libc::ENOTEMPTY } else { libc::EEXIST }));
-    }
     // SAFETY: as above.
     system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags)?;
     match &new {
         Some(new) if keeps_mirror => system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0),
         _ => system::rmdir(old.tree_path()),
+    }
+}
+
+/// A directory whose names are only in the tree looks empty to the kernel: it must not be replaced.
+fn refuse_if_it_holds_names(configuration: &Configuration, new: Option<&Entry>, flags: c_uint) -> Result<()> {
+    let Some(new) = new.filter(|new| new.kind == Kind::Directory && new.is_zone) else { return Ok(()) };
+    new.populate_from_store(configuration);
+    match flags {
+        _ if !new.has_mirror() => Ok(()),
+        // An exchange would part even an empty mirror from its directory.
+        _ if flags & RENAME_EXCHANGE == 0 && listing::is_empty(new.tree_path())? => Ok(()),
+        0 => Err(Errno(libc::ENOTEMPTY)),
+        RENAME_NOREPLACE => Err(Errno(libc::EEXIST)),
+        _ => Err(Errno(libc::EXDEV)),
     }
 }
 
@@ -291,7 +327,10 @@ pub unsafe fn linkat(
 
 unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_int) -> c_int {
     let Some(configuration) = configuration::active() else { return native() };
-    let last = if flags & libc::AT_SYMLINK_FOLLOW != 0 { Last::FollowAnywhere } else { Last::Entry };
+    if paths::is_no_address(from.path) {
+        return native();
+    }
+    let last = if flags & libc::AT_SYMLINK_FOLLOW != 0 { Last::Follow } else { Last::Entry };
     // SAFETY: the program's paths.
     let (old, new) = unsafe {
         (paths::resolve(from.directory, from.path, last), paths::resolve(to.directory, to.path, Last::Entry))
@@ -301,6 +340,10 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
         Resolution::Foreign if matches!(new, Resolution::Foreign) => return native(),
         old => ours(old),
     };
+    if paths::is_no_address(to.path) {
+        let is_managed = old.is_some_and(|old| old.kind == Kind::Managed);
+        return if is_managed { fail(libc::EFAULT) } else { native() };
+    }
     let new = match new {
         // SAFETY: both paths have been resolved, so they are C strings.
         Resolution::Failed(error) => return fail(unsafe { source_error(old.as_ref(), from) }.unwrap_or(error).0),
@@ -348,14 +391,44 @@ fn link_managed(configuration: &Configuration, old: &Entry, new: Option<Entry>, 
     if !new.make_parent_mirror(configuration) {
         return Err(no_way_to(to));
     }
-    system::link((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0)
+    announce_link(configuration, old, &mut new)
+}
+
+/// Links by way of a directory that the flusher watches: it learns of which file the new name is, even when the name is
+/// gone before it can look.
+fn announce_link(configuration: &Configuration, old: &Entry, new: &mut Entry) -> Result<()> {
+    let Some(inode) = old.staged().map(|stat| stat.st_ino) else { return Err(Errno(libc::ENOENT)) };
+    let (tree_path, name) = new.tree_path_and_spare();
+    start_link_name(configuration, inode, name).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    let mut outcome = make_unique(name, |name| system::link((AT_FDCWD, old.tree_path()), (AT_FDCWD, name), 0));
+    if outcome.is_ok() {
+        outcome = system::rename((AT_FDCWD, name.c_str()), (AT_FDCWD, tree_path), RENAME_NOREPLACE);
+        if outcome.is_err() {
+            let _ = system::unlink(name.c_str());
+        }
+    }
+    match outcome {
+        // Kernels and file systems without the flag; a stage without the directory.
+        Err(Errno(libc::ENOSYS | libc::EINVAL | libc::ENOENT)) => {
+            system::link((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0)
+        }
+        outcome => outcome,
+    }
+}
+
+/// Starts a name for one moment, with the inode's number.
+fn start_link_name(configuration: &Configuration, inode: u64, name: &mut Text) -> core::result::Result<(), TooLong> {
+    open::start_in_stage(configuration, layout::LINKS, name)?;
+    name.push(configuration::decimal(inode, &mut [0; 20]))?;
+    name.push(b"-")
 }
 
 /// Why a managed file cannot get a name.
 fn no_way_to(to: (c_int, &CStr)) -> Errno {
     match system::statat(to.0, to.1, libc::AT_SYMLINK_NOFOLLOW) {
         Ok(_) => Errno(libc::EEXIST),
-        Err(_) => parent_error(to).unwrap_or(Errno(libc::EXDEV)),
+        Err(Errno(libc::ENOENT)) => parent_error(to).unwrap_or(Errno(libc::EXDEV)),
+        Err(error) => error,
     }
 }
 
@@ -398,18 +471,18 @@ unsafe fn make_link(
         Resolution::Ours(entry) => entry,
     };
     if entry.kind == Kind::Managed {
-        return fail(libc::EEXIST);
+        return fail(if paths::is_no_address(target) { libc::EFAULT } else { libc::EEXIST });
     }
     let is_new = entry.kind == Kind::Unmanaged && entry.real().is_none() && entry.is_checkpoint;
     let captured = is_new
         && !entry.wants_directory
-        && !target.is_null()
+        && !paths::is_no_address(target)
         && flusher::ensure(configuration)
         && entry.make_parent_mirror(configuration);
     if !captured {
         return redirect::natively(entry, directory, path, native);
     }
-    // SAFETY: the program's target, which is not null.
+    // SAFETY: the program's target, which is a C string.
     report(system::symlinkat(unsafe { CStr::from_ptr(target) }, AT_FDCWD, entry.tree_path()))
 }
 
@@ -459,11 +532,7 @@ unsafe fn remove_file(directory: c_int, path: *const c_char, native: impl Fn(c_i
     };
     flusher::ensure(configuration);
     log::decision(configuration, "unlink", entry.canonical(), "in the stage");
-    let outcome = system::unlink(entry.tree_path());
-    if outcome.is_ok() {
-        remove_replaced(configuration, &entry);
-    }
-    report(outcome)
+    report(take_away(configuration, &entry, || system::unlink(entry.tree_path())))
 }
 
 /// rmdir(2).
@@ -524,12 +593,10 @@ unsafe fn make_directory(
     path: *const c_char,
     native: impl Fn(c_int, *const c_char) -> c_int,
 ) -> c_int {
+    paths::forget_foreign();
     // SAFETY: the program's path.
     let entry = match unsafe { paths::resolve(directory, path, Last::Entry) } {
-        Resolution::Foreign => {
-            paths::forget_foreign();
-            return native(directory, path);
-        }
+        Resolution::Foreign => return native(directory, path),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
     };

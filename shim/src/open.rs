@@ -4,7 +4,6 @@
 //! flushed, hand out a file without its data, or show the program an error that it would not get natively.
 
 use core::ffi::{CStr, c_char, c_int};
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{O_ACCMODE, O_CREAT, O_DIRECT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_TMPFILE};
 use libc::{O_TRUNC, mode_t, size_t};
@@ -15,7 +14,7 @@ use crate::flusher;
 use crate::hooks::{fail, real};
 use crate::log;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
-use crate::scratch::{Scratch, Text, TooLong};
+use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
 
 /// How often a name is looked at again because it changed meanwhile.
@@ -109,25 +108,10 @@ unsafe fn open_or(
     native: impl Fn() -> c_int,
 ) -> c_int {
     // SAFETY: the caller passes the program's path.
-    let outcome = unsafe { attempt(directory, path, flags, mode, false) };
-    match outcome {
+    match unsafe { attempt(directory, path, flags, mode) } {
         Some(Ok(fd)) => fd,
         Some(Err(Errno(number))) => fail(number),
-        None => {
-            let errno = system::errno();
-            let fd = native();
-            if fd >= 0 || makes_file(flags) || system::errno() != libc::ENOENT {
-                return fd;
-            }
-            // SAFETY: as above. Perhaps a link in a foreign directory, to a name that only the tree has.
-            match unsafe { attempt(directory, path, flags, mode, true) } {
-                Some(Ok(fd)) => {
-                    system::set_errno(errno);
-                    fd
-                }
-                _ => fail(libc::ENOENT),
-            }
-        }
+        None => native(),
     }
 }
 
@@ -145,19 +129,16 @@ enum Step {
 ///
 /// # Safety
 /// `path` must be null or a C string.
-pub unsafe fn attempt(
-    directory: c_int,
-    path: *const c_char,
-    flags: c_int,
-    mode: mode_t,
-    follows_anywhere: bool,
-) -> Option<Result<c_int>> {
+pub unsafe fn attempt(directory: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> Option<Result<c_int>> {
     let configuration = configuration::active()?;
     let flags = if flags & O_PATH != 0 { flags & PATH_FLAGS } else { flags };
+    if flags & (O_CREAT | O_DIRECTORY) == O_CREAT | O_DIRECTORY && flags & O_TMPFILE != O_TMPFILE {
+        // Kernels differ in what this means, and none makes a directory.
+        return None;
+    }
     let mode = if makes_file(flags) { mode & 0o7777 & !STUB_BIT } else { 0 };
     let last = match flags & (O_CREAT | O_EXCL | O_NOFOLLOW) {
         bits if bits & O_NOFOLLOW != 0 || bits == O_CREAT | O_EXCL => Last::Entry,
-        bits if bits & O_CREAT != 0 || follows_anywhere => Last::FollowAnywhere,
         _ => Last::Follow,
     };
     for _ in 0..ATTEMPTS {
@@ -206,7 +187,7 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
     if entry.is_stub()
         && let Err(error) = flusher::hydrate(configuration, entry.canonical())
     {
-        return Step::Done(Err(Errno(if error.0 == libc::ENOENT { libc::ENOENT } else { libc::EIO })));
+        return Step::Done(Err(error));
     }
     open_in_place(entry, flags)
 }
@@ -214,11 +195,24 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
 /// Opens what is there. It may wait for the flusher, which holds a lease for as long as it copies a file aside; so the
 /// program's O_NONBLOCK, which means nothing on ordinary files, is only set afterwards.
 fn open_in_place(entry: &Entry, flags: c_int) -> Step {
-    match open_staged(entry.tree_path(), flags & !O_NONBLOCK, 0) {
-        Ok(file) => finish(file, flags),
+    match open_seen(entry, flags, 0) {
         Err(Errno(libc::ENOENT)) => Step::Again,
-        Err(error) => Step::Done(Err(error)),
+        outcome => Step::Done(outcome.map(Descriptor::release)),
     }
+}
+
+/// Opens the file that the resolution has seen, with its data; ENOENT when it is no longer that: a link that has just
+/// taken the name leads elsewhere. (O_NOFOLLOW would stay visible in F_GETFL.)
+fn open_seen(entry: &Entry, flags: c_int, waiting: c_int) -> Result<Descriptor> {
+    let opened_with = flags & !O_NONBLOCK | waiting;
+    let file = open_staged(entry.tree_path(), opened_with, 0)?;
+    let stat = system::fstat(file.number())?;
+    let is_seen = entry.staged().is_some_and(|seen| (seen.st_dev, seen.st_ino) == (stat.st_dev, stat.st_ino));
+    if !is_seen || paths::is_stub(&stat) {
+        return Err(Errno(libc::ENOENT));
+    }
+    restore_nonblock(&file, flags, opened_with)?;
+    Ok(file)
 }
 
 /// Opens a file in the stage. Memory file systems of older kernels refuse O_DIRECT, which only asks for speed.
@@ -233,23 +227,14 @@ fn open_staged(path: &CStr, flags: c_int, mode: mode_t) -> Result<Descriptor> {
     result.map(Descriptor::take)
 }
 
-/// Hands a descriptor out, unless its data was evicted just before it was opened.
-fn finish(file: Descriptor, flags: c_int) -> Step {
-    match system::fstat(file.number()) {
-        Ok(stat) if paths::is_stub(&stat) => Step::Again,
-        Ok(_) => Step::Done(restore_nonblock(&file, flags).map(|()| file.release())),
-        Err(error) => Step::Done(Err(error)),
-    }
-}
-
 /// Gives the descriptor the O_NONBLOCK that the program asked for, and no other.
-fn restore_nonblock(file: &Descriptor, flags: c_int) -> Result<()> {
-    if flags & O_PATH != 0 {
+fn restore_nonblock(file: &Descriptor, flags: c_int, opened_with: c_int) -> Result<()> {
+    if flags & O_PATH != 0 || (flags ^ opened_with) & O_NONBLOCK == 0 {
         return Ok(());
     }
-    let current = system::fcntl(file.number(), libc::F_GETFL, 0)?;
-    let wanted = current & !O_NONBLOCK | flags & O_NONBLOCK;
-    if wanted == current { Ok(()) } else { system::fcntl(file.number(), libc::F_SETFL, wanted).map(drop) }
+    // O_DIRECT may have been left out.
+    let current = if flags & O_DIRECT == 0 { flags } else { system::fcntl(file.number(), libc::F_GETFL, 0)? };
+    system::fcntl(file.number(), libc::F_SETFL, current & !O_NONBLOCK | flags & O_NONBLOCK).map(drop)
 }
 
 /// Truncates in place if nobody is reading the file on its way to the store; else a new file takes the name.
@@ -257,11 +242,10 @@ fn open_truncated(configuration: &Configuration, entry: &mut Entry, flags: c_int
     if entry.is_stub() {
         return open_anew(configuration, entry, flags);
     }
-    match open_staged(entry.tree_path(), flags | O_NONBLOCK, 0) {
-        Ok(file) => finish(file, flags),
+    match open_seen(entry, flags, O_NONBLOCK) {
         Err(Errno(libc::EAGAIN)) => open_anew(configuration, entry, flags),
         Err(Errno(libc::ENOENT)) => Step::Again,
-        Err(error) => Step::Done(Err(error)),
+        outcome => Step::Done(outcome.map(Descriptor::release)),
     }
 }
 
@@ -272,17 +256,18 @@ fn open_anew(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> 
         return Step::Done(Err(Errno(libc::EACCES)));
     }
     let (tree_path, name) = entry.tree_path_and_spare();
-    if scratch_name(configuration, name).is_err() {
+    let flags_anew = flags & !(O_TRUNC | O_NONBLOCK | O_NOFOLLOW) | O_CREAT | O_EXCL;
+    if start_in_stage(configuration, layout::SCRATCH, name).is_err() {
         return Step::Done(Err(Errno(libc::ENAMETOOLONG)));
     }
-    let made = open_staged(name.c_str(), flags & !(O_TRUNC | O_NONBLOCK | O_NOFOLLOW) | O_CREAT | O_EXCL, 0o600);
+    let made = make_unique(name, |name| open_staged(name, flags_anew, 0o600));
     let result = made.and_then(|file| {
         if old.st_uid != system::user_id() || old.st_gid != system::fstat(file.number())?.st_gid {
             // As natively, the owner stays if we may have it so.
             let _ = system::fchown(file.number(), old.st_uid, old.st_gid);
         }
         system::fchmod(file.number(), old.st_mode & 0o7777 & !STUB_BIT)?;
-        restore_nonblock(&file, flags)?;
+        restore_nonblock(&file, flags, flags_anew)?;
         system::rename((AT_FDCWD, name.c_str()), (AT_FDCWD, tree_path), 0)?;
         Ok(file.release())
     });
@@ -292,19 +277,14 @@ fn open_anew(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> 
     Step::Done(result)
 }
 
-/// A new name in the stage's unwatched directory.
-fn scratch_name(configuration: &Configuration, name: &mut Text) -> core::result::Result<(), TooLong> {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
-    name.set(configuration.stage)?;
-    name.push(b"/")?;
-    name.push(layout::SCRATCH.as_bytes())?;
-    // Unique among living processes, and after a process's own earlier names.
-    let parts = [system::process_id() as u32, system::thread_id() as u32, COUNTER.fetch_add(1, Ordering::Relaxed)];
-    for (separator, part) in [b"/", b"-", b"-"].into_iter().zip(parts) {
-        name.push(separator)?;
-        name.push(configuration::decimal(part, &mut [0; 10]))?;
-    }
-    Ok(())
+/// Starts a path in one of the stage's directories.
+pub fn start_in_stage(
+    configuration: &Configuration,
+    directory: &str,
+    path: &mut Text,
+) -> core::result::Result<(), TooLong> {
+    path.set(configuration.stage)?;
+    [b"/", directory.as_bytes(), b"/"].into_iter().try_for_each(|part| path.push(part))
 }
 
 fn open_unmanaged(configuration: &Configuration, entry: &mut Entry, flags: c_int, mode: mode_t) -> Step {
@@ -346,8 +326,10 @@ fn can_be_replaced(entry: &Entry, real: &Stat, flags: c_int) -> bool {
 
 /// Makes a new file in the tree. What can go wrong there and not natively is no reason to fail.
 fn capture(entry: &Entry, flags: c_int, mode: mode_t) -> Step {
-    match open_staged(entry.tree_path(), flags & !O_NONBLOCK, mode) {
-        Ok(file) => finish(file, flags),
+    let opened_with = flags & !O_NONBLOCK | O_EXCL;
+    match open_staged(entry.tree_path(), opened_with, mode) {
+        Ok(file) => Step::Done(restore_nonblock(&file, flags, opened_with).map(|()| file.release())),
+        Err(Errno(libc::EEXIST)) if flags & O_EXCL == 0 => Step::Again,
         Err(Errno(libc::ENOENT)) => Step::Again,
         Err(error @ Errno(libc::EEXIST | libc::EMFILE | libc::ENFILE)) => Step::Done(Err(error)),
         Err(_) => Step::Native,
@@ -365,7 +347,8 @@ fn capture_replacing(configuration: &Configuration, entry: &Entry, flags: c_int,
         Step::Done(Ok(fd)) => {
             let file = Descriptor::take(fd);
             // The umask may have taken bits that the old file had.
-            match system::fchmod(fd, mode) {
+            let outcome = keep_group(&file, real).and_then(|()| system::fchmod(fd, mode));
+            match outcome {
                 Ok(()) => return Step::Done(Ok(file.release())),
                 Err(error) => Step::Done(Err(error)),
             }
@@ -378,12 +361,17 @@ fn capture_replacing(configuration: &Configuration, entry: &Entry, flags: c_int,
     step
 }
 
+/// As natively, a file that is truncated keeps its group, if we may have it so.
+fn keep_group(file: &Descriptor, real: &Stat) -> Result<()> {
+    if system::fstat(file.number())?.st_gid != real.st_gid {
+        let _ = system::fchown(file.number(), u32::MAX, real.st_gid);
+    }
+    Ok(())
+}
+
 /// The marker's path for a canonical path.
 fn marker_path(configuration: &Configuration, path: &[u8], marker: &mut Text) -> core::result::Result<(), TooLong> {
-    marker.set(configuration.stage)?;
-    marker.push(b"/")?;
-    marker.push(layout::REPLACED.as_bytes())?;
-    marker.push(b"/")?;
+    start_in_stage(configuration, layout::REPLACED, marker)?;
     marker.push(&layout::marker_name(path))
 }
 
@@ -401,6 +389,13 @@ pub fn mark_replaced(configuration: &Configuration, path: &[u8]) -> Result<()> {
             Err(outcome.err().unwrap_or(Errno(libc::ENOSPC)))
         }
     }
+}
+
+/// Whether an older file on the real path is superseded by what the tree has.
+pub fn is_marked_replaced(configuration: &Configuration, path: &[u8]) -> bool {
+    let Some(mut scratch) = Scratch::claim() else { return false };
+    let marker = &mut scratch.other;
+    marker_path(configuration, path, marker).is_ok() && system::lstat(marker.c_str()).is_ok()
 }
 
 /// Takes the marker of a canonical path away; true if there was one.

@@ -11,15 +11,25 @@ use sheaf_common::layout::POPULATED_BIT;
 
 use crate::configuration::{self, Configuration};
 use crate::flusher;
+use crate::log;
 use crate::scratch::{Scratch, Slot, Text, TooLong};
 use crate::system::{self, AT_FDCWD, Errno, Stat};
 
 /// Longest path that the kernel takes, without its NUL.
 const PATH_MAX: usize = 4095;
+/// No processor that Linux runs on maps memory in smaller pieces.
+const SMALLEST_PAGE: usize = 4096;
 /// Symbolic links that one path may go through, as in the kernel.
 const LINKS_MAX: u32 = 40;
 /// Directories that are remembered as leading nowhere near a checkpoint; a power of two.
 const FOREIGN_DIRECTORIES: usize = 4096;
+
+/// Cycles of the processor's time counter after which all that is remembered is forgotten, as a power of two: a few
+/// milliseconds on x86-64, up to some tens on aarch64, whose counters are slower.
+#[cfg(target_arch = "x86_64")]
+const LIFE_BITS: u32 = 23;
+#[cfg(not(target_arch = "x86_64"))]
+const LIFE_BITS: u32 = 20;
 
 static FOREIGN: [AtomicU64; FOREIGN_DIRECTORIES] = [const { AtomicU64::new(0) }; FOREIGN_DIRECTORIES];
 /// Part of every hash, so that all that is remembered is forgotten at once.
@@ -31,10 +41,8 @@ static STORE_SEEN: AtomicBool = AtomicBool::new(false);
 pub enum Last {
     /// The name itself is meant.
     Entry,
-    /// What it leads to is meant; in a directory that is known as foreign, nobody looks.
+    /// What it leads to is meant.
     Follow,
-    /// What it leads to is meant, wherever it lies.
-    FollowAnywhere,
 }
 
 /// What is at a name.
@@ -138,10 +146,16 @@ impl Entry {
     }
 
     /// Gives the mirror its mode: what the program may do in it is what it may do in the real directory. The umask has
-    /// no part in it.
+    /// no part in it. Files that are made in a directory with the set-group-ID bit get its group: so do those in its mirror.
     pub fn update_mirror_mode(&self) {
         let access = if system::may_write(self.real_path()).is_ok() { 0o700 } else { 0o500 };
-        let _ = system::chmod(self.tree_path(), POPULATED_BIT | access);
+        let inherited = match system::lstat(self.real_path()) {
+            Ok(stat) if stat.st_mode & libc::S_ISGID != 0 => {
+                system::change_group(self.tree_path(), stat.st_gid).map_or(0, |()| libc::S_ISGID)
+            }
+            _ => 0,
+        };
+        let _ = system::chmod(self.tree_path(), POPULATED_BIT | access | inherited);
     }
 
     /// Gives the directory itself a mirror, if the store may hold names in it.
@@ -160,10 +174,18 @@ impl Entry {
     }
 }
 
+/// What is at a path in the tree; nothing in a stage that a stranger has made.
+fn look_into_tree(path: &CStr) -> system::Result<Stat> {
+    match configuration::active() {
+        Some(configuration) if configuration.has_stage() => system::lstat(path),
+        _ => Err(Errno(libc::ENOENT)),
+    }
+}
+
 /// Whether a path in the tree is a mirror that shows every name that Sheaf holds in its directory. Others are only there
 /// to be walked through.
 fn is_mirror(path: &CStr) -> bool {
-    system::lstat(path).is_ok_and(|stat| is_directory(&stat) && stat.st_mode & POPULATED_BIT != 0)
+    look_into_tree(path).is_ok_and(|stat| is_directory(&stat) && stat.st_mode & POPULATED_BIT != 0)
 }
 
 /// Whether this is a regular file.
@@ -208,9 +230,12 @@ pub fn forget_foreign() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Of a directory's path, for as long as it may be remembered: other processes change what names mean, too, and nobody
+/// tells this one.
 fn hash(bytes: &[u8]) -> u64 {
     let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325 ^ GENERATION.load(Ordering::Relaxed), fold);
+    let age = (system::cycles() >> LIFE_BITS).rotate_right(16) ^ GENERATION.load(Ordering::Relaxed);
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325 ^ age, fold);
     (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
 }
 
@@ -222,22 +247,57 @@ fn is_foreign(hash: u64) -> bool {
     foreign_entry(hash).is_some_and(|entry| entry.load(Ordering::Relaxed) == hash)
 }
 
+/// Whether no text can be at an address: null, an error number, or close to either. The kernel answers such calls with
+/// EFAULT, where a look would crash.
+#[inline]
+pub fn is_no_address(text: *const c_char) -> bool {
+    (text as usize).wrapping_add(SMALLEST_PAGE) < 2 * SMALLEST_PAGE
+}
+
 /// What the path `path` relative to `directory` means.
 ///
 /// # Safety
-/// `path` must be null or a C string.
+/// `path` must be a C string, or [`is_no_address`].
 #[inline]
 pub unsafe fn resolve(directory: c_int, path: *const c_char, last: Last) -> Resolution {
     let Some(configuration) = configuration::active() else { return Resolution::Foreign };
-    if path.is_null() {
+    if is_no_address(path) {
         return Resolution::Foreign;
     }
     // SAFETY: the caller's contract.
     let path = unsafe { CStr::from_ptr(path) };
-    match path.to_bytes().first() {
+    let resolution = match path.to_bytes().first() {
         None => Resolution::Foreign,
         Some(b'/') => resolve_absolute(configuration, path, last),
         Some(_) => resolve_relative(configuration, directory, path.to_bytes(), last).unwrap_or(Resolution::Foreign),
+    };
+    log::meaning(path.to_bytes(), || resolution.meaning());
+    resolution
+}
+
+impl Resolution {
+    /// The decision, for people.
+    fn meaning(&self) -> &'static str {
+        match self {
+            Resolution::Foreign => {
+                "none of Sheaf's: it matches no pattern, is excluded, or lies in a directory that leads nowhere near one"
+            }
+            Resolution::Failed(_) => "the call fails as it would natively",
+            Resolution::Ours(entry) => match entry.kind {
+                Kind::Managed if entry.is_stub() => {
+                    "captured, its data only in the store: brought back when it is opened"
+                }
+                Kind::Managed => "captured: in the stage",
+                Kind::Directory => "a directory that can hold captured files: real, with their names added",
+                Kind::Unmanaged if !entry.is_checkpoint => {
+                    "beside checkpoint paths, but it matches no pattern or is excluded: left alone"
+                }
+                Kind::Unmanaged if entry.real().is_some() => {
+                    "a checkpoint path with a file from before: captured when it is written anew"
+                }
+                Kind::Unmanaged => "a checkpoint path that does not exist: captured when it is made",
+            },
+        }
     }
 }
 
@@ -267,7 +327,7 @@ fn leads_nowhere(configuration: &Configuration, text: &[u8], path: &CStr, last: 
         return false;
     }
     // One byte is enough to learn whether it is a link.
-    last != Last::FollowAnywhere || system::readlinkat(AT_FDCWD, path, &mut [0]).is_err()
+    last == Last::Entry || system::readlinkat(AT_FDCWD, path, &mut [0]).is_err()
 }
 
 #[inline(never)]
@@ -401,6 +461,10 @@ fn walk(
         None => walker.directory_hash = directory_hash(configuration, walker.slot.pending.as_bytes()),
     }
     let outcome = walker.go(last);
+    if matches!(outcome, Err(Stop::Foreign)) {
+        // It ends at a directory that is missing or that nobody may enter.
+        walker.remember_foreign();
+    }
     let (is_detour, wants_directory) = (walker.is_detour, walker.wants_directory);
     match outcome {
         Ok(has_parent_mirror) => conclude(configuration, scratch, base, has_parent_mirror, is_detour, wants_directory),
@@ -506,7 +570,7 @@ impl<'a> Walker<'a> {
         if !self.configuration.is_some_and(|configuration| configuration.is_zone(parent(self.canonical()))) {
             return Ok(());
         }
-        match system::lstat(self.slot.tree.c_str()).or_else(|_| system::lstat(self.real())) {
+        match look_into_tree(self.slot.tree.c_str()).or_else(|_| system::lstat(self.real())) {
             Ok(stat) if !is_directory(&stat) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
             _ => Ok(()),
         }
@@ -569,16 +633,20 @@ impl<'a> Walker<'a> {
         match self.read_link(false) {
             Ok(()) => self.splice(),
             Err(Errno(libc::EINVAL)) => Ok(()),
-            Err(Errno(libc::ENOENT)) if in_zone && self.populate_parent() => match self.read_link(true) {
-                Ok(()) => {
-                    self.is_detour = true;
-                    self.splice()
+            // Somebody else may have made the mirror since the look at the tree.
+            Err(Errno(libc::ENOENT)) if in_zone && (self.populate_parent() || self.parent_mirror_exists()) => {
+                match self.read_link(true) {
+                    Ok(()) => {
+                        self.is_detour = true;
+                        self.splice()
+                    }
+                    Err(Errno(libc::EINVAL)) => Ok(()),
+                    // Populating has made the real directory, if the store knows it.
+                    Err(_) if self.read_link(false) == Err(Errno(libc::EINVAL)) => Ok(()),
+                    Err(_) => Err(Stop::Foreign),
                 }
-                Err(Errno(libc::EINVAL)) => Ok(()),
-                // Populating has made the real directory, if the store knows it.
-                Err(_) if self.read_link(false) == Err(Errno(libc::EINVAL)) => Ok(()),
-                Err(_) => Err(Stop::Foreign),
-            },
+            }
+            Err(error @ Errno(libc::ENOTDIR)) if self.is_detour => Err(Stop::Failed(error)),
             Err(_) => Err(Stop::Foreign),
         }
     }
@@ -612,11 +680,15 @@ impl<'a> Walker<'a> {
             if self.slot.staged.get().is_some() {
                 return Ok(has_parent_mirror);
             }
+        } else if in_zone && matches!(system::lstat(self.slot.tree.c_str()), Err(Errno(libc::ENOTDIR))) {
+            // An excluded name below what only the tree knows to be a file.
+            return Err(Stop::Failed(Errno(libc::ENOTDIR)));
         }
         if in_zone || self.is_in_zone() || self.is_detour {
             match system::lstat(self.real()) {
                 Ok(stat) => self.slot.real.set(Some(stat)),
                 Err(Errno(libc::ENOENT)) => {}
+                Err(error @ Errno(libc::ENOTDIR)) if self.is_detour => return Err(Stop::Failed(error)),
                 Err(_) => return Err(Stop::Foreign),
             }
         }
@@ -624,16 +696,16 @@ impl<'a> Walker<'a> {
     }
 
     fn look_in_tree(&mut self) -> Result<bool, Stop> {
-        match system::lstat(self.slot.tree.c_str()) {
+        match look_into_tree(self.slot.tree.c_str()) {
             Ok(stat) => {
                 self.slot.staged.set(Some(stat));
                 // A directory needs the mirror only for what is made in it.
                 Ok(!is_directory(&stat) || self.parent_mirror_exists())
             }
             Err(Errno(libc::ENOTDIR)) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
-            Err(_) if self.parent_mirror_exists() => Ok(true),
-            Err(_) if self.populate_parent() => {
-                let seen = system::lstat(self.slot.tree.c_str()).ok();
+            // The mirror may be younger than the look: only what is missing now is missing.
+            Err(_) if self.parent_mirror_exists() || self.populate_parent() => {
+                let seen = look_into_tree(self.slot.tree.c_str()).ok();
                 self.slot.staged.set(seen);
                 Ok(true)
             }
@@ -658,6 +730,9 @@ impl<'a> Walker<'a> {
     /// Reads the link at the name, in the tree or at the real path.
     fn read_link(&mut self, in_tree: bool) -> system::Result<()> {
         let Slot { tree, other, .. } = &mut *self.slot;
+        if in_tree && !self.configuration.is_some_and(|configuration| configuration.has_stage()) {
+            return Err(Errno(libc::ENOENT));
+        }
         let path = if in_tree { tree.c_str() } else { tree.c_str_from(self.base) };
         other.fill(|room| system::readlinkat(AT_FDCWD, path, room))
     }

@@ -8,13 +8,13 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use libc::mode_t;
 
 use crate::hooks::fail;
-use crate::{metadata, names, namespace, open, system};
+use crate::{exec, log, metadata, names, namespace, open, rare, system};
 
 /// Numbers of calls that are looked at are below this.
 const NUMBERS: usize = 512;
 
 /// Calls of every architecture that take a path and have a hook.
-const EVERYWHERE: [c_long; 17] = [
+const EVERYWHERE: [c_long; 32] = [
     libc::SYS_openat,
     libc::SYS_openat2,
     libc::SYS_newfstatat,
@@ -32,11 +32,26 @@ const EVERYWHERE: [c_long; 17] = [
     libc::SYS_fchownat,
     libc::SYS_truncate,
     libc::SYS_utimensat,
+    libc::SYS_chdir,
+    libc::SYS_statfs,
+    libc::SYS_mknodat,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_execve,
+    libc::SYS_execveat,
 ];
 
 /// Calls that only older architectures have.
 #[cfg(target_arch = "x86_64")]
-const OLDER: [c_long; 14] = [
+const OLDER: [c_long; 19] = [
     libc::SYS_open,
     libc::SYS_creat,
     libc::SYS_stat,
@@ -51,6 +66,11 @@ const OLDER: [c_long; 14] = [
     libc::SYS_readlink,
     libc::SYS_chmod,
     libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_mknod,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+    libc::SYS_futimesat,
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: [c_long; 0] = [];
@@ -144,6 +164,7 @@ unsafe extern "C" fn hooked(
     e: c_long,
     f: c_long,
 ) -> c_long {
+    log::call("syscall");
     let directory = a as c_int;
     let path = |argument: c_long| argument as *const c_char;
     // SAFETY: the program's arguments, in the order that the kernel documents for the number.
@@ -168,6 +189,36 @@ unsafe extern "C" fn hooked(
             // A null path means the descriptor itself here, which the C library's function refuses.
             libc::SYS_utimensat if b == 0 => return plain(number, a, b, c, d, e, f),
             libc::SYS_utimensat => metadata::utimensat(directory, path(b), c as *const _, d as c_int),
+            _ => return hooked_further(number, [a, b, c, d, e, f]),
+        }
+    };
+    c_long::from(result)
+}
+
+/// More of them: those on one path that is the first argument, and a few others.
+unsafe fn hooked_further(number: c_long, arguments: [c_long; 6]) -> c_long {
+    let [a, b, c, d, e, f] = arguments;
+    let path = |argument: c_long| argument as *const c_char;
+    // SAFETY: as in `hooked`.
+    let result = unsafe {
+        match number {
+            libc::SYS_chdir => rare::chdir(path(a)),
+            libc::SYS_statfs => rare::statfs(path(a), b as *mut _),
+            libc::SYS_mknodat => rare::mknodat(a as c_int, path(b), c as mode_t, libc::dev_t::from(d as u32)),
+            libc::SYS_inotify_add_watch => rare::inotify_add_watch(a as c_int, path(b), c as u32),
+            libc::SYS_name_to_handle_at => {
+                rare::name_to_handle_at(a as c_int, path(b), c as *mut _, d as *mut _, e as c_int)
+            }
+            libc::SYS_getxattr => return metadata::getxattr(path(a), path(b), c as *mut _, d as usize) as c_long,
+            libc::SYS_lgetxattr => return metadata::lgetxattr(path(a), path(b), c as *mut _, d as usize) as c_long,
+            libc::SYS_setxattr => metadata::setxattr(path(a), path(b), c as *const _, d as usize, e as c_int),
+            libc::SYS_lsetxattr => metadata::lsetxattr(path(a), path(b), c as *const _, d as usize, e as c_int),
+            libc::SYS_listxattr => return metadata::listxattr(path(a), b as *mut _, c as usize) as c_long,
+            libc::SYS_llistxattr => return metadata::llistxattr(path(a), b as *mut _, c as usize) as c_long,
+            libc::SYS_removexattr => metadata::removexattr(path(a), path(b)),
+            libc::SYS_lremovexattr => metadata::lremovexattr(path(a), path(b)),
+            libc::SYS_execve => exec::execve(path(a), b as *const _, c as *const _),
+            libc::SYS_execveat => exec::execveat(a as c_int, path(b), c as *const _, d as *const _, e as c_int),
             _ => return hooked_older(number, [a, b, c, d, e, f]),
         }
     };
@@ -195,6 +246,13 @@ unsafe fn hooked_older(number: c_long, arguments: [c_long; 6]) -> c_long {
             libc::SYS_readlink => return names::readlink(path(a), b as *mut _, c as usize) as c_long,
             libc::SYS_chmod => metadata::chmod(path(a), b as mode_t),
             libc::SYS_chown => metadata::chown(path(a), b as u32, c as u32),
+            libc::SYS_lchown => metadata::lchown(path(a), b as u32, c as u32),
+            libc::SYS_mknod => rare::mknod(path(a), b as mode_t, libc::dev_t::from(c as u32)),
+            libc::SYS_utime => metadata::utime(path(a), b as *const _),
+            libc::SYS_utimes => metadata::utimes(path(a), b as *const _),
+            // A null path means the descriptor itself here.
+            libc::SYS_futimesat if b == 0 => return plain(number, a, b, c, d, e, f),
+            libc::SYS_futimesat => metadata::futimesat(a as c_int, path(b), c as *const _),
             _ => return plain(number, a, b, c, d, e, f),
         }
     };

@@ -6,7 +6,7 @@ use core::ffi::{c_char, c_int};
 
 use crate::hooks::{Failure, fail};
 use crate::paths::{self, Entry, Kind, Last, Resolution};
-use crate::system::{self, AT_FDCWD};
+use crate::system::AT_FDCWD;
 
 /// Makes a call on what a path means: in the tree for managed names, else natively.
 ///
@@ -18,24 +18,9 @@ pub unsafe fn on_path<R: Failure>(
     last: Last,
     call: impl Fn(c_int, *const c_char) -> R,
 ) -> R {
-    let errno = system::errno();
     // SAFETY: the caller's contract.
     match unsafe { paths::resolve(directory, path, last) } {
-        Resolution::Foreign => {
-            let result = call(directory, path);
-            if last != Last::Follow || !result.is_failure() || system::errno() != libc::ENOENT {
-                return result;
-            }
-            // Perhaps a link in a foreign directory, to a name that only the tree has.
-            // SAFETY: the caller's contract.
-            match unsafe { paths::resolve(directory, path, Last::FollowAnywhere) } {
-                Resolution::Ours(entry) => {
-                    system::set_errno(errno);
-                    on_entry(entry, directory, path, call)
-                }
-                _ => fail(libc::ENOENT),
-            }
-        }
+        Resolution::Foreign => call(directory, path),
         Resolution::Failed(error) => fail(error.0),
         Resolution::Ours(entry) => on_entry(entry, directory, path, call),
     }

@@ -8,9 +8,10 @@ use core::cell::UnsafeCell;
 use core::ffi::CStr;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::system::{self, Stat};
+use crate::configuration;
+use crate::system::{self, Errno, Stat};
 
 /// Room for a path of PATH_MAX behind the tree's own path.
 const CAPACITY: usize = 4096 + 512;
@@ -99,6 +100,26 @@ impl Text {
     fn terminate(&mut self) {
         if let Some(place) = self.bytes.get_mut(self.length) {
             *place = 0;
+        }
+    }
+}
+
+/// Makes something by `make` under a name that starts with what is in `name`, and has not been used: `make` fails with
+/// EEXIST where something is, for processes that died, and those of other containers, have the same numbers.
+pub fn make_unique<T>(name: &mut Text, mut make: impl FnMut(&CStr) -> system::Result<T>) -> system::Result<T> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let start = name.len();
+    loop {
+        let numbers =
+            [system::process_id() as u32, system::thread_id() as u32, COUNTER.fetch_add(1, Ordering::Relaxed)];
+        name.truncate(start);
+        for (separator, number) in [&b""[..], b"-", b"-"].into_iter().zip(numbers) {
+            let pushed = name.push(separator).and_then(|()| name.push(configuration::decimal(number, &mut [0; 10])));
+            pushed.map_err(|_| Errno(libc::ENAMETOOLONG))?;
+        }
+        match make(name.c_str()) {
+            Err(Errno(libc::EEXIST)) => {}
+            outcome => return outcome,
         }
     }
 }

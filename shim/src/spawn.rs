@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 
 use sheaf_common::configuration::Level;
 
-use crate::configuration::Configuration;
+use crate::configuration::{self, Configuration};
 use crate::log::{self, Shown};
 use crate::scratch::{Scratch, Text};
 use crate::system::{self, Descriptor, Errno, Result, Signals};
@@ -19,8 +19,9 @@ use crate::system::{self, Descriptor, Errno, Result, Signals};
 const STACK_BYTES: usize = 64 * 1024;
 /// Where the flusher is, relative to the library's directory.
 const PROGRAMS: [&[u8]; 2] = [b"/sheaf", b"/../bin/sheaf"];
-/// Variables that the flusher must not inherit: it is not to be preloaded with this library.
-const REMOVED: [&[u8]; 2] = [b"LD_PRELOAD=", b"LD_AUDIT="];
+/// Variables that the flusher must not inherit: it is not to be preloaded with this library, and it gets the variables
+/// that concern Sheaf as this process was started with them, whatever the program has done to its environment.
+const REMOVED: [&[u8]; 3] = [b"LD_PRELOAD=", b"LD_AUDIT=", configuration::VARIABLE_START];
 /// The kernel counts signals from 1 to 64.
 const SIGNALS: c_int = 64;
 
@@ -63,7 +64,7 @@ pub fn start_flusher(configuration: &Configuration) -> Result<c_int> {
     })?;
     // SAFETY: environ is null or a null-terminated vector; the entries stay valid as long as nobody changes them,
     // which a program that calls setenv beside other threads does not keep either.
-    let count = unsafe { count_entries(environ) };
+    let count = unsafe { system::vector_length(environ) } + configuration::kept_variables().count();
     let vector_bytes = (count + 1) * size_of::<*const c_char>();
     let length = vector_bytes.next_multiple_of(4096) + 2 * STACK_BYTES;
     let memory = system::map(length)?;
@@ -71,15 +72,6 @@ pub fn start_flusher(configuration: &Configuration) -> Result<c_int> {
     // SAFETY: both processes have executed or ended, since clone with CLONE_VFORK has returned.
     unsafe { system::unmap(memory, length) };
     outcome
-}
-
-unsafe fn count_entries(vector: *const *const c_char) -> usize {
-    let mut count = 0;
-    // SAFETY: the caller passes null or a null-terminated vector.
-    while !vector.is_null() && unsafe { !(*vector.add(count)).is_null() } {
-        count += 1;
-    }
-    count
 }
 
 /// `memory`: the new environment at its start, the two stacks at its end.
@@ -117,7 +109,8 @@ fn run(configuration: &Configuration, program: &CStr, memory: *mut u8, length: u
 }
 
 unsafe fn copy_environment(environment: *mut *const c_char, room_bytes: usize) {
-    // SAFETY: reads environ up to its null; writes at most as many entries as there is room for, less one.
+    // SAFETY: reads environ up to its null; writes at most as many entries as there is room for, less one. The kept
+    // variables stay for good.
     unsafe {
         let mut entry = environ;
         let (mut kept, room) = (0, room_bytes / size_of::<*const c_char>() - 1);
@@ -128,6 +121,10 @@ unsafe fn copy_environment(environment: *mut *const c_char, room_bytes: usize) {
                 kept += 1;
             }
             entry = entry.add(1);
+        }
+        for variable in configuration::kept_variables().take(room - kept) {
+            *environment.add(kept) = variable.as_ptr();
+            kept += 1;
         }
     }
 }
@@ -156,6 +153,8 @@ extern "C" fn become_flusher(argument: *mut c_void) -> c_int {
         (0..3).for_each(|number| system::duplicate_to(null, number));
     }
     (1..=SIGNALS).for_each(system::default_action);
+    // The loader of the new program fails in a program's small address space; the flusher lifts the other limits itself.
+    [libc::RLIMIT_AS, libc::RLIMIT_DATA].into_iter().for_each(system::lift_limit);
     system::set_blocked_signals(0);
     let arguments = [c"sheaf".as_ptr(), c"flusher".as_ptr(), ptr::null()];
     // SAFETY: both vectors end with a null and hold C strings that live in memory shared with the suspended caller.

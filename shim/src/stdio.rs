@@ -71,7 +71,7 @@ pub unsafe fn fopen(path: *const c_char, mode: *const c_char) -> *mut FILE {
         return unsafe { open_by_path(path, letters, flags, native, fail, |path, mode| real::fopen(path, mode)) };
     }
     // SAFETY: the program's path.
-    let fd = match unsafe { open::attempt(AT_FDCWD, path, flags, FILE_MODE, flags & O_CREAT == 0) } {
+    let fd = match unsafe { open::attempt(AT_FDCWD, path, flags, FILE_MODE) } {
         None => return native(),
         Some(Err(Errno(number))) => return fail(number),
         Some(Ok(fd)) => Descriptor::take(fd),
@@ -97,8 +97,10 @@ pub unsafe fn freopen(path: *const c_char, mode: *const c_char, stream: *mut FIL
     let letters = unsafe { CStr::from_ptr(mode) }.to_bytes();
     let Some(flags) = flags_of(letters) else { return native() };
     let refuse = |number| {
-        // SAFETY: the program's stream, which freopen closes even when it fails.
-        unsafe { real::fclose(stream) };
+        // The C library closes the file and leaves the stream to the program, which may close it once more: so it must
+        // fail by itself, at a path that nobody has.
+        // SAFETY: the program's mode and stream.
+        unsafe { real::freopen(c"".as_ptr(), mode, stream) };
         fail(number)
     };
     // SAFETY: the program's arguments.
@@ -115,10 +117,9 @@ unsafe fn open_by_path(
     refuse: impl Fn(c_int) -> *mut FILE,
     call: impl Fn(*const c_char, *const c_char) -> *mut FILE,
 ) -> *mut FILE {
-    let follows_anywhere = flags & O_CREAT == 0;
     let mut mode = [0; MODE_MAX];
     // SAFETY: the program's path.
-    let held = match unsafe { open::attempt(AT_FDCWD, path, flags | O_CLOEXEC, FILE_MODE, follows_anywhere) } {
+    let held = match unsafe { open::attempt(AT_FDCWD, path, flags | O_CLOEXEC, FILE_MODE) } {
         Some(Ok(fd)) => Descriptor::take(fd),
         None => return native(),
         Some(Err(Errno(number))) => return refuse(number),
@@ -127,7 +128,7 @@ unsafe fn open_by_path(
         return refuse(libc::EINVAL);
     }
     // SAFETY: the program's path.
-    let stream = match unsafe { paths::resolve(AT_FDCWD, path, Last::FollowAnywhere) } {
+    let stream = match unsafe { paths::resolve(AT_FDCWD, path, Last::Follow) } {
         Resolution::Ours(entry) if entry.kind == Kind::Managed => {
             call(entry.tree_path().as_ptr(), mode.as_ptr().cast())
         }

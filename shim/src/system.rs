@@ -15,6 +15,9 @@ pub type Result<T> = core::result::Result<T, Errno>;
 /// The kernel's and the C library's `struct stat`, which agree on 64-bit.
 pub type Stat = libc::stat;
 
+/// `F_SETSIG` of fcntl(2), which the libc crate lacks.
+const F_SETSIG: c_int = 10;
+
 /// Relative paths start at the working directory.
 pub const AT_FDCWD: c_int = libc::AT_FDCWD;
 
@@ -259,6 +262,17 @@ pub fn mkdirat(directory: c_int, path: &CStr, mode: c_uint) -> Result<()> {
     unsafe { call!(libc::SYS_mkdirat, directory, path.as_ptr(), mode) }.map(drop)
 }
 
+/// mknodat(2).
+///
+/// # Safety
+/// `path` must be a pointer that the program handed to us as a path, or a C string.
+pub unsafe fn mknodat(directory: c_int, path: *const c_char, mode: c_uint, device: libc::dev_t) -> Result<()> {
+    // The kernel takes devices as 32 bits.
+    let device = u32::try_from(device).map_err(|_| Errno(libc::EINVAL))?;
+    // SAFETY: the kernel checks the path.
+    unsafe { call!(libc::SYS_mknodat, directory, path, mode, device) }.map(drop)
+}
+
 /// linkat(2).
 pub fn link(from: (c_int, &CStr), to: (c_int, &CStr), flags: c_int) -> Result<()> {
     // SAFETY: both paths are NUL-terminated.
@@ -289,6 +303,12 @@ pub fn fchown(fd: c_int, user: c_uint, group: c_uint) -> Result<()> {
     unsafe { call!(libc::SYS_fchown, fd, user, group) }.map(drop)
 }
 
+/// Gives what is at an absolute path another group, following links.
+pub fn change_group(path: &CStr, group: c_uint) -> Result<()> {
+    // SAFETY: the path is NUL-terminated; an owner of all ones means that it stays.
+    unsafe { call!(libc::SYS_fchownat, AT_FDCWD, path.as_ptr(), -1isize, group, 0) }.map(drop)
+}
+
 /// futimens(2).
 pub fn futimens(fd: c_int, times: &[libc::timespec; 2]) -> Result<()> {
     // SAFETY: a null path means the descriptor itself; two valid times are read.
@@ -305,6 +325,18 @@ pub fn ftruncate(fd: c_int, length: i64) -> Result<()> {
 pub fn fcntl(fd: c_int, command: c_int, argument: c_int) -> Result<c_int> {
     // SAFETY: only commands that take an integer are used.
     unsafe { call!(libc::SYS_fcntl, fd, command, argument) }.map(|value| value as c_int)
+}
+
+/// Takes a read lease on a file of this user: granted when nobody can write to it. Who wants to write later waits until
+/// the descriptor is closed; the kernel then sends this process a signal, and must send none that could end it.
+pub fn lease_for_reading(fd: c_int) -> Result<()> {
+    fcntl(fd, F_SETSIG, libc::SIGURG)?;
+    fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK).map(drop)
+}
+
+/// Whether a read lease is still there, and nobody has asked to write.
+pub fn is_read_leased(fd: c_int) -> bool {
+    fcntl(fd, libc::F_GETLEASE, 0) == Ok(libc::F_RDLCK)
 }
 
 /// Takes a lock of the process on a whole file, or fails at once.
@@ -397,6 +429,24 @@ pub fn random(buffer: &mut [u8]) -> bool {
     // SAFETY: the kernel writes at most the buffer's length.
     let got = unsafe { call!(libc::SYS_getrandom, buffer.as_mut_ptr(), buffer.len(), libc::GRND_NONBLOCK) };
     got == Ok(buffer.len())
+}
+
+/// The processor's time counter, which costs no call. It may jump, and no unit is promised.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub fn cycles() -> u64 {
+    // SAFETY: reads a counter that every x86-64 processor has.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// The processor's time counter, which costs no call. It may jump, and no unit is promised.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+pub fn cycles() -> u64 {
+    let count: u64;
+    // SAFETY: reads a counter that Linux lets every program read.
+    unsafe { core::arch::asm!("mrs {}, cntvct_el0", out(reg) count, options(nomem, nostack)) };
+    count
 }
 
 /// A monotonic time, in nanoseconds.
@@ -503,6 +553,31 @@ pub fn default_action(signal: c_int) {
     let _ = unsafe { call!(libc::SYS_rt_sigaction, signal, action.as_ptr(), 0, size_of::<Signals>()) };
 }
 
+/// Lifts a limit of the calling process as far as it may be lifted; it stays as it was when that fails.
+pub fn lift_limit(resource: libc::__rlimit_resource_t) {
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel writes its structure: two 64-bit numbers, the limit and its maximum.
+    let known = unsafe { call!(libc::SYS_prlimit64, 0, resource, 0, limit.as_mut_ptr()) };
+    limit[0] = limit[1];
+    if known.is_ok() {
+        // SAFETY: the kernel reads the structure that it has just written.
+        let _ = unsafe { call!(libc::SYS_prlimit64, 0, resource, limit.as_ptr(), 0) };
+    }
+}
+
+/// The entries of a vector of arguments or variables, without its null; none of a null vector.
+///
+/// # Safety
+/// `vector` must be null, or end with a null.
+pub unsafe fn vector_length(vector: *const *const c_char) -> usize {
+    let mut count = 0;
+    // SAFETY: the caller's contract.
+    while !vector.is_null() && unsafe { !(*vector.add(count)).is_null() } {
+        count += 1;
+    }
+    count
+}
+
 /// execve(2); yields only when it fails.
 ///
 /// # Safety
@@ -510,6 +585,24 @@ pub fn default_action(signal: c_int) {
 pub unsafe fn execute(path: &CStr, arguments: *const *const c_char, environment: *const *const c_char) -> Errno {
     // SAFETY: passed on from the caller.
     match unsafe { call!(libc::SYS_execve, path.as_ptr(), arguments, environment) } {
+        Err(error) => error,
+        Ok(_) => Errno(libc::EIO),
+    }
+}
+
+/// execveat(2); yields only when it fails.
+///
+/// # Safety
+/// As for the function of this name in the C library; `path` may be whatever the program handed to us as a path.
+pub unsafe fn execute_at(
+    directory: c_int,
+    path: *const c_char,
+    arguments: *const *const c_char,
+    environment: *const *const c_char,
+    flags: c_int,
+) -> Errno {
+    // SAFETY: passed on from the caller.
+    match unsafe { call!(libc::SYS_execveat, directory, path, arguments, environment, flags) } {
         Err(error) => error,
         Ok(_) => Errno(libc::EIO),
     }

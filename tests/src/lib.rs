@@ -3,6 +3,7 @@
 //! A [`Scene`] is one private "parallel file system" with a native and a captured side, and one private stage.
 //! Nothing here knows how Sheaf works inside: it looks at bytes, names and exit codes. Every wait is bounded.
 
+pub mod differential;
 pub mod process;
 pub mod scene;
 pub mod seccomp;

@@ -86,6 +86,13 @@ impl Scene {
         command
     }
 
+    /// `sheaf run --trap` of a program, with arguments to be added.
+    pub fn trapped_command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.sheaf_command();
+        command.args(["run", "--trap", "--"]).arg(program);
+        command
+    }
+
     /// Runs a program without Sheaf.
     pub fn native(&self, arguments: &[&str]) -> Finished {
         process::run(self.native_command(arguments[0]).args(&arguments[1..]))
@@ -109,7 +116,11 @@ impl Scene {
     /// `sheaf drain`: everything is published and the flusher is gone.
     pub fn drain(&self) {
         self.sheaf(&["drain"]).expect_success();
-        assert!(self.flushers().is_empty(), "a flusher lives after `sheaf drain`");
+        // One that was started for a program that has ended, and came too late to be told, finds nothing to do.
+        for flusher in self.flushers() {
+            let ended = process::poll_end(flusher, Duration::from_secs(20)).unwrap_or(true);
+            assert!(ended, "a flusher stays after `sheaf drain`");
+        }
     }
 
     /// Deletes the stage, as a reboot does. Nothing may be using it.
@@ -162,7 +173,12 @@ impl Scene {
 
     /// Process ids of this scene's flushers.
     pub fn flushers(&self) -> Vec<u32> {
-        self.processes().into_iter().filter(|process| is_flusher(*process)).collect()
+        self.processes().into_iter().filter(|process| is_command(*process, b"flusher")).collect()
+    }
+
+    /// How many processes answer the calls of trapped programs.
+    pub fn supervisors(&self) -> usize {
+        self.processes().into_iter().filter(|process| is_command(*process, b"trapped")).count()
     }
 
     /// Kills this scene's flushers like a crash; yields how many there were.
@@ -262,9 +278,10 @@ fn holds_variable(process: u32, variable: &[u8]) -> bool {
     environment.split(|byte| *byte == 0).any(|entry| entry == variable)
 }
 
-fn is_flusher(process: u32) -> bool {
+/// Whether a process is `sheaf` with this subcommand.
+fn is_command(process: u32, name: &[u8]) -> bool {
     let Ok(arguments) = fs::read(format!("/proc/{process}/cmdline")) else { return false };
-    arguments.split(|byte| *byte == 0).nth(1) == Some(b"flusher")
+    arguments.split(|byte| *byte == 0).nth(1) == Some(name)
 }
 
 fn kill_and_await(process: u32) {

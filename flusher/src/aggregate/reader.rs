@@ -225,7 +225,9 @@ fn read_segment(source: &dyn ReadAt, file_length: u64, recovered: &Recovered) ->
     }
     let head = check_head(&block, recovered)?;
     let length = head.length.get();
-    if offset.checked_add(length).is_none_or(|end| end > file_length) {
+    let end = offset.checked_add(length).ok_or("its length reaches past the end of any file")?;
+    // A segment that was being written when the length was taken may be published by now: its head comes last.
+    if end > file_length && end > source.length()? {
         return Err("its length reaches past the end of the file".into());
     }
     let mut segment = Segment {

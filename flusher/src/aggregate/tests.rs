@@ -169,6 +169,37 @@ fn an_aggregate_that_grows_is_read_on_from_its_last_end() {
     assert_eq!(recover(&builder.finished()).unwrap().segments, builder.published);
 }
 
+/// A file that grows by whole segments between the first look at its length and the first byte read.
+struct Growing {
+    bytes: Vec<u8>,
+    first_length: u64,
+    looks: std::cell::Cell<u32>,
+}
+
+impl ReadAt for Growing {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.bytes.read_exact_at(buffer, offset)
+    }
+
+    fn length(&self) -> std::io::Result<u64> {
+        self.looks.set(self.looks.get() + 1);
+        if self.looks.get() == 1 { Ok(self.first_length) } else { self.bytes.length() }
+    }
+}
+
+#[test]
+fn an_aggregate_that_grows_while_it_is_read_is_not_damaged() {
+    let builder = sample();
+    let bytes = builder.finished();
+    let whole = recover(&bytes).unwrap();
+    for first_length in (BLOCK..=bytes.len() as u64).step_by(BLOCK as usize) {
+        let growing = Growing { bytes: bytes.clone(), first_length, looks: 0.into() };
+        let found = recover(&growing).unwrap();
+        assert!(!matches!(found.stop, Stop::Damaged(_)), "{first_length}: {:?}", found.stop);
+        assert!(whole.segments.starts_with(&found.segments), "{first_length}");
+    }
+}
+
 #[test]
 fn an_unpublished_segment_is_invisible() {
     let mut builder = sample();

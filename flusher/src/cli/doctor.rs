@@ -16,7 +16,7 @@ use indicatif::HumanBytes;
 use sheaf_common::layout;
 
 use super::environment::{Location, table};
-use super::{FOUND_A_PROBLEM, Failure, program_file, run};
+use super::{FOUND_A_PROBLEM, Failure, imports, program_file, run};
 use crate::engine::{self, ALIGNMENT, Data, Target};
 use crate::settings::{Settings, SettingsError};
 use crate::stage::lease;
@@ -99,7 +99,7 @@ pub fn run(arguments: &DoctorArgs) -> Result<ExitCode, Failure> {
         }
         Err(error) => findings.push(bad("settings", error.to_string())),
     }
-    findings.extend(arguments.program.first().map(program));
+    findings.extend(arguments.program.first().map(program).unwrap_or_default());
     let mut rows = table(&["what", "", "found"]);
     for finding in &findings {
         let mark = match finding.verdict {
@@ -272,15 +272,30 @@ fn write_block(target: &Arc<Target>) -> io::Result<()> {
     target.sync_data()
 }
 
-fn program(name: &OsString) -> Finding {
+/// Whether a program can be captured, and what it imports that matters.
+fn program(name: &OsString) -> Vec<Finding> {
     let subject = format!("program {}", name.to_string_lossy());
-    let Some(path) = program_file::find(name) else { return bad(subject, "not found") };
-    match program_file::inspect(&path) {
-        Err(error) => bad(subject, format!("{}: {error}", path.display())),
-        Ok(found) => match found.obstacle {
-            None => good(subject, format!("{} is dynamically linked", found.path.display())),
-            Some(obstacle) => bad(subject, format!("{} {obstacle}: its files are not captured", found.path.display())),
-        },
+    let Some(path) = program_file::find(name) else { return vec![bad(subject, "not found")] };
+    let found = match program_file::inspect(&path) {
+        Ok(found) => found,
+        Err(error) => return vec![bad(subject, format!("{}: {error}", path.display()))],
+    };
+    let shown = found.path.display();
+    if let Some(obstacle) = found.obstacle {
+        let remedy = if obstacle.can_be_trapped { "; `sheaf run --trap` captures them" } else { "" };
+        return vec![bad(subject, format!("{shown} {obstacle}: its files are not captured{remedy}"))];
+    }
+    match imports::of(&found.path) {
+        Err(error) => vec![bad(subject, format!("{shown}: {error}"))],
+        Ok(imports) => {
+            let openers = match &imports.openers[..] {
+                [] => "its libraries open its files".to_string(),
+                names => format!("it opens files by {}", names.join(", ")),
+            };
+            let first = good(subject.clone(), format!("{shown} is dynamically linked; {openers}"));
+            let remarks = imports.remarks.into_iter().map(|remark| warning(subject.clone(), remark));
+            std::iter::once(first).chain(remarks).collect()
+        }
     }
 }
 
@@ -307,7 +322,7 @@ mod tests {
 
     #[test]
     fn what_must_be_mended_is_bad() {
-        assert_eq!(program(&OsString::from("no-such-program-of-sheaf")).verdict, Verdict::Bad);
+        assert_eq!(program(&OsString::from("no-such-program-of-sheaf"))[0].verdict, Verdict::Bad);
         let settings = |name: &str| {
             let (stage, store) = (OsString::from("/nowhere-sheaf"), OsString::from("/nowhere-sheaf/.sheaf"));
             match name {

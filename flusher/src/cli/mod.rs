@@ -7,12 +7,15 @@ pub mod doctor;
 pub mod drain;
 pub mod environment;
 pub mod extract;
+mod imports;
 pub mod ls;
 mod offline;
 pub mod program_file;
 pub mod publication;
+pub mod report;
 pub mod run;
 pub mod status;
+mod trapped;
 pub mod verify;
 pub mod wait;
 
@@ -32,7 +35,8 @@ pub const COULD_NOT: u8 = 2;
 const EXIT_CODES: &str = "\
 Exit codes:
   0        done, and all is well
-  1        done, and a problem was found (verify: damage; doctor: something that must be mended)
+  1        done, and a problem was found (verify: damage; doctor: something that must be mended;
+           report: files that were not captured)
   2        used wrongly, or it could not be done
   `sheaf run` returns the exit code of the program, 128+N when signal N killed it, or
   120      the program succeeded, but what it wrote could not be published: it stays staged
@@ -92,11 +96,14 @@ enum Command {
     Status(status::StatusArgs),
     Wait(wait::WaitArgs),
     Drain(drain::DrainArgs),
+    Report(report::ReportArgs),
     Doctor(doctor::DoctorArgs),
     Help(environment::HelpArgs),
     /// Serves the stage; started by whoever captures first.
     #[command(hide = true)]
     Flusher,
+    #[command(hide = true)]
+    Trapped(trapped::TrappedArgs),
 }
 
 /// Runs the command that the command line asks for.
@@ -115,8 +122,10 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Wait(arguments) => wait::run(&arguments),
         Command::Drain(arguments) => drain::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Help(arguments) => environment::help(&arguments, Arguments::command()),
+        Command::Trapped(arguments) => trapped::run(arguments),
         Command::Flusher => Settings::from_environment().map(daemon::run).map_err(Failure::from),
     };
     result.unwrap_or_else(|failure| {

@@ -3,6 +3,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -17,6 +18,10 @@ const START: usize = 256;
 const PROGRAM_HEADERS_MAX: usize = 64 * 1024;
 /// The program header type that names the dynamic loader.
 const PT_INTERP: u32 = 3;
+/// The program header type of notes.
+const PT_NOTE: u32 = 4;
+/// The note that Go's linker leaves: type 4 and owner.
+const GO_NOTE: &[u8] = b"\x04\0\0\0Go\0\0";
 /// ELF machine number of the processor that this program, and so the library, is built for.
 const MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
 
@@ -25,8 +30,30 @@ const MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
 pub struct Inspection {
     /// The file that is executed in the end: the interpreter, when the program is a script.
     pub path: PathBuf,
-    /// Why the library cannot be preloaded, as a predicate ("is statically linked"); `None` when it can.
-    pub obstacle: Option<String>,
+    /// Why the library cannot be preloaded; `None` when it can.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Why the library cannot be preloaded into a program, or does not see its calls.
+#[derive(Debug)]
+pub struct Obstacle {
+    /// As a predicate: "is statically linked".
+    text: &'static str,
+    /// Whether `sheaf run --trap` reaches it.
+    pub can_be_trapped: bool,
+    /// Whether it gains privileges, which a trapped program does not.
+    pub has_privileges: bool,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.text)
+    }
+}
+
+/// An obstacle that the trap has, too.
+const fn obstacle(text: &'static str) -> Obstacle {
+    Obstacle { text, can_be_trapped: false, has_privileges: false }
 }
 
 /// The file that `execvp` would execute.
@@ -55,12 +82,15 @@ pub fn inspect(program: &Path) -> io::Result<Inspection> {
         match interpreter(&start) {
             Some(next) => path = next,
             None => {
-                let obstacle = privileges(&path, &file)?.or(elf_obstacle(&file, &start)?);
+                let obstacle = match privileges(&path, &file)? {
+                    Some(text) => Some(Obstacle { has_privileges: true, ..obstacle(text) }),
+                    None => elf_obstacle(&file, &start)?,
+                };
                 return Ok(Inspection { path, obstacle });
             }
         }
     }
-    Ok(Inspection { path, obstacle: Some("has too many interpreters behind each other".to_string()) })
+    Ok(Inspection { path, obstacle: Some(obstacle("has too many interpreters behind each other")) })
 }
 
 /// What a script's first line names.
@@ -77,40 +107,45 @@ fn interpreter(start: &[u8]) -> Option<PathBuf> {
 }
 
 /// The loader ignores LD_PRELOAD for programs that gain privileges.
-fn privileges(path: &Path, file: &File) -> io::Result<Option<String>> {
+fn privileges(path: &Path, file: &File) -> io::Result<Option<&'static str>> {
     let metadata = file.metadata()?;
     let foreign_user = metadata.mode() & 0o4000 != 0 && metadata.uid() != rustix::process::geteuid().as_raw();
     let foreign_group = metadata.mode() & 0o2000 != 0 && metadata.gid() != rustix::process::getegid().as_raw();
     if foreign_user || foreign_group {
-        return Ok(Some("is set-user-ID or set-group-ID, and the loader preloads nothing into it".to_string()));
+        return Ok(Some("is set-user-ID or set-group-ID, and the loader preloads nothing into it"));
     }
     let mut capabilities = [0u8; 64];
     match rustix::fs::getxattr(path, c"security.capability", &mut capabilities[..]) {
         Ok(length) if length > 0 && !rustix::process::geteuid().is_root() => {
-            Ok(Some("has file capabilities, and the loader preloads nothing into it".to_string()))
+            Ok(Some("has file capabilities, and the loader preloads nothing into it"))
         }
         _ => Ok(None),
     }
 }
 
-fn elf_obstacle(file: &File, start: &[u8]) -> io::Result<Option<String>> {
-    let obstacle = |text: &str| Ok(Some(text.to_string()));
+fn elf_obstacle(file: &File, start: &[u8]) -> io::Result<Option<Obstacle>> {
     let Some(header) = Header::read(start) else {
-        return obstacle("is neither an ELF program nor a script with a first line #!");
+        return Ok(Some(obstacle("is neither an ELF program nor a script with a first line #!")));
     };
     if !header.is_64_bit {
-        return obstacle("is a 32-bit program, and the library is 64-bit");
+        return Ok(Some(obstacle("is a 32-bit program, and the library is 64-bit")));
     }
     if header.machine != MACHINE {
-        return obstacle("is built for another processor");
+        return Ok(Some(obstacle("is built for another processor")));
     }
-    match loader(file, &header)? {
-        None => obstacle("is statically linked"),
-        Some(loader) if loader.windows(4).any(|part| part == b"musl") => {
-            obstacle("uses the musl C library, and the library needs glibc")
-        }
-        Some(_) => Ok(None),
-    }
+    let text = match segment(file, &header, PT_INTERP)? {
+        None => "is statically linked",
+        Some(loader) if contains(&loader, b"musl") => "uses the musl C library, and the library needs glibc",
+        Some(_) => match segment(file, &header, PT_NOTE)? {
+            Some(notes) if contains(&notes, GO_NOTE) => "is a Go program, which calls the kernel past its C library",
+            _ => return Ok(None),
+        },
+    };
+    Ok(Some(Obstacle { can_be_trapped: true, ..obstacle(text) }))
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// The fields of an ELF header that matter here. 64-bit offsets only: nothing more is asked of a 32-bit program.
@@ -137,19 +172,19 @@ impl Header {
     }
 }
 
-/// The dynamic loader that a program names; `None` when it is static.
-fn loader(file: &File, header: &Header) -> io::Result<Option<Vec<u8>>> {
+/// The start of what the first program header of a type describes; `None` when there is none.
+fn segment(file: &File, header: &Header, kind: u32) -> io::Result<Option<Vec<u8>>> {
     let size = header.program_header_size * header.program_header_count;
     let mut table = vec![0; size.min(PROGRAM_HEADERS_MAX)];
     file.read_exact_at(&mut table, header.program_headers_at)?;
     for entry in table.chunks(header.program_header_size.max(1)) {
-        if number(entry, 0, 4) != Some(PT_INTERP.into()) {
+        if number(entry, 0, 4) != Some(kind.into()) {
             continue;
         }
         let (Some(at), Some(length)) = (number(entry, 8, 8), number(entry, 32, 8)) else { break };
-        let mut name = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(START)];
-        file.read_exact_at(&mut name, at)?;
-        return Ok(Some(name));
+        let mut content = vec![0; usize::try_from(length).unwrap_or(usize::MAX).min(START)];
+        file.read_exact_at(&mut content, at)?;
+        return Ok(Some(content));
     }
     Ok(None)
 }
@@ -170,7 +205,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("program");
         fs::write(&path, content).unwrap();
-        inspect(&path).unwrap().obstacle
+        inspect(&path).unwrap().obstacle.map(|obstacle| obstacle.to_string())
     }
 
     /// The header of a program with one program header of this type and this loader name.
@@ -192,11 +227,11 @@ mod tests {
     fn dynamic_programs_and_their_scripts_can_be_captured() {
         assert_eq!(obstacle(&elf(2, MACHINE, PT_INTERP, b"/lib64/ld-linux-x86-64.so.2\0")), None);
         let own = env::current_exe().unwrap();
-        assert_eq!(inspect(&own).unwrap().obstacle, None);
+        assert!(inspect(&own).unwrap().obstacle.is_none());
         let script = format!("#! {} -x\nrest", own.display());
         assert_eq!(obstacle(script.as_bytes()), None);
         let shell = inspect(&find(OsStr::new("sh")).unwrap()).unwrap();
-        assert_eq!(obstacle(b"#!/usr/bin/env sh\n"), shell.obstacle);
+        assert_eq!(obstacle(b"#!/usr/bin/env sh\n"), shell.obstacle.map(|obstacle| obstacle.to_string()));
     }
 
     #[test]

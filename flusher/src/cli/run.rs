@@ -4,19 +4,22 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitCode, ExitStatus};
+use std::time::SystemTime;
 
 use clap::Args;
 use sheaf_common::protocol::Kind;
 
 use super::environment::{self, Behaviour, Location};
-use super::{Failure, program_file, publication};
+use super::{Failure, program_file, publication, report};
 use crate::client;
 use crate::settings::{OnExit, Settings};
+use crate::signals::{self, BlockedSignals};
 
 /// Exit code: the program succeeded, but what it wrote could not be published.
 pub const NOT_PUBLISHED: u8 = 120;
@@ -27,9 +30,14 @@ pub const NOT_EXECUTABLE: u8 = 126;
 /// Exit code: the program was not found.
 pub const NOT_FOUND: u8 = 127;
 
-/// Passed on to the program.
-const FORWARDED: [libc::c_int; 6] =
-    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+/// When a program is trapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Trap {
+    /// When it is a program that no library can be preloaded into.
+    Needed,
+    /// In any case.
+    Always,
+}
 
 /// Run a program with its checkpoints captured, and publish them when it has ended
 ///
@@ -40,6 +48,12 @@ pub struct RunArgs {
     location: Location,
     #[command(flatten)]
     behaviour: Behaviour,
+    /// Capture programs that no library can be preloaded into, too: static, Go and musl programs
+    ///
+    /// Their path calls go through a process of Sheaf's own; what moves data stays native. `needed` does so when the
+    /// program's file says that it must be, `always` for every program, as for one that starts such programs.
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "needed")]
+    pub(super) trap: Option<Trap>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     pub(super) program: Vec<OsString>,
@@ -53,18 +67,26 @@ pub fn run(arguments: RunArgs) -> Result<ExitCode, Failure> {
     let not_started = |failure: Failure| failure.with_code(NOT_STARTED);
     let settings = checked_settings(&arguments).map_err(not_started)?;
     let library = library().map_err(not_started)?;
-    let command = command(&arguments.program, &settings, &library).map_err(not_started)?;
-    warn_of_escape(&arguments.program);
+    let is_trapped = choose_trap(&arguments) && !environment::is_disabled();
     if !environment::is_disabled() {
         greet_flusher(&settings);
     }
-    let status = supervise(command, &arguments.program)?;
-    let code = exit_code(status);
-    let wanted = settings.on_exit == OnExit::Drain && !environment::is_disabled();
-    match settings.existing_stage().filter(|_| wanted) {
-        Some(stage) => Ok(ExitCode::from(publish(&settings, &stage, code))),
-        None => Ok(ExitCode::from(code)),
+    let started = SystemTime::now();
+    let status = match is_trapped {
+        true => supervise_trapped(&arguments.program, &settings, &library)?,
+        false => {
+            let command = command(&arguments.program, &settings, &library).map_err(not_started)?;
+            supervise(command, &arguments.program)?
+        }
+    };
+    let mut code = exit_code(status);
+    if settings.on_exit == OnExit::Drain && !environment::is_disabled() {
+        if let Some(stage) = settings.existing_stage() {
+            code = publish(&settings, &stage, code);
+        }
+        report::say_escapes(&settings, started);
     }
+    Ok(ExitCode::from(code))
 }
 
 fn checked_settings(arguments: &RunArgs) -> Result<Settings, Failure> {
@@ -116,14 +138,23 @@ fn preload_list(library: &Path, present: Option<OsString>) -> OsString {
     list
 }
 
-/// Says so when the library cannot be loaded into the program: it runs, but nothing is captured.
-fn warn_of_escape(program: &[OsString]) {
-    let inspected = program.first().and_then(|name| program_file::find(name)).map(|path| program_file::inspect(&path));
-    if let Some(Ok(found)) = inspected
-        && let Some(obstacle) = found.obstacle
-    {
-        eprintln!("sheaf: warning: {} {obstacle}; its files are not captured", found.path.display());
+/// Whether the program is to be trapped. Says so when it will not be captured.
+fn choose_trap(arguments: &RunArgs) -> bool {
+    let path = arguments.program.first().and_then(|name| program_file::find(name));
+    let found = path.and_then(|path| program_file::inspect(&path).ok());
+    let Some((path, obstacle)) = found.and_then(|found| Some((found.path, found.obstacle?))) else {
+        return arguments.trap == Some(Trap::Always);
+    };
+    match (arguments.trap, obstacle.can_be_trapped) {
+        (Some(_), true) => return true,
+        (None, true) => eprintln!(
+            "sheaf: warning: {} {obstacle}; its files are not captured: `sheaf run --trap` would",
+            path.display()
+        ),
+        (_, false) => eprintln!("sheaf: warning: {} {obstacle}; its files are not captured", path.display()),
     }
+    // What it starts may be another matter. Privileges would be lost, and with them perhaps the program's purpose.
+    arguments.trap == Some(Trap::Always) && !obstacle.has_privileges
 }
 
 /// Where something may have been left by an earlier run, the flusher is wanted before the program starts. Where
@@ -150,74 +181,49 @@ fn supervise(mut command: Command, program: &[OsString]) -> Result<ExitStatus, F
             _ => Err(io::Error::last_os_error()),
         });
     }
-    let name = program.first().map_or_else(Default::default, |name| name.to_string_lossy());
-    let mut child = command.spawn().map_err(|error| {
-        let code = if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
-        Failure::new(format!("cannot run {name}: {error}")).with_code(code)
-    })?;
+    let mut child = command.spawn().map_err(|error| cannot_run(program, &error))?;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        forward(&child, &mask.wait()?);
+        signals::forward(child.id() as libc::pid_t, &mask.wait()?);
     }
 }
 
-/// Passes a signal on, unless the terminal has sent it: that has reached the whole process group.
-fn forward(child: &Child, signal: &libc::siginfo_t) {
-    let sent_by_process = signal.si_code <= 0;
-    if signal.si_signo != libc::SIGCHLD && sent_by_process {
-        // SAFETY: the child has not been waited for, so its number is still its own.
-        unsafe { libc::kill(child.id() as libc::pid_t, signal.si_signo) };
+/// Starts the supervisor, which starts the program, and waits for the program's end. The supervisor stays for as long
+/// as others are trapped, which the program may have left behind.
+fn supervise_trapped(program: &[OsString], settings: &Settings, library: &Path) -> Result<ExitStatus, Failure> {
+    let mask = BlockedSignals::new()?;
+    let (mut reader, writer) = io::pipe()?;
+    let number = writer.as_raw_fd();
+    let own: Vec<_> = [env::current_exe()?.into(), "trapped".into(), number.to_string().into(), "--".into()].into();
+    let mut command = command(&[&own, program].concat(), settings, library)?;
+    let original = mask.original;
+    // SAFETY: between fork and exec the closure only calls sigprocmask and fcntl, which are async-signal-safe, on
+    // copied values.
+    unsafe {
+        command.pre_exec(move || {
+            let failed = libc::sigprocmask(libc::SIG_SETMASK, &original, std::ptr::null_mut()) != 0
+                || libc::fcntl(number, libc::F_SETFD, 0) != 0;
+            if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
+    let mut supervisor = command.spawn()?;
+    drop(writer);
+    mask.forward_to(supervisor.id() as libc::pid_t);
+    let mut status = [0; size_of::<i32>()];
+    match reader.read_exact(&mut status) {
+        Ok(()) => Ok(ExitStatus::from_raw(i32::from_ne_bytes(status))),
+        // It could not start the program, and has said why.
+        Err(_) => Ok(supervisor.wait()?),
     }
 }
 
-/// The signals that are waited for instead of handled, for as long as this lives.
-struct BlockedSignals {
-    set: libc::sigset_t,
-    original: libc::sigset_t,
-}
-
-impl BlockedSignals {
-    fn new() -> io::Result<BlockedSignals> {
-        // SAFETY: signal sets are plain data, initialised by sigemptyset and sigprocmask before they are read. No
-        // handler is involved: a parent may have left SIGCHLD ignored, which would hide the program's end.
-        unsafe {
-            let mut set = std::mem::zeroed();
-            let mut original = std::mem::zeroed();
-            libc::sigemptyset(&mut set);
-            for signal in FORWARDED.into_iter().chain([libc::SIGCHLD]) {
-                libc::sigaddset(&mut set, signal);
-            }
-            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-            match libc::sigprocmask(libc::SIG_BLOCK, &set, &mut original) {
-                0 => Ok(BlockedSignals { set, original }),
-                _ => Err(io::Error::last_os_error()),
-            }
-        }
-    }
-
-    fn wait(&self) -> io::Result<libc::siginfo_t> {
-        loop {
-            // SAFETY: siginfo_t is plain data that the call fills in; the set is valid.
-            let (result, information) = unsafe {
-                let mut information = std::mem::zeroed::<libc::siginfo_t>();
-                (libc::sigwaitinfo(&self.set, &mut information), information)
-            };
-            match io::Error::last_os_error() {
-                _ if result > 0 => return Ok(information),
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(error),
-            }
-        }
-    }
-}
-
-impl Drop for BlockedSignals {
-    fn drop(&mut self) {
-        // SAFETY: the mask was filled in by sigprocmask.
-        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.original, std::ptr::null_mut()) };
-    }
+/// What is to be said and returned when the program cannot be started.
+pub(super) fn cannot_run(program: &[OsString], error: &io::Error) -> Failure {
+    let name = program.first().map_or_else(Default::default, |name| name.to_string_lossy());
+    let code = if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+    Failure::new(format!("cannot run {name}: {error}")).with_code(code)
 }
 
 /// The program's exit code as a shell would say it.

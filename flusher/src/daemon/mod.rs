@@ -308,6 +308,9 @@ fn leave(
         }
     }
     let (sender, receiver) = bounded(1);
+    shared.commands.send(Command::Remember(sender));
+    let _ = receiver.recv_timeout(LEAVE_LIMIT);
+    let (sender, receiver) = bounded(1);
     if jobs.send_timeout(Job::Seal(sender), LEAVE_LIMIT).is_ok() {
         // Unsealed is as good as sealed, only slower to open.
         let _ = receiver.recv_timeout(LEAVE_LIMIT);
@@ -334,12 +337,20 @@ fn lock(stage: &Stage) -> io::Result<Option<File>> {
     }
 }
 
-/// What a flusher that died left half-made.
+/// What a flusher or a program that died left half-made.
 fn clear_scratch(stage: &Stage) -> io::Result<()> {
     for entry in std::fs::read_dir(stage.path(layout::SCRATCH))? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    // `INODE-PROCESS-...`: a program that was killed while it made a link.
+    for entry in std::fs::read_dir(stage.path(layout::LINKS))? {
+        let name = entry?.file_name();
+        let process = name.to_str().and_then(|name| name.split('-').nth(1)).unwrap_or_default();
+        if !std::path::Path::new("/proc").join(process).exists() {
+            std::fs::remove_file(stage.path(layout::LINKS).join(&name))?;
         }
     }
     Ok(())
@@ -431,6 +442,7 @@ fn start_log(settings: &Settings) {
         Level::Warn => simplelog::LevelFilter::Warn,
         Level::Info => simplelog::LevelFilter::Info,
         Level::Debug => simplelog::LevelFilter::Debug,
+        Level::Trace => simplelog::LevelFilter::Trace,
     };
     // Fails only when a logger is set already, and none is.
     let _ = simplelog::WriteLogger::init(level, simplelog::Config::default(), file);

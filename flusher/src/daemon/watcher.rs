@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::Shared;
 use super::writer::Job;
+use crate::aggregate::Kind;
 use crate::stage::mirror;
 use crate::stage::tracker::{BATCH_FILES_MAX, Tracker};
 use crate::store::Node;
@@ -26,15 +27,20 @@ const EVICT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often files that are still open are looked at while somebody waits for the end.
 const RECHECK: Duration = Duration::from_millis(500);
 
+/// Where the outcome of making a mirror goes.
+type PopulateReply = Sender<Result<(), Errno>>;
+
 /// What other threads ask of the watcher.
 #[derive(Debug)]
 pub enum Command {
     /// Make a mirror; answers when it is there.
-    Populate(Vec<u8>, Sender<Result<(), Errno>>),
+    Populate(Vec<u8>, PopulateReply),
     /// Publish what is complete now; answers with the number of files still open for writing.
     Wait(Sender<u64>),
     /// As `Wait`, after looking again at every file that was open: for the end of a job.
     Finish(Sender<u64>),
+    /// Leave word for the next flusher of what need not be published again.
+    Remember(Sender<()>),
 }
 
 /// Hands commands to the watcher thread and wakes it.
@@ -85,7 +91,11 @@ pub struct Watcher {
     wake: Arc<OwnedFd>,
     jobs: Sender<Job>,
     waiters: Vec<Waiter>,
+    /// Mirrors that cannot be made yet; see [`Watcher::knows_names`].
+    populates: Vec<(Vec<u8>, PopulateReply)>,
     submitted: u64,
+    /// The last batch that renames something.
+    renaming: u64,
     /// Batches published when room was last made, and when that was.
     evict_published: u64,
     evict_time: Instant,
@@ -107,7 +117,9 @@ impl Watcher {
             commands: commands.1,
             jobs,
             waiters: Vec::new(),
+            populates: Vec::new(),
             submitted: 0,
+            renaming: 0,
             evict_published: 0,
             evict_time: Instant::now(),
             last_recheck: Instant::now(),
@@ -146,6 +158,7 @@ impl Watcher {
         } else {
             self.submit()?;
         }
+        self.answer_populates();
         self.answer_waiters();
         self.make_room()?;
         self.report();
@@ -170,7 +183,10 @@ impl Watcher {
             Some(oldest) if self.has_room() => BATCH_DELAY.saturating_sub(oldest.elapsed()),
             _ => Duration::from_secs(1),
         };
-        let quiet = self.waiters.is_empty() && !self.tracker.overflowed() && self.shared.hydrated.lock().is_empty();
+        let quiet = self.waiters.is_empty()
+            && self.populates.is_empty()
+            && !self.tracker.overflowed()
+            && self.shared.hydrated.lock().is_empty();
         let timeout = if quiet { timeout } else { timeout.min(Duration::from_millis(50)) };
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         let mut ends = [
@@ -216,11 +232,21 @@ impl Watcher {
     fn obey(&mut self, command: Command) -> io::Result<()> {
         match command {
             Command::Populate(directory, reply) => {
-                let _ = reply.send(self.populate(&directory));
+                self.follow()?;
+                self.populates.push((directory, reply));
+                self.answer_populates();
             }
             Command::Wait(reply) => {
                 self.follow()?;
                 self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, reply });
+            }
+            Command::Remember(reply) => {
+                self.follow()?;
+                // Without it the next flusher publishes again what was only read back.
+                if let Err(error) = self.tracker.write_proofs(self.shared.store.read().view()) {
+                    log::warn!("cannot leave word of what is published: {error}");
+                }
+                let _ = reply.send(());
             }
             Command::Finish(reply) => {
                 self.follow()?;
@@ -232,6 +258,22 @@ impl Watcher {
             }
         }
         Ok(())
+    }
+
+    /// Whether the store's view has every name where it is now. Until a rename is published it has what only the store
+    /// holds under the old name: a mirror that was made then would lack it for good.
+    fn knows_names(&self) -> bool {
+        !self.tracker.overflowed() && !self.tracker.renames() && self.shared.published() >= self.renaming
+    }
+
+    fn answer_populates(&mut self) {
+        // Whether names are known takes a look at all the work, which nobody needs when nobody asks.
+        while !self.populates.is_empty()
+            && self.knows_names()
+            && let Some((directory, reply)) = self.populates.pop()
+        {
+            let _ = reply.send(self.populate(&directory));
+        }
     }
 
     fn populate(&mut self, directory: &[u8]) -> Result<(), Errno> {
@@ -258,6 +300,9 @@ impl Watcher {
             return Ok(());
         }
         self.submitted += 1;
+        if batch.entries.iter().any(|entry| entry.kind == Kind::Rename) {
+            self.renaming = self.submitted;
+        }
         log::debug!("batch {}: {} records, {} bytes", self.submitted, batch.entries.len(), batch.bytes);
         let job = Job::Batch(self.submitted, batch);
         self.jobs.send(job).map_err(|_| io::Error::other("the writer thread has ended"))
@@ -265,7 +310,7 @@ impl Watcher {
 
     fn is_due(&self) -> bool {
         let Some(oldest) = self.tracker.oldest_work() else { return false };
-        let wanted = self.waiters.iter().any(|waiter| waiter.batch.is_none());
+        let wanted = !self.populates.is_empty() || self.waiters.iter().any(|waiter| waiter.batch.is_none());
         wanted || oldest.elapsed() >= BATCH_DELAY || self.tracker.waiting() >= BATCH_FILES_MAX
     }
 

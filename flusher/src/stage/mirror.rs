@@ -20,10 +20,11 @@ use super::Stage;
 use super::lease::{self, Lease};
 use super::tracker::{Stubs, Tracker, is_at_or_below, join};
 use crate::aggregate::Attributes;
-use crate::store::{Link, Node, View};
+use crate::store::{Link, Node, View, split};
 
-/// Makes the mirror of `directory` and of all its ancestors down from its zone, each with what `view` holds in it.
-/// Yields the stubs that it made.
+/// Makes the mirror of `directory` and of all its ancestors down from its zone, each with what `view` holds in it; the
+/// same for directories that hold other names of its files, so that every file has all its names. Yields the stubs that
+/// it made.
 ///
 /// # Errors
 /// `ENOENT` when neither the parallel file system nor the store knows the directory, `EINVAL` when it is in no zone,
@@ -35,19 +36,44 @@ pub fn populate(
     view: &View,
     directory: &[u8],
 ) -> Result<Stubs, Errno> {
-    let mut stubs = Stubs::new();
+    let mut filled = Filled::default();
+    populate_path(stage, tracker, zones, view, directory, &mut filled)?;
+    while let Some(beside) = filled.beside.pop() {
+        // A file that has lost a name is still a file.
+        if let Err(error) = populate_path(stage, tracker, zones, view, &beside, &mut filled) {
+            log::warn!("/{}, with other names of files: {error}", beside.escape_ascii());
+        }
+    }
+    Ok(filled.stubs)
+}
+
+/// What populating has made.
+#[derive(Default)]
+struct Filled {
+    stubs: Stubs,
+    /// Directories that hold other names of the same files.
+    beside: Vec<Vec<u8>>,
+}
+
+fn populate_path(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    zones: &[Vec<u8>],
+    view: &View,
+    directory: &[u8],
+    filled: &mut Filled,
+) -> Result<(), Errno> {
     let zone = zones
         .iter()
         .filter(|zone| is_at_or_below(directory, zone))
         .min_by_key(|zone| zone.len())
         .ok_or(Errno::INVAL)?;
-    let above = zone.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash);
-    let walk = stage.tree_path(&zone[..above]);
+    let walk = stage.tree_path(split(zone).0);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&walk).map_err(errno)?;
     let mut end = zone.len();
     loop {
-        populate_one(stage, tracker, view, &directory[..end], &mut stubs)?;
-        let Some(rest) = directory.get(end + 1..) else { return Ok(stubs) };
+        populate_one(stage, tracker, view, &directory[..end], filled)?;
+        let Some(rest) = directory.get(end + 1..) else { return Ok(()) };
         end += 1 + rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
     }
 }
@@ -61,7 +87,7 @@ fn populate_one(
     tracker: &mut Tracker,
     view: &View,
     directory: &[u8],
-    stubs: &mut Stubs,
+    filled: &mut Filled,
 ) -> Result<(), Errno> {
     let location = stage.tree_path(directory);
     let existing = fs::symlink_metadata(&location).ok();
@@ -72,9 +98,9 @@ fn populate_one(
     let aside = stage.path(layout::SCRATCH).join(OsStr::from_bytes(&layout::hex_name(directory)));
     let _ = fs::remove_dir_all(&aside);
     fs::DirBuilder::new().mode(0o700).create(&aside).map_err(errno)?;
-    stubs.extend(fill(stage, tracker, view, directory, &real, &aside)?);
+    fill(stage, tracker, view, directory, &real, &aside, filled)?;
     let writable = rustix::fs::access(&real, rustix::fs::Access::WRITE_OK).is_ok();
-    let mode = if writable { 0o700 } else { 0o500 };
+    let mode = if writable { 0o700 } else { 0o500 } | take_group(&real, &aside);
     tracker.watches().add(directory, &aside).map_err(errno)?;
     if existing.is_some() {
         // A walk-through directory became a mirror because the patterns changed: what is in it goes along.
@@ -90,6 +116,18 @@ fn populate_one(
         result => result?,
     }
     rustix::fs::chmod(&location, Mode::from_raw_mode(mode | POPULATED_BIT))
+}
+
+/// Files that are made in a directory with the set-group-ID bit get its group: so do those in its mirror, if it may have
+/// that group. Yields the bit, if it is set.
+fn take_group(real: &Path, mirror: &Path) -> u32 {
+    match fs::metadata(real) {
+        Ok(metadata) if metadata.mode() & libc::S_ISGID != 0 => {
+            let group = Some(Gid::from_raw(metadata.gid()));
+            rustix::fs::chown(mirror, None, group).map_or(0, |()| libc::S_ISGID)
+        }
+        _ => 0,
+    }
 }
 
 /// Moves a mirror to its place, also into one whose real directory may not be written to.
@@ -136,8 +174,8 @@ fn fill(
     directory: &[u8],
     real: &Path,
     aside: &Path,
-) -> Result<Stubs, Errno> {
-    let mut stubs = Stubs::new();
+    filled: &mut Filled,
+) -> Result<(), Errno> {
     let mut unmanaged: HashMap<Vec<u8>, PathBuf> = HashMap::new();
     if view.children(directory).next().is_some() {
         for entry in fs::read_dir(real).map_err(errno)? {
@@ -164,7 +202,11 @@ fn fill(
                 }
             }
             Node::Symlink(_) | Node::File(_) => {
-                let elsewhere = || other_name(stage, tracker, view, node, &path);
+                let names = view.names(node);
+                filled
+                    .beside
+                    .extend(names.iter().map(|name| split(name).0).filter(|d| *d != directory).map(<[u8]>::to_vec));
+                let elsewhere = || other_name(stage, tracker, &names, &path);
                 match origins.get(&node.origin()).cloned().or_else(elsewhere) {
                     Some(first) => fs::hard_link(first, &place).map_err(errno)?,
                     None => make(&place, node)?,
@@ -174,20 +216,17 @@ fn fill(
         }
         let stat = rustix::fs::statat(rustix::fs::CWD, &place, AtFlags::SYMLINK_NOFOLLOW)?;
         if let Node::File(version) = node {
-            stubs.push((stat.st_ino, version.clone()));
+            filled.stubs.push((stat.st_ino, version.clone()));
         }
         tracker.populated(path, &stat);
     }
-    Ok(stubs)
+    Ok(())
 }
 
-/// Where the same file lies in the tree under another name, unchanged since it was published.
-fn other_name(stage: &Stage, tracker: &Tracker, view: &View, node: &Node, path: &[u8]) -> Option<PathBuf> {
-    let names = view.names(node).into_iter();
-    names
-        .filter(|name| name != path && tracker.is_clean(name))
-        .map(|name| stage.tree_path(&name))
-        .find(|place| fs::symlink_metadata(place).is_ok())
+/// Where the same file lies in the tree under another of its `names`, unchanged since it was published.
+fn other_name(stage: &Stage, tracker: &Tracker, names: &[Vec<u8>], path: &[u8]) -> Option<PathBuf> {
+    let others = names.iter().filter(|name| *name != path && tracker.is_clean(name));
+    others.map(|name| stage.tree_path(name)).find(|place| fs::symlink_metadata(place).is_ok())
 }
 
 /// A name that both the store and the parallel file system hold: whichever is newer counts. An older unmanaged file is
@@ -279,6 +318,10 @@ pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> i
         return Ok(false);
     }
     let Ok(file) = open_for_writing(&location) else { return Ok(false) };
+    // A program that changes the mode of such a file cannot open it, and so cannot keep it from being evicted meanwhile.
+    if file.metadata()?.mode() & 0o600 == 0 {
+        return Ok(false);
+    }
     if !lease::take_write(file.as_fd()).is_ok_and(|lease| lease == Lease::Granted) {
         return Ok(false);
     }

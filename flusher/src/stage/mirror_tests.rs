@@ -10,6 +10,7 @@ use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
 
 use super::mirror::{evict, populate};
 use super::tracker_tests::Scene;
+use crate::store::Node;
 
 /// A scene whose zone is a real directory, as on a parallel file system, and that directory.
 fn scene() -> (Scene, Vec<u8>, PathBuf) {
@@ -51,6 +52,56 @@ fn a_populated_mirror_shows_everything_and_holds_no_data() {
     // Populating is no change of the program's: nothing is to be published.
     scene.follow();
     assert_eq!(scene.tracker.first_position(), None);
+}
+
+#[test]
+fn a_file_of_several_names_has_them_all_and_what_is_written_through_one_is_published_under_all() {
+    let (mut scene, zone, _) = scene();
+    for directory in ["x", "y"] {
+        fs::create_dir(scene.at(directory)).unwrap();
+    }
+    fs::write(scene.at("x/a"), b"old").unwrap();
+    fs::hard_link(scene.at("x/a"), scene.at("y/b")).unwrap();
+    scene.check();
+    wipe(&mut scene);
+    let path = [&zone, &b"/x"[..]].concat();
+    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).unwrap();
+    assert_eq!(fs::metadata(scene.at("x/a")).unwrap().nlink(), 2);
+    scene.follow();
+    // As after a hydration: the data is there and the mark is gone.
+    fs::set_permissions(scene.at("x/a"), Permissions::from_mode(0o600)).unwrap();
+    fs::write(scene.at("x/a"), b"new data").unwrap();
+    fs::remove_file(scene.at("x/a")).unwrap();
+    scene.check();
+}
+
+#[test]
+fn what_was_only_brought_back_is_not_published_again_by_the_next_flusher() {
+    let (mut scene, zone, _) = scene();
+    fs::write(scene.at("kept"), b"data").unwrap();
+    fs::write(scene.at("changed"), b"data").unwrap();
+    scene.check();
+    wipe(&mut scene);
+    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
+    for name in ["kept", "changed"] {
+        let Some(Node::File(version)) = scene.store.view().get(&[&zone[..], b"/", name.as_bytes()].concat()) else {
+            panic!("{name} is gone")
+        };
+        // As a hydration does it.
+        let file = File::options().write(true).open(scene.at(name)).unwrap();
+        std::io::Write::write_all(&mut &file, b"data").unwrap();
+        super::mirror::restore(&file, &version.attributes, false).unwrap();
+        drop(file);
+    }
+    drop(scene.tracker.watches().drain().unwrap());
+    // Older than the grain of the kernel's time stamps.
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    scene.tracker.write_proofs(scene.store.view()).unwrap();
+    fs::write(scene.at("changed"), b"atad").unwrap();
+    scene.restart();
+    let batch = scene.publish();
+    let names: Vec<_> = batch.entries.iter().map(|entry| entry.path.clone()).collect();
+    assert_eq!(names, [[&zone, &b"/changed"[..]].concat()]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Nothing here may follow a symbolic link that another user could have planted, or remove a captured file.
 
 pub mod lease;
+mod links;
 pub mod mirror;
 #[cfg(test)]
 mod mirror_tests;
@@ -75,7 +76,7 @@ impl Stage {
         }
         refuse_file_system(directory).map_err(failed)?;
         let stage = Stage { directory: directory.to_path_buf() };
-        for name in [layout::TREE, layout::SCRATCH, layout::REPLACED] {
+        for name in [layout::TREE, layout::SCRATCH, layout::LINKS, layout::REPLACED] {
             make_private(&stage.path(name)).map_err(|error| failed(error.to_string()))?;
         }
         let identity = stage.path(layout::IDENTITY);
@@ -210,10 +211,17 @@ impl Stage {
 fn make_private(path: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(io::Error::other(format!("cannot make {}: {error}", path.display())));
+            Err(io::Error::other(format!("cannot make {}: {error}", path.display())))
         }
-        _ => {}
+        _ => check_private(path),
     }
+}
+
+/// Checks that a directory is ours and that nobody else can enter it.
+///
+/// # Errors
+/// Why it is not to be believed, with what to do about it.
+pub fn check_private(path: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(path)?;
     let owner = rustix::process::geteuid().as_raw();
     if !metadata.is_dir() {

@@ -16,13 +16,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FileType, Stat};
-use sheaf_common::layout::STUB_BIT;
+use sheaf_common::layout::{self, STUB_BIT};
 
 use super::Stage;
+use super::links::Links;
 use super::source::{LeaseKeeper, Opened, Source};
 use super::watch::{Change, Place, Watches};
 use crate::aggregate::{Attributes, BLOCK, Entry, Extent, Kind};
-use crate::store::{Node, Version, View};
+use crate::store::{Node, Version, View, split};
 
 /// A canonical path without its leading slash.
 pub type StagedPath = Vec<u8>;
@@ -116,8 +117,8 @@ pub struct Tracker {
     held: BTreeMap<StagedPath, Held>,
     dirty: BTreeMap<StagedPath, u64>,
     work: BTreeMap<u64, Work>,
-    /// Names of files with several: inode to names.
-    links: HashMap<u64, HashSet<StagedPath>>,
+    /// Names of files with several.
+    links: Links,
     /// Closed once, but open for writing again (or never closed yet).
     unfinished: HashSet<StagedPath>,
     /// Own hydrations whose close event is still to come: inode to the leased descriptor.
@@ -132,7 +133,12 @@ pub struct Tracker {
     batches: u64,
     /// Files that could not be read, with the reason: tried again while somebody waits for the end.
     failing: BTreeMap<StagedPath, String>,
+    /// What an earlier flusher left unchanged: by inode, the change time and the record that published it.
+    proven: HashMap<u64, Proof>,
 }
+
+/// Change time of an inode, and sequence and operation time of the record that it still equals.
+type Proof = (i64, u64, u64);
 
 /// The keys at `directory` and below it.
 fn below<V>(map: &BTreeMap<Vec<u8>, V>, directory: &[u8]) -> impl Iterator<Item = Vec<u8>> {
@@ -199,7 +205,7 @@ impl Tracker {
             held: BTreeMap::new(),
             dirty: BTreeMap::new(),
             work: BTreeMap::new(),
-            links: HashMap::new(),
+            links: Links::default(),
             unfinished: HashSet::new(),
             hydrated: Arc::default(),
             next_position: 1,
@@ -210,7 +216,10 @@ impl Tracker {
             batch_files_max: BATCH_FILES_MAX,
             batches: 0,
             failing: BTreeMap::new(),
+            proven: HashMap::new(),
         };
+        tracker.proven = tracker.read_proofs();
+        tracker.watches.add_links(&tracker.stage.path(layout::LINKS))?;
         let stubs = tracker.rescan(view)?;
         Ok((tracker, stubs))
     }
@@ -350,9 +359,14 @@ impl Tracker {
             Change::MovedIn(place, directory) => match self.watches.path(&place) {
                 // A mirror that was populated aside is watched before it is moved in.
                 Some(path) if directory && !self.watches.contains(&path) => self.directory_created(path)?,
-                Some(path) if !directory => self.mark_dirty(path),
+                Some(path) if !directory => self.created(path),
                 _ => {}
             },
+            Change::Linked(inode, place) => {
+                if let Some(path) = self.watches.path(&place) {
+                    self.linked(inode, path);
+                }
+            }
             // Perhaps only the second half of a move has not been seen: a scan finds directories and stubs again.
             Change::MovedOut(place, directory) if directory || self.is_stub(&place) => self.overflowed = true,
             Change::Deleted(place, directory) | Change::MovedOut(place, directory) => {
@@ -400,10 +414,21 @@ impl Tracker {
             drop(hydrated);
         }
         // What was written through one name is to be read under the others, whatever becomes of this one.
-        let others = self.held.get(&path).and_then(|held| self.links.get(&held.inode)).cloned().unwrap_or_default();
-        for name in others.into_iter().filter(|name| *name != path) {
+        for name in self.known_others(&path) {
             self.mark_dirty(name);
         }
+        self.mark_dirty(path);
+    }
+
+    /// The other names that the file of this name is known to have, or had.
+    fn known_others(&self, path: &[u8]) -> Vec<StagedPath> {
+        let others = |name: &&StagedPath| *name != path;
+        self.links.names_with(path).filter(others).cloned().collect()
+    }
+
+    /// A file got another name. By now the name may be gone again, and what was written through it must not be missed.
+    fn linked(&mut self, inode: u64, path: StagedPath) {
+        self.remember_links(&path, inode);
         self.mark_dirty(path);
     }
 
@@ -419,25 +444,18 @@ impl Tracker {
 
     /// Takes note that `path` is one of several names of an inode, and finds the names that are already held.
     fn remember_links(&mut self, path: &[u8], inode: u64) {
-        let names = self.links.entry(inode).or_insert_with(|| {
-            self.held.iter().filter(|(_, held)| held.inode == inode).map(|(name, _)| name.clone()).collect()
-        });
-        names.insert(path.to_vec());
-    }
-
-    fn forget_link(&mut self, inode: u64, path: &[u8]) {
-        if let Some(names) = self.links.get_mut(&inode) {
-            names.remove(path);
-            if names.is_empty() {
-                self.links.remove(&inode);
+        if !self.links.knows(inode) {
+            for (name, _) in self.held.iter().filter(|(_, held)| held.inode == inode) {
+                self.links.add(inode, name.clone());
             }
         }
+        self.links.add(inode, path.to_vec());
     }
 
     fn deleted(&mut self, path: &[u8]) {
         self.unmark_dirty(path);
+        self.links.remove(path);
         if let Some(held) = self.unhold(path) {
-            self.forget_link(held.inode, path);
             self.operate(Kind::Unlink, path, b"", held.attributes);
         }
     }
@@ -446,36 +464,45 @@ impl Tracker {
         let was_dirty = self.unmark_dirty(from);
         let was_unfinished = !was_dirty && !self.held.contains_key(from);
         self.unmark_dirty(to);
+        self.links.remove(to);
+        self.links.rename(from, to);
         if let Some(mut held) = self.unhold(from) {
             (held.named_at, held.batch) = (self.next_position, NO_BATCH);
-            if let Some(names) = self.links.get_mut(&held.inode) {
-                names.remove(from);
-                names.insert(to.to_vec());
-            }
             self.operate(Kind::Rename, from, to, held.attributes.clone());
             // The kernel merges two moves to one name if nothing is seen between them (inotify(7) compares no cookies):
             // then what is there now came with the second.
             let is_another = self.stat(to).is_some_and(|stat| stat.st_ino != held.inode);
+            // A name that was recorded while this one could not be found is to be linked to it.
+            let is_one_of_several = self.links.is_one_of_several(to);
             self.hold(to.to_vec(), held);
-            if is_another {
+            if is_another || is_one_of_several {
                 self.mark_dirty(to.to_vec());
             }
+            self.attributes_changed(to);
         }
         // An older published version under `to` stays until the file that took its name is complete and published.
         if was_dirty || was_unfinished {
-            self.mark_dirty(to.to_vec());
+            self.created(to.to_vec());
         }
     }
 
+    /// Records new attributes. When the file has moved on, the change that says so looks again; when this name is gone,
+    /// the file may still have others.
     fn attributes_changed(&mut self, path: &[u8]) {
-        let Some(stat) = self.stat(path) else { return };
-        let Some(held) = self.held.get_mut(path) else { return };
+        let still_there = |name: StagedPath| {
+            let (held, stat) = (self.held.get(&name)?, self.stat(&name)?);
+            (held.inode == stat.st_ino).then_some((name, stat))
+        };
+        let mut names = std::iter::once(path.to_vec()).chain(self.known_others(path));
+        let Some((name, stat)) = names.find_map(still_there) else { return };
         let now = attributes(&stat);
-        if held.attributes == now || held.inode != stat.st_ino || self.dirty.contains_key(path) {
-            return;
+        if !self.dirty.contains_key(&name)
+            && let Some(held) = self.held.get_mut(&name)
+            && held.attributes != now
+        {
+            held.attributes = now.clone();
+            self.operate(Kind::SetAttributes, &name, b"", now);
         }
-        held.attributes = now.clone();
-        self.operate(Kind::SetAttributes, path, b"", now);
     }
 
     /// Whether `directory` is at or below the fixed prefix of a pattern.
@@ -486,7 +513,10 @@ impl Tracker {
     /// A directory that the library made in the tree is the mirror of one that the program has just made. Those above the
     /// zones are there only to be walked through.
     fn directory_created(&mut self, path: StagedPath) -> io::Result<()> {
-        let Some(stat) = self.stat(&path) else { return Ok(()) };
+        let Some(stat) = self.stat(&path) else {
+            self.missed_directory(&path);
+            return Ok(());
+        };
         if self.in_zone(&path) {
             let real = rustix::fs::stat(super::mirror::absolute(&path)).unwrap_or(stat);
             self.operate(Kind::Directory, &path, b"", attributes(&real));
@@ -497,7 +527,10 @@ impl Tracker {
     /// Watches a directory whose content is not known, then looks at what is in it.
     fn watch_and_scan(&mut self, path: &[u8]) -> io::Result<()> {
         match self.watches.add(path, &self.stage.tree_path(path)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.missed_directory(path);
+                return Ok(());
+            }
             Ok(Some(old)) => self.directory_found(&old, path),
             result => drop(result?),
         }
@@ -512,7 +545,20 @@ impl Tracker {
                 self.created(child);
             }
         }
+        // If it moved on meanwhile, not everything in it has been seen.
+        self.overflowed |= !self.is_where_it_was(path);
         Ok(())
+    }
+
+    /// A new directory was gone before it could be watched. If it moved or was removed, its parent's events say so; if
+    /// the parent moved, none tells what is in it.
+    fn missed_directory(&mut self, path: &[u8]) {
+        self.overflowed |= !self.is_where_it_was(split(path).0);
+    }
+
+    /// Whether the directory that is watched as `path` is still there.
+    fn is_where_it_was(&self, path: &[u8]) -> bool {
+        self.stat(path).is_some_and(|stat| self.watches.inode(path) == Some(stat.st_ino))
     }
 
     fn directory_deleted(&mut self, path: &[u8]) {
@@ -524,6 +570,7 @@ impl Tracker {
         for (_, position) in take_below(&mut self.dirty, path) {
             self.work.remove(&position);
         }
+        self.links.remove(path);
         self.operate(Kind::RemoveDirectory, path, b"", Attributes::default());
     }
 
@@ -542,6 +589,8 @@ impl Tracker {
             return;
         }
         self.watches.rename(from, to);
+        // Else a directory moved that had not been watched, and what is watched took its name.
+        self.overflowed |= !self.is_where_it_was(to);
         self.operate(Kind::Rename, from, to, Attributes::default());
         let renamed = |path: &[u8]| [to, &path[from.len()..]].concat();
         // The directory that was replaced was empty: what is known below that name came with this one, and was seen
@@ -550,14 +599,13 @@ impl Tracker {
         for path in early {
             self.mark_dirty(path);
         }
+        self.links.rename(from, to);
+        let mut moved = Vec::new();
         for (path, mut held) in take_below(&mut self.held, from) {
             (held.named_at, held.batch) = (self.next_position, NO_BATCH);
-            if let Some(names) = self.links.get_mut(&held.inode) {
-                names.remove(&path);
-                names.insert(renamed(&path));
-            }
             self.resident_bytes -= held.resident_bytes();
             self.hold(renamed(&path), held);
+            moved.push(renamed(&path));
         }
         let mut dirty = take_below(&mut self.dirty, from);
         dirty.sort_by_key(|(_, position)| *position);
@@ -565,15 +613,23 @@ impl Tracker {
             self.work.remove(&position);
             self.mark_dirty(renamed(&path));
         }
+        for path in moved {
+            if self.links.is_one_of_several(&path) {
+                self.mark_dirty(path);
+            } else {
+                self.attributes_changed(&path);
+            }
+        }
         let unfinished = std::mem::take(&mut self.unfinished);
         let inside = |path: &[u8]| path.starts_with(from) && path.get(from.len()) == Some(&b'/');
         self.unfinished =
             unfinished.into_iter().map(|path| if inside(&path) { renamed(&path) } else { path }).collect();
     }
 
-    /// Compares the tree with the store's view: at start, and when the kernel dropped events. Whatever cannot be shown
-    /// to be published as it is becomes dirty; names that the store holds and a mirror lacks were removed. Yields the
-    /// stubs that it found, with their versions.
+    /// Compares the tree with the store's view: at start, and when events were dropped or are not clear. Whatever cannot
+    /// be shown to be published as it is becomes dirty; names that the store holds and a mirror lacks were removed.
+    /// Yields the stubs that it found, with their versions. When the tree changed so that the comparison proves
+    /// nothing, [`Tracker::overflowed`] still asks for a scan.
     ///
     /// # Errors
     /// When the tree cannot be watched or read.
@@ -582,6 +638,34 @@ impl Tracker {
         // Until the scan has come to its end.
         self.overflowed = true;
         self.forget_files();
+        let mut scan = self.look_at_tree(view)?;
+        let changes = self.watches.drain()?;
+        // Directories that were found under new names: once that is published, a scan compares what belongs together.
+        let gone: HashSet<&StagedPath> = scan.gone.iter().collect();
+        let is_clear = self.first_position().is_none() && !changes.iter().any(|change| self.upsets(change, &gone));
+        if is_clear {
+            self.match_orphans(view, &mut scan);
+            for path in std::mem::take(&mut scan.gone) {
+                self.operate(Kind::Unlink, &path, b"", Attributes::default());
+            }
+            for path in std::mem::take(&mut scan.gone_directories) {
+                self.operate(Kind::RemoveDirectory, &path, b"", Attributes::default());
+            }
+            for (path, attributes) in std::mem::take(&mut scan.attributes) {
+                self.operate(Kind::SetAttributes, &path, b"", attributes);
+            }
+            scan.changed.sort();
+            for (_, path) in scan.changed {
+                self.mark_dirty(path);
+            }
+            self.overflowed = false;
+        }
+        self.apply_all(changes)?;
+        Ok(scan.stubs)
+    }
+
+    /// Compares every name in the tree with `view`.
+    fn look_at_tree(&mut self, view: &View) -> io::Result<Scan> {
         let mut scan = Scan::default();
         let mut directories = vec![StagedPath::new()];
         while let Some(directory) = directories.pop() {
@@ -594,13 +678,16 @@ impl Tracker {
             let mut present = HashSet::new();
             for (name, metadata) in list(&self.stage, &directory)? {
                 let path = join(&directory, &name);
-                present.insert(name);
                 if metadata.is_dir() {
                     directories.push(path);
                 } else if let Some(stat) = self.stat(&path) {
                     let stat = self.restore_times(&path, stat);
                     self.compare(path, &stat, view, &mut scan);
+                } else {
+                    // Gone since it was listed.
+                    continue;
                 }
+                present.insert(name);
             }
             if self.is_mirror(&directory) {
                 let absent = view.children(&directory).filter(|(name, _)| !present.contains(*name));
@@ -609,25 +696,22 @@ impl Tracker {
                 }
             }
         }
-        if self.first_position().is_some() {
-            // Directories were found under new names: once that is published, the scan compares what belongs together.
-            return Ok(scan.stubs);
+        Ok(scan)
+    }
+
+    /// Whether something happened during a scan that makes it unclear which names the tree lacks. A file that moved
+    /// only matters when it is a stub: others are published anew.
+    fn upsets(&self, change: &Change, gone: &HashSet<&StagedPath>) -> bool {
+        match change {
+            Change::Overflow | Change::Moved(_, _, true) | Change::MovedOut(..) => true,
+            Change::Moved(from, to, false) => {
+                let from = self.watches.path(from);
+                let may_be_stub = |stat: Option<Stat>| stat.is_none_or(|stat| stat.st_mode & STUB_BIT != 0);
+                from.is_some_and(|from| gone.contains(&from))
+                    && may_be_stub(self.watches.path(to).and_then(|to| self.stat(&to)))
+            }
+            _ => false,
         }
-        self.match_orphans(view, &mut scan);
-        for path in std::mem::take(&mut scan.gone) {
-            self.unmark_dirty(&path);
-            self.unhold(&path);
-            self.operate(Kind::Unlink, &path, b"", Attributes::default());
-        }
-        for path in std::mem::take(&mut scan.gone_directories) {
-            self.operate(Kind::RemoveDirectory, &path, b"", Attributes::default());
-        }
-        scan.changed.sort();
-        for (_, path) in scan.changed {
-            self.mark_dirty(path);
-        }
-        self.overflowed = false;
-        Ok(scan.stubs)
     }
 
     /// Before a scan, which finds all files again. Operations stay, because they move what only the store holds; they
@@ -705,6 +789,9 @@ impl Tracker {
         match view.get(&path) {
             Some(Node::File(version)) if stub && identity(version) == stub_identity(stat) => {
                 scan.stubs.push((stat.st_ino, version.clone()));
+                if version.attributes != attributes(stat) {
+                    scan.attributes.push((path.clone(), attributes(stat)));
+                }
             }
             _ if stub => {
                 scan.displaced.insert(path.clone());
@@ -715,7 +802,8 @@ impl Tracker {
                     && version.size == stat.st_size as u64
                     && version.change_time_ns != 0
                     && version.change_time_ns == change_time_ns(stat);
-                if !unchanged {
+                let proof = (change_time_ns(stat), version.sequence, version.operation_time_ns);
+                if !unchanged && self.proven.get(&stat.st_ino) != Some(&proof) {
                     scan.changed.push((change_time_ns(stat), path.clone()));
                 }
             }
@@ -732,8 +820,45 @@ impl Tracker {
         self.hold(path, Held::new(stat));
     }
 
+    /// Leaves word of what need not be published again, for the next flusher. Files that were brought back from the
+    /// store have other inodes than their records say: without this each restart would write them once more.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_proofs(&self, view: &View) -> io::Result<()> {
+        let mut text = String::new();
+        for path in self.held.keys().filter(|path| self.is_clean(path)) {
+            let (Some(Node::File(version)), Some(stat)) = (view.get(path), self.stat(path)) else { continue };
+            let changed_ns = change_time_ns(&stat);
+            let settled = now_ns().saturating_sub(changed_ns.max(0) as u64) > TIMESTAMP_GRAIN.as_nanos() as u64;
+            let is_same = version.size == stat.st_size as u64 && version.attributes == attributes(&stat);
+            if is_file(&stat) && stat.st_mode & STUB_BIT == 0 && settled && is_same {
+                let (sequence, time_ns) = (version.sequence, version.operation_time_ns);
+                text.push_str(&format!("{} {changed_ns} {sequence} {time_ns}\n", stat.st_ino));
+            }
+        }
+        let aside = self.stage.path(layout::SCRATCH).join(layout::CLEAN);
+        fs::write(&aside, text)?;
+        fs::rename(aside, self.stage.path(layout::CLEAN))
+    }
+
+    /// What the last flusher left; a line that is not understood proves nothing.
+    fn read_proofs(&self) -> HashMap<u64, Proof> {
+        let text = fs::read_to_string(self.stage.path(layout::CLEAN)).unwrap_or_default();
+        let proof = |line: &str| {
+            let mut words = line.split(' ');
+            let inode = words.next()?.parse().ok()?;
+            let changed_ns = words.next()?.parse().ok()?;
+            Some((inode, (changed_ns, words.next()?.parse().ok()?, words.next()?.parse().ok()?)))
+        };
+        text.lines().filter_map(proof).collect()
+    }
+
     /// Takes note of a name that populating has just put into a new mirror.
     pub fn populated(&mut self, path: StagedPath, stat: &Stat) {
+        if stat.st_nlink > 1 {
+            self.remember_links(&path, stat.st_ino);
+        }
         self.hold(path, Held::new(stat));
     }
 
@@ -822,6 +947,11 @@ impl Tracker {
         self.work.keys().next().copied()
     }
 
+    /// Whether a rename waits for a batch.
+    pub fn renames(&self) -> bool {
+        self.work.values().any(|work| matches!(work, Work::Operation(entry) if entry.kind == Kind::Rename))
+    }
+
     /// Bytes of the held files whose data is in the stage.
     pub fn resident_bytes(&self) -> u64 {
         self.resident_bytes
@@ -843,7 +973,10 @@ impl Tracker {
     fn touches(&self, change: &Change, candidate: &Candidate) -> bool {
         let known = |place| self.watches.path(place).is_some_and(|path| candidate.paths.contains(&path));
         match change {
-            Change::Closed(place) | Change::MovedIn(place, false) | Change::Created(place, false) => known(place),
+            Change::Closed(place)
+            | Change::MovedIn(place, false)
+            | Change::Linked(_, place)
+            | Change::Created(place, false) => known(place),
             Change::Moved(from, to, false) => known(from) || known(to),
             Change::Moved(_, _, true) | Change::Overflow => true,
             _ => false,
@@ -965,7 +1098,7 @@ impl Tracker {
 
     /// The other names of a file with several, as far as they are known and still its own.
     fn other_names(&self, path: &[u8], stat: &Stat) -> Vec<StagedPath> {
-        let names = self.links.get(&stat.st_ino).into_iter().flatten();
+        let names = self.links.names_of(stat.st_ino);
         let own = |name: &&StagedPath| self.stat(name).is_some_and(|other| other.st_ino == stat.st_ino);
         names.filter(|name| *name != path).filter(own).cloned().collect()
     }
@@ -982,6 +1115,7 @@ impl Tracker {
     /// A new name of a file whose data is only in the store: a link to the name that is held.
     fn commit_stub(&mut self, batch: &mut Batch, position: u64, path: StagedPath, stat: &Stat) {
         if self.held.get(&path).is_some_and(|held| held.inode == stat.st_ino) {
+            self.attributes_changed(&path);
             return;
         }
         self.remember_links(&path, stat.st_ino);
@@ -1036,6 +1170,8 @@ struct Scan {
     stubs: Stubs,
     /// What is to be published, with its time of change: the order in which it is published.
     changed: Vec<(i64, StagedPath)>,
+    /// Stubs whose mode or owner is another than the store's.
+    attributes: Vec<(StagedPath, Attributes)>,
     /// Stubs that do not fit what the store holds under their name.
     orphans: Vec<(StagedPath, Stat)>,
     /// Their names.

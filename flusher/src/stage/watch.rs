@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 /// A name in a watched directory.
@@ -33,6 +34,8 @@ pub enum Change {
     Moved(Place, Place, IsDirectory),
     /// A name came from outside the tree (`STAGE/scratch`).
     MovedIn(Place, IsDirectory),
+    /// A name came from `STAGE/links`: another name of the file with this inode.
+    Linked(u64, Place),
     /// A name left the tree.
     MovedOut(Place, IsDirectory),
     /// Mode, owner, times or link count changed.
@@ -50,8 +53,16 @@ pub type IsDirectory = bool;
 #[derive(Debug)]
 pub struct Watches {
     inotify: OwnedFd,
-    paths: HashMap<i32, Vec<u8>>,
+    paths: HashMap<i32, Watched>,
     descriptors: BTreeMap<Vec<u8>, i32>,
+    /// The watch on `STAGE/links`.
+    links: Option<i32>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    path: Vec<u8>,
+    inode: u64,
 }
 
 /// Changes as they are read. A move is known to leave the tree only when its second half never comes.
@@ -90,7 +101,7 @@ impl Watches {
     /// From inotify_init1(2), `EMFILE` when the user's instances are used up (`fs.inotify.max_user_instances`).
     pub fn new() -> io::Result<Watches> {
         let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        Ok(Watches { inotify, paths: HashMap::new(), descriptors: BTreeMap::new() })
+        Ok(Watches { inotify, paths: HashMap::new(), descriptors: BTreeMap::new(), links: None })
     }
 
     /// To be polled for reading.
@@ -102,7 +113,7 @@ impl Watches {
     /// was another.
     ///
     /// # Errors
-    /// From inotify_add_watch(2); `ENOSPC` when `fs.inotify.max_user_watches` is used up.
+    /// From open(2) and inotify_add_watch(2); `ENOSPC` when `fs.inotify.max_user_watches` is used up.
     pub fn add(&mut self, path: &[u8], location: &Path) -> io::Result<Option<Vec<u8>>> {
         let flags = WatchFlags::CLOSE_WRITE
             | WatchFlags::CREATE
@@ -111,10 +122,14 @@ impl Watches {
             | WatchFlags::MOVED_TO
             | WatchFlags::ATTRIB
             | WatchFlags::ONLYDIR
-            | WatchFlags::DONT_FOLLOW
             | WatchFlags::EXCL_UNLINK;
-        let watch = inotify::add_watch(&self.inotify, location, flags)?;
-        let old = self.paths.insert(watch, path.to_vec()).filter(|old| old != path);
+        let open_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(location, open_flags, Mode::empty())?;
+        let inode = rustix::fs::fstat(&directory)?.st_ino;
+        // By way of the descriptor: between two looks at a path, another directory can take it.
+        let watch = inotify::add_watch(&self.inotify, format!("/proc/self/fd/{}", directory.as_raw_fd()), flags)?;
+        let old = self.paths.insert(watch, Watched { path: path.to_vec(), inode });
+        let old = old.map(|old| old.path).filter(|old| old != path);
         if let Some(old) = &old
             && self.descriptors.get(old) == Some(&watch)
         {
@@ -122,6 +137,34 @@ impl Watches {
         }
         self.descriptors.insert(path.to_vec(), watch);
         Ok(old)
+    }
+
+    /// Watches the directory from which second names come, `STAGE/links`.
+    ///
+    /// # Errors
+    /// From inotify_add_watch(2).
+    pub fn add_links(&mut self, location: &Path) -> io::Result<()> {
+        self.links = Some(inotify::add_watch(&self.inotify, location, WatchFlags::MOVED_FROM | WatchFlags::ONLYDIR)?);
+        Ok(())
+    }
+
+    /// What a pair of events means, of which the first may be about `STAGE/links`.
+    fn understood(&self, change: Change) -> Option<Change> {
+        let is_link = |place: &Place| Some(place.watch) == self.links;
+        match change {
+            Change::MovedOut(from, _) if is_link(&from) => None,
+            Change::Moved(from, to, directory) if is_link(&from) => {
+                let number = from.name.split(|byte| *byte == b'-').next().unwrap_or_default();
+                let inode = std::str::from_utf8(number).ok().and_then(|text| text.parse().ok());
+                Some(inode.map_or(Change::MovedIn(to.clone(), directory), |inode| Change::Linked(inode, to)))
+            }
+            change => Some(change),
+        }
+    }
+
+    /// The inode of the directory that is watched as `path`.
+    pub fn inode(&self, path: &[u8]) -> Option<u64> {
+        self.descriptors.get(path).and_then(|watch| self.paths.get(watch)).map(|watched| watched.inode)
     }
 
     /// Whether the directory `path` is watched.
@@ -141,10 +184,10 @@ impl Watches {
 
     /// Forgets a watch whose directory is gone.
     pub fn forget(&mut self, watch: i32) {
-        if let Some(path) = self.paths.remove(&watch)
-            && self.descriptors.get(&path) == Some(&watch)
+        if let Some(gone) = self.paths.remove(&watch)
+            && self.descriptors.get(&gone.path) == Some(&watch)
         {
-            self.descriptors.remove(&path);
+            self.descriptors.remove(&gone.path);
         }
     }
 
@@ -152,14 +195,16 @@ impl Watches {
     pub fn rename(&mut self, from: &[u8], to: &[u8]) {
         for (path, watch) in super::tracker::take_below(&mut self.descriptors, from) {
             let renamed = [to, &path[from.len()..]].concat();
-            self.paths.insert(watch, renamed.clone());
+            if let Some(watched) = self.paths.get_mut(&watch) {
+                watched.path.clone_from(&renamed);
+            }
             self.descriptors.insert(renamed, watch);
         }
     }
 
     /// The path of a place, if its directory is still known.
     pub fn path(&self, place: &Place) -> Option<Vec<u8>> {
-        let directory = self.paths.get(&place.watch)?;
+        let directory = &self.paths.get(&place.watch)?.path;
         if directory.is_empty() {
             return Some(place.name.clone());
         }
@@ -177,7 +222,7 @@ impl Watches {
             poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], Some(&PAIR_WAIT))?;
             self.read_queue(&mut drained)?;
         }
-        Ok(drained.changes.into_iter().flatten().collect())
+        Ok(drained.changes.into_iter().flatten().filter_map(|change| self.understood(change)).collect())
     }
 
     fn read_queue(&self, drained: &mut Drained) -> io::Result<()> {
@@ -235,6 +280,7 @@ mod tests {
             Change::Deleted(place, directory) => format!("deleted {} {directory}", text(place)),
             Change::Moved(from, to, directory) => format!("moved {} {} {directory}", text(from), text(to)),
             Change::MovedIn(place, directory) => format!("in {} {directory}", text(place)),
+            Change::Linked(inode, place) => format!("linked {inode} {}", text(place)),
             Change::MovedOut(place, directory) => format!("out {} {directory}", text(place)),
             Change::Attributes(place) => format!("attributes {}", text(place)),
             Change::Overflow => "overflow".to_string(),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 pub use merge::Note;
 pub use read::{DataLoss, VersionReader};
+pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Node, RecordedDirectory, Version, View};
 
 use crate::aggregate::{

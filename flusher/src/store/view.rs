@@ -432,7 +432,7 @@ fn is_at_or_below(path: &[u8], directory: &[u8]) -> bool {
 }
 
 /// The directory of a path and the name in it.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (b"", path),

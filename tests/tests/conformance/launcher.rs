@@ -63,6 +63,25 @@ fn signals_reach_the_program() {
 }
 
 #[test]
+fn files_that_were_written_past_sheaf_are_reported() {
+    let scene = Scene::new(Engine::IoUring);
+    assert_eq!(launch(&scene, "echo 1 >ckpt/captured"), Some(0));
+    assert_eq!(scene.sheaf(&["report"]).status.code(), Some(0));
+    let finished =
+        scene.sheaf(&["run", "--", "bash", "-c", "echo 2 >ckpt/a; env -u LD_PRELOAD bash -c 'echo 1 >ckpt/b'"]);
+    assert_eq!(finished.status.code(), Some(0), "what escapes is said, and is no failure");
+    let escaped = scene.checkpoints().join("b");
+    assert!(String::from_utf8_lossy(&finished.stderr).contains(&*escaped.to_string_lossy()));
+    let report = scene.sheaf(&["report", "--json"]);
+    assert_eq!(report.status.code(), Some(1));
+    let found: serde_json::Value = serde_json::from_str(&report.text()).expect("it is JSON");
+    assert_eq!(found.as_array().map(Vec::len), Some(1));
+    assert_eq!(found[0]["path"].as_str(), escaped.to_str());
+    assert_eq!(scene.sheaf(&["report", "--since", "9999999999"]).status.code(), Some(0));
+    assert_eq!(scene.sheaf(&["report", "--exclude", &escaped.to_string_lossy()]).status.code(), Some(0));
+}
+
+#[test]
 fn doctor_finds_this_machine_fit() {
     let scene = Scene::new(Engine::IoUring);
     scene.sheaf(&["doctor"]).expect_success();

@@ -1,8 +1,17 @@
 //! What a program sees under the preloaded library is what it sees without, and it leaves strangers alone.
 
+mod attributes;
+mod calls;
+mod descriptors;
 mod engines;
+mod environment;
 mod launcher;
+mod links;
+mod listings;
+mod moves;
 mod operations;
 mod quiet;
 mod space;
+mod streams;
+mod symbols;
 mod tools;

@@ -66,3 +66,19 @@ fn a_listing_of_another_directory() {
 fn a_copy_elsewhere() {
     assert_quiet(&["cp", "/etc/passwd", "../copied"]);
 }
+
+#[test]
+fn every_call_is_told_when_that_is_asked_for_and_only_in_the_file() {
+    let scene = Scene::new(Engine::IoUring);
+    scene.preloaded(&["bash", "-c", "echo 1 >ckpt/a"]).expect_success();
+    let log = scene.root().join("log");
+    let mut command = scene.preloaded_command("cat");
+    command.args(["/etc/hostname", "ckpt/a"]).env("SHEAF_LOG", format!("trace,{}", log.display()));
+    let told = process::run(&mut command).expect_success();
+    let quiet = scene.preloaded(&["cat", "/etc/hostname", "ckpt/a"]).expect_success();
+    assert_eq!((told.text(), told.stderr), (quiet.text(), quiet.stderr));
+    let lines = fs::read_to_string(&log).expect("the log was written");
+    let meaning = |path: &str| lines.lines().find(|line| line.contains(path)).map(|line| line.contains("captured"));
+    assert_eq!(meaning("  /etc/hostname: "), Some(false), "{lines}");
+    assert_eq!(meaning("  ckpt/a: "), Some(true), "{lines}");
+}

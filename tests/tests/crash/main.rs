@@ -34,7 +34,10 @@ fn assert_nothing_torn(scene: &Scene, whole: &BTreeSet<&str>) {
     for aggregate in scene.store_aggregates() {
         let directory = tempfile::tempdir_in(scene.root()).expect("the scene is ours");
         let copy = directory.path().join("copy.tar");
-        fs::copy(&aggregate, &copy).expect("an aggregate can be copied at any time");
+        // A flusher that is killed before it has written the first block leaves an empty file, which claims nothing.
+        if fs::copy(&aggregate, &copy).expect("an aggregate can be copied at any time") == 0 {
+            continue;
+        }
         let mut tar = scene.native_command("tar");
         process::run(tar.arg("-xf").arg(&copy).current_dir(directory.path())).expect_success();
         let checkpoints = scene.checkpoints();

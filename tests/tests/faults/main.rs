@@ -2,6 +2,10 @@
 //!
 //! The program always gets what it would get without Sheaf; a reader never gets a wrong byte.
 
+mod killed;
+mod standard_error;
+mod strangers;
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 

@@ -1,0 +1,94 @@
+//! The rarer calls, natively and under Sheaf: on names that are staged, in an aggregate alone, unmanaged or missing.
+
+use std::fs;
+use std::path::Path;
+
+use sheaf_tests::scene::workspace;
+use sheaf_tests::{Engine, Finished, Scene, process};
+
+/// What no Sheaf is involved in, on both sides.
+const UNMANAGED: &str = "
+    mkdir -p ckpt/sub/deep/deeper ckpt/empty elsewhere
+    echo unmanaged >ckpt/unmanaged
+    ln -s unmanaged ckpt/ulink
+    ln -s ../ckpt elsewhere/door";
+
+/// What ends up in an aggregate.
+const PUBLISHED: &str = "
+    echo stub >ckpt/stub; echo another >ckpt/stub2; echo inner >ckpt/sub/inner; echo deep >ckpt/sub/deep/deeper/file
+    ln -s stub ckpt/link; ln -s nothing ckpt/dangling; ln -s sub ckpt/linkdir
+    cp /bin/echo ckpt/program; ln -s program ckpt/program-link; cp /bin/echo ckpt/sub/program
+    printf '#!/bin/sh\\necho \"$0 called with $# arguments: $*\"\\n' >ckpt/script
+    printf '#!ckpt/program -n  an argument\\n' >ckpt/chained
+    echo 'echo shell \"$0\" \"$@\"' >ckpt/bare-script
+    printf '#!\\n' >ckpt/broken-script
+    printf '#!/bin/sh\\necho $#\\n' >ckpt/quiet-script
+    chmod +x ckpt/quiet-script ckpt/script ckpt/chained ckpt/bare-script ckpt/broken-script
+    cp ckpt/script ckpt/not-executable; chmod 644 ckpt/not-executable
+    cp libthing.so ckpt; ln -s libthing.so ckpt/thing-link";
+
+/// What is in the stage.
+const STAGED: &str = "echo fresh >ckpt/fresh";
+
+/// Compiles one of `tests/apps` with options of its own, in the scene's root.
+fn compile(scene: &Scene, source: &str, output: &str, options: &[&str]) {
+    let source = workspace().join("tests/apps").join(source);
+    let mut gcc = scene.native_command("gcc");
+    gcc.args(["-Wall", "-O1", "-o"]).arg(scene.root().join(output)).args(options).arg(source).arg("-ldl");
+    process::run(&mut gcc).expect_success();
+}
+
+fn prepared() -> Scene {
+    let scene = Scene::new(Engine::IoUring);
+    fs::write(scene.root().join("thing.c"), "int answer(void) { return 42; }\n").expect("the scene is ours");
+    for side in [scene.native_directory(), scene.captured_directory()] {
+        let mut gcc = scene.native_command("gcc");
+        gcc.args(["-shared", "-o"]).arg(side.join("libthing.so")).arg(scene.root().join("thing.c"));
+        process::run(&mut gcc).expect_success();
+        process::run(scene.native_command("sh").args(["-ec", UNMANAGED]).current_dir(side)).expect_success();
+    }
+    scene.native(&["sh", "-ec", PUBLISHED]).expect_success();
+    scene.native(&["sh", "-ec", STAGED]).expect_success();
+    scene.preloaded(&["sh", "-ec", PUBLISHED]).expect_success();
+    scene.drain();
+    scene.wipe_stage();
+    scene.preloaded(&["sh", "-ec", STAGED]).expect_success();
+    scene
+}
+
+/// The output with the side's own directory taken out.
+fn answers(finished: &Finished, directory: &Path) -> String {
+    finished.text().replace(&directory.display().to_string(), "@")
+}
+
+/// Fails at the first line that differs.
+fn assert_same_answers(scene: &Scene, program: &str) {
+    let program = scene.root().join(program);
+    let native = process::run(&mut scene.native_command(&program)).expect_success();
+    let captured = process::run(&mut scene.preloaded_command(&program)).expect_success();
+    let (native, captured) =
+        (answers(&native, &scene.native_directory()), answers(&captured, &scene.captured_directory()));
+    let different = native.lines().zip(captured.lines()).filter(|(one, other)| one != other);
+    let different: Vec<_> = different.map(|(one, other)| format!("native:   {one}\ncaptured: {other}")).collect();
+    assert!(different.is_empty(), "{} answers differ:\n{}", different.len(), different.join("\n"));
+    assert_eq!(native.lines().count(), captured.lines().count(), "one side ended early");
+}
+
+#[test]
+fn rare_calls_answer_as_natively() {
+    let scene = prepared();
+    compile(&scene, "calls.c", "calls", &[]);
+    assert_same_answers(&scene, "calls");
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    scene.drain();
+    scene.verify();
+    scene.wipe_stage();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "from the aggregates");
+}
+
+#[test]
+fn walks_visit_what_they_visit_natively() {
+    let scene = prepared();
+    compile(&scene, "walks.c", "walks", &[]);
+    assert_same_answers(&scene, "walks");
+}

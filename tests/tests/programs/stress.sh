@@ -1,0 +1,47 @@
+# stress-ng's file system stressors, each with a bound on its operations and its own checks. Argument: write | restart
+set -eu
+# Each line: the stressor and how many operations.
+while read -r stressor operations; do
+    status=0
+    stress-ng --quiet --verify --oomable --temp-path ckpt --timeout 20 "--$stressor" 1 "--$stressor-ops" "$operations" \
+        >stress.log 2>&1 || status=$?
+    echo "$stressor $status"
+    grep -v -e 'info:' -e 'metrc:' stress.log | sed 's/\[[0-9]*\]//' || true
+done <<'END'
+access 200
+chmod 200
+chown 200
+copy-file 50
+dentry 3000
+dir 500
+dirdeep 100
+dirmany 300
+dup 200
+fallocate 30
+fcntl 500
+fd-fork 1
+file-ioctl 100
+filename 200
+flock 1000
+fstat 500
+getdent 200
+hdd 400
+iomix 300
+link 1
+locka 300
+lockf 300
+lockofd 300
+msync 50
+open 500
+readahead 50
+rename 1000
+revio 400
+seek 2000
+sendfile 50
+symlink 1
+sync-file 20
+touch 300
+xattr 100
+END
+find ckpt -path ckpt/.sheaf -prune -o -print
+echo "$1" >>ckpt/done
