@@ -31,7 +31,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -49,7 +49,7 @@ pub fn run(program: &[OsString], report: OwnedFd) -> io::Result<()> {
     // Programs whose parent ends must stay below this process: only from there may their memory be read everywhere.
     // SAFETY: takes integers only.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-    let (child, serving) = start(program, &mask)?;
+    let (child, supervisor) = start(program, &mask)?;
     let status = loop {
         if let Some(status) = reap(child)? {
             break status;
@@ -58,7 +58,6 @@ pub fn run(program: &[OsString], report: OwnedFd) -> io::Result<()> {
     };
     // The launcher may be gone; those that are left are served all the same.
     let _ = File::from(report).write_all(&status.to_ne_bytes());
-    let supervisor = serving.join().ok().flatten();
     leave_streams();
     // SAFETY: no handler is involved: from now on the kernel reaps, and what has ended before is reaped here.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
@@ -69,11 +68,9 @@ pub fn run(program: &[OsString], report: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts the program, and the threads that answer it.
-fn start(
-    program: &[OsString],
-    mask: &BlockedSignals,
-) -> io::Result<(libc::pid_t, JoinHandle<Option<Arc<Supervisor>>>)> {
+/// Starts the program, and the threads that answer it. What is to be said about a trap that cannot be set has been
+/// said when this returns.
+fn start(program: &[OsString], mask: &BlockedSignals) -> io::Result<(libc::pid_t, Option<Arc<Supervisor>>)> {
     let (name, arguments) = program.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let numbers: Vec<_> = calls::all().map(|kind| kind.number).collect();
@@ -96,7 +93,7 @@ fn start(
     // The closure owns the other end: with the command it is gone, and the thread hears of a start that failed.
     let child = command.spawn()?;
     drop(command);
-    Ok((child.id() as libc::pid_t, serving))
+    Ok((child.id() as libc::pid_t, serving.join().ok().flatten()))
 }
 
 /// Waits for the listener and starts to answer. `None` when the program runs without the trap, after a line that says
