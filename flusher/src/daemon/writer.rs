@@ -25,6 +25,11 @@ use crate::store::{AggregateId, Node};
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
 
+/// End of the name of an aggregate whose first block is being written.
+const ASIDE: &str = ".new";
+/// An aggregate that has had no first block for this long is nobody's.
+const ASIDE_LONGEST: Duration = Duration::from_secs(600);
+
 /// What the writer is told.
 #[derive(Debug)]
 pub enum Job {
@@ -84,6 +89,8 @@ impl Writer {
 
     /// Runs until the last sender of jobs is gone.
     pub fn run(mut self) {
+        // The flusher before this one may have been killed between its last head and this.
+        self.finish_replacing();
         while let Ok(job) = self.jobs.recv() {
             match job {
                 Job::Batch(number, batch) => self.publish(number, batch),
@@ -119,9 +126,7 @@ impl Writer {
             }
         }
         self.shared.set_error("store", None);
-        if let Err(error) = self.remove_replaced() {
-            log::warn!("superseded files were left on the parallel file system: {error}");
-        }
+        self.finish_replacing();
         batch.sources.iter().flatten().for_each(|source| source.release());
         let mut status = self.shared.status.lock();
         status.published_bytes += batch.bytes;
@@ -214,21 +219,19 @@ impl Writer {
     fn create_aggregate(&mut self) -> Result<Aggregate, Failure> {
         let directory = &self.shared.settings.store;
         fs::create_dir_all(directory)?;
-        let node = node_name();
-        let (number, target) = create_numbered(directory, &node)?;
-        let target = Arc::new(target);
-        let mut uuid = [0; 16];
-        rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
-        let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
-        let identity = Identity { uuid, node, job, incarnation: number, created_ns: super::now_ns() };
-        target.allocate(0, 2 * BLOCK)?;
-        write_through(self.engine.as_mut(), &target, 0, &aggregate::format_entry(&identity))?;
-        target.sync_data()?;
+        let (identity, target) = publish_first_block(directory, &node_name())?;
         File::open(directory)?.sync_all()?;
+        let target = Arc::new(target);
         log::info!("writing to {} with {}", target.path().display(), self.engine.name());
         self.shared.status.lock().aggregate = Some(target.path().display().to_string());
         let id = self.shared.store.write().add_own(target.path(), &identity)?;
         Ok(Aggregate { target, identity, id, end: BLOCK, sequence: FIRST_SEQUENCE, names: TarNames::default() })
+    }
+
+    fn finish_replacing(&self) {
+        if let Err(error) = self.remove_replaced() {
+            log::warn!("superseded files were left on the parallel file system: {error}");
+        }
     }
 
     /// Unlinks the unmanaged files whose successor is published, and their markers.
@@ -300,20 +303,60 @@ pub fn node_name() -> String {
     if name.is_empty() || name.starts_with('.') { format!("node{name}") } else { name }
 }
 
-/// Creates `<node>-<n>.tar` with the first free n.
-fn create_numbered(directory: &Path, node: &str) -> io::Result<(u64, Target)> {
-    let mut number = 1;
+/// Makes an aggregate of one block and no segment, under the first free `<node>-<n>.tar`. It is made aside and gets
+/// that name last: readers of tar refuse a file that is empty.
+fn publish_first_block(directory: &Path, node: &str) -> io::Result<(Identity, Target)> {
+    let mut uuid = [0; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
+    let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
+    let mut identity = Identity { uuid, node: node.to_string(), job, incarnation: 1, created_ns: super::now_ns() };
+    let mut target = Target::create(&directory.join(format!(".{node}-{:032x}{ASIDE}", u128::from_be_bytes(uuid))))?;
+    remove_abandoned(directory, node, &target);
+    let named = name_first_block(directory, &mut identity, &mut target);
+    if named.is_err() {
+        // It is one more that was abandoned.
+        let _ = fs::remove_file(target.path());
+    }
+    named.map(|()| (identity, target))
+}
+
+/// Writes the first block for one number after the other, until one is free.
+fn name_first_block(directory: &Path, identity: &mut Identity, target: &mut Target) -> io::Result<()> {
+    target.allocate(0, 2 * BLOCK)?;
     loop {
-        match Target::create(&directory.join(format!("{node}-{number}.tar"))) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-            Err(error) => return Err(error),
-            Ok(target) => return Ok((number, target)),
+        let path = directory.join(format!("{}-{}.tar", identity.node, identity.incarnation));
+        if fs::symlink_metadata(&path).is_err() {
+            target.write_buffered(0, &aggregate::format_entry(identity))?;
+            target.sync_data()?;
+            match target.give_name(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                outcome => return outcome,
+            }
+        }
+        identity.incarnation += 1;
+    }
+}
+
+/// Removes what flushers of this node that were killed in the middle of [`publish_first_block`] have left. Both times
+/// are the file system's own.
+fn remove_abandoned(directory: &Path, node: &str, own: &Target) {
+    let modified = |path: &Path| fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    let (Ok(now), Ok(entries)) = (modified(own.path()), fs::read_dir(directory)) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        let is_aside = name.starts_with(format!(".{node}-").as_bytes()) && name.ends_with(ASIDE.as_bytes());
+        let is_old = || modified(&path).is_ok_and(|then| now.duration_since(then).is_ok_and(|age| age > ASIDE_LONGEST));
+        if is_aside && is_old() {
+            // A flusher that was this slow is told so when it gives the name, and begins again.
+            let _ = fs::remove_file(&path);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]
@@ -325,9 +368,31 @@ mod tests {
     #[test]
     fn aggregates_are_numbered_without_overwriting() {
         let directory = tempfile::tempdir().unwrap();
-        let (first, target) = create_numbered(directory.path(), "n0").unwrap();
-        let (second, _) = create_numbered(directory.path(), "n0").unwrap();
-        assert_eq!((first, second), (1, 2));
+        let (first, target) = publish_first_block(directory.path(), "n0").unwrap();
+        let (second, _) = publish_first_block(directory.path(), "n0").unwrap();
+        assert_eq!((first.incarnation, second.incarnation), (1, 2));
         assert_eq!(target.path(), directory.path().join("n0-1.tar"));
+        let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, ["n0-1.tar", "n0-2.tar"]);
+        let recovered = aggregate::recover(&File::open(directory.path().join("n0-2.tar")).unwrap()).unwrap();
+        assert_eq!(recovered.identity, second);
+    }
+
+    #[test]
+    fn what_a_killed_flusher_left_is_removed_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let make = |name: &str, age: Duration| {
+            let file = File::create(directory.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        };
+        let old = ASIDE_LONGEST + Duration::from_secs(60);
+        for (name, age) in [(".n0-1.new", old), (".n0-2.new", Duration::ZERO), (".n1-1.new", old), ("n0-9.tar", old)] {
+            make(name, age);
+        }
+        publish_first_block(directory.path(), "n0").unwrap();
+        let left = |name: &str| directory.path().join(name).exists();
+        assert_eq!([".n0-1.new", ".n0-2.new", ".n1-1.new", "n0-9.tar"].map(left), [false, true, true, true]);
     }
 }

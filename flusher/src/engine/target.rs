@@ -5,11 +5,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat};
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, RenameFlags, fallocate, fstat, renameat_with};
 use rustix::io::Errno;
 
 use super::ALIGNMENT;
@@ -39,6 +39,31 @@ impl Target {
         let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let direct = rustix::fs::open(path, flags, Mode::empty()).ok().filter(|direct| same_file(direct, &buffered));
         Target { path: path.to_path_buf(), buffered, direct, direct_works: AtomicBool::new(true) }
+    }
+
+    /// Gives the file its lasting name, in the same directory. Whoever has that name keeps it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`], or whatever else the kernel says. The file then keeps the name it has.
+    pub fn give_name(&mut self, path: &Path) -> io::Result<()> {
+        match renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE) {
+            // Not every network file system can. A second name that is made never replaces one either.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                std::fs::hard_link(&self.path, path)?;
+                std::fs::remove_file(&self.path)?;
+            }
+            outcome => outcome?,
+        }
+        self.path = path.to_path_buf();
+        Ok(())
+    }
+
+    /// Writes a few bytes through the page cache.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    pub fn write_buffered(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.buffered.write_all_at(bytes, offset)
     }
 
     /// The file's path.

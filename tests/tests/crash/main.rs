@@ -2,6 +2,8 @@
 //!
 //! What was written is there in the end, and nothing torn is visible at any time.
 
+mod steps;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -34,10 +36,7 @@ fn assert_nothing_torn(scene: &Scene, whole: &BTreeSet<&str>) {
     for aggregate in scene.store_aggregates() {
         let directory = tempfile::tempdir_in(scene.root()).expect("the scene is ours");
         let copy = directory.path().join("copy.tar");
-        // A flusher that is killed before it has written the first block leaves an empty file, which claims nothing.
-        if fs::copy(&aggregate, &copy).expect("an aggregate can be copied at any time") == 0 {
-            continue;
-        }
+        fs::copy(&aggregate, &copy).expect("an aggregate can be copied at any time");
         let mut tar = scene.native_command("tar");
         process::run(tar.arg("-xf").arg(&copy).current_dir(directory.path())).expect_success();
         let checkpoints = scene.checkpoints();

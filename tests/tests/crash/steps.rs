@@ -1,0 +1,78 @@
+//! A flusher that is killed at each of its steps: whatever it was about to do, nothing is lost and nothing torn is seen.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+
+use sheaf_tests::{Engine, Scene, process};
+
+/// Calls that change the store, the stage or an aggregate. The one that kills is not made.
+const CALLS: [&str; 13] = [
+    "mkdir",
+    "mknodat",
+    "rename",
+    "renameat2",
+    "linkat",
+    "unlink",
+    "fallocate",
+    "ftruncate",
+    "pwrite64",
+    "write",
+    "io_uring_enter",
+    "fsync",
+    "fdatasync",
+];
+const MOST_STEPS: u32 = 100;
+/// What there is to publish: new files, another that takes the name of an older one, a directory, links.
+const WRITE: &str = "mkdir ckpt/set && head -c 100000 /dev/zero >ckpt/set/zeros && seq 30000 >ckpt/state.new && \
+                     mv ckpt/state.new ckpt/state && ln -s state ckpt/latest && ln ckpt/state ckpt/set/state";
+
+/// Loses a flusher when a thread of it makes its `step`th such call; false when none makes that many.
+fn killed_at(engine: Engine, call: &str, step: u32) -> bool {
+    let scene = Scene::new(engine);
+    for directory in [scene.native_directory(), scene.captured_directory()] {
+        fs::write(directory.join("ckpt/state"), "older\n").expect("the scene is ours");
+    }
+    scene.native(&["bash", "-c", WRITE]).expect_success();
+    let mut program = scene.preloaded_command("bash");
+    process::run(program.env("SHEAF_ON_EXIT", "leave").args(["-c", WRITE])).expect_success();
+    scene.kill_flushers();
+
+    let drain = scene.sheaf_command();
+    let log = scene.root().join("strace.log");
+    let inject = format!("inject={call}:error=EINTR:signal=KILL:when={step}");
+    let mut strace = scene.native_command("strace");
+    strace.args(["-f", "-e", &format!("trace={call}"), "-e", &inject, "-o"]).arg(&log);
+    for (name, value) in drain.get_envs() {
+        if let Some(value) = value {
+            strace.arg("-E").arg([name, value].join(OsStr::new("=")));
+        }
+    }
+    // A flusher that dies is started again; whether that succeeds depends on the call.
+    process::run(strace.arg(drain.get_program()).arg("drain"));
+    let log = fs::read_to_string(log).expect("strace writes its log");
+
+    let whole = scene.native_snapshot();
+    let described = format!("{engine:?}, killed at {call} {step}");
+    super::assert_nothing_torn(&scene, &whole.lines().collect::<BTreeSet<_>>());
+    assert_eq!(scene.captured_snapshot(), whole, "{described}, at once");
+    scene.drain();
+    scene.verify();
+    scene.assert_no_captured_files_on_pfs();
+    scene.wipe_stage();
+    assert_eq!(scene.captured_snapshot(), whole, "{described}, from the aggregates alone");
+    log.contains("killed by SIGKILL")
+}
+
+#[test]
+fn flusher_killed_at_every_step() {
+    for engine in [Engine::IoUring, Engine::Pwrite] {
+        let mut steps = 0;
+        for call in CALLS {
+            let first_not = (1..=MOST_STEPS).find(|step| !killed_at(engine, call, *step)).expect("a flusher ends");
+            steps += first_not - 1;
+            println!("{engine:?}: {} calls of {call}", first_not - 1);
+        }
+        assert!(steps > 20, "{engine:?}: killed at {steps} steps only");
+    }
+}
