@@ -72,8 +72,9 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits up to `patience` for the end; `true` when the program has ended.
+    /// Waits up to `patience` for the end; `true` when the program has ended. Panics when it has had its time.
     pub fn wait_for(&mut self, patience: Duration) -> bool {
+        assert!(Instant::now() < self.deadline, "{} has not ended after {LIMIT:?}", self.what);
         wait(&mut self.child, patience).is_some()
     }
 

@@ -93,6 +93,19 @@ impl Scene {
         command
     }
 
+    /// The same command, followed by `strace` with these options; the command's variables are not for strace itself.
+    pub fn traced(&self, options: &[&str], command: &Command) -> Command {
+        let mut strace = self.command("strace", &self.captured_directory());
+        strace.args(options);
+        for (name, value) in command.get_envs() {
+            if let Some(value) = value {
+                strace.arg("-E").arg([name, value].join(OsStr::new("=")));
+            }
+        }
+        strace.arg(command.get_program()).args(command.get_args());
+        strace
+    }
+
     /// Runs a program without Sheaf.
     pub fn native(&self, arguments: &[&str]) -> Finished {
         process::run(self.native_command(arguments[0]).args(&arguments[1..]))

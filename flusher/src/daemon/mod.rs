@@ -65,6 +65,9 @@ pub struct Shared {
     clients: Mutex<Clients>,
     /// Connections that are being served.
     serving: AtomicUsize,
+    /// Whether anything was asked since the main thread last looked. Questions about the state do not count: whoever
+    /// watches the flusher must not keep it.
+    needed: AtomicBool,
     draining: AtomicBool,
     published: AtomicU64,
     /// Files of the newest batch that were left out of it, by path and inode.
@@ -186,6 +189,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         commands: commands.clone(),
         clients: Mutex::new(Clients::default()),
         serving: AtomicUsize::new(0),
+        needed: AtomicBool::new(false),
         draining: AtomicBool::new(false),
         published: AtomicU64::new(0),
         left_out: Mutex::default(),
@@ -242,9 +246,12 @@ fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result
         // Read first: whoever says hello is registered before it stops being served.
         let serving = shared.serving.load(Ordering::SeqCst) > 0;
         shared.clients.lock().forget_dead();
-        if serving || !shared.clients.lock().is_empty() {
+        if shared.needed.swap(false, Ordering::SeqCst) || !shared.clients.lock().is_empty() {
             idle_since = Instant::now();
             finishing = None;
+            continue;
+        }
+        if serving {
             continue;
         }
         let linger = if shared.draining.load(Ordering::SeqCst) { Duration::ZERO } else { LINGER };

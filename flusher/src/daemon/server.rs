@@ -109,6 +109,9 @@ fn serve(shared: &Arc<Shared>, connection: &Connection) -> io::Result<()> {
 }
 
 fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[u8]) -> io::Result<()> {
+    if kind != Kind::Status {
+        shared.needed.store(true, Ordering::SeqCst);
+    }
     match kind {
         Kind::Hello => {
             shared.clients.lock().add(connection.process);

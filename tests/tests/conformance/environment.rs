@@ -44,14 +44,8 @@ fn a_program_that_destroys_its_environment() {
 fn a_program_that_names_no_path_has_none_looked_at() {
     let scene = Scene::new(Engine::IoUring);
     let log = scene.root().join("trace");
-    let mut strace = scene.native_command("strace");
-    strace.args(["-qq", "-e", "trace=%file", "-o"]).arg(&log);
-    for (name, value) in scene.preloaded_command("/bin/true").get_envs() {
-        if let Some(value) = value {
-            strace.arg("-E").arg([name, value].join(std::ffi::OsStr::new("=")));
-        }
-    }
-    process::run(strace.arg("/bin/true")).expect_success();
+    let options = ["-qq", "-e", "trace=%file", "-o", log.to_str().expect("ours")];
+    process::run(&mut scene.traced(&options, &scene.preloaded_command("/bin/true"))).expect_success();
     let text = fs::read_to_string(log).expect("strace wrote its log");
     let places = [scene.captured_directory(), scene.tier().to_path_buf()];
     let looks: Vec<_> =

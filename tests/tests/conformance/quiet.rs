@@ -1,9 +1,9 @@
 //! A process that never touches a checkpoint path: no flusher, no thread, no process, no file more than without Sheaf.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
+use std::time::Instant;
 
 use sheaf_tests::{Engine, Scene, process};
 
@@ -15,20 +15,11 @@ struct Trace {
 
 fn trace(scene: &Scene, command: &Command) -> Trace {
     let log = scene.root().join("trace");
-    let program = command.get_program().to_owned();
-    let arguments: Vec<_> = command.get_args().map(OsStr::to_owned).collect();
-    let mut strace = scene.native_command("strace");
     // Looking at names without opening anything (readlink, stat) is how the library learns what a pattern's prefix is.
     let calls =
         "trace=process,network,open,openat,openat2,creat,memfd_create,mkdir,mkdirat,mknod,mknodat,unlink,unlinkat";
-    strace.args(["-f", "-qq", "-e", calls, "-o"]).arg(&log);
-    // The variables are for the program, not for strace.
-    for (name, value) in command.get_envs() {
-        if let Some(value) = value {
-            strace.arg("-E").arg([name, value].join(OsStr::new("=")));
-        }
-    }
-    process::run(strace.arg(program).args(arguments)).expect_success();
+    let options = ["-f", "-qq", "-e", calls, "-o", log.to_str().expect("ours")];
+    process::run(&mut scene.traced(&options, command)).expect_success();
     let text = fs::read_to_string(&log).expect("strace wrote its log");
     let calls = text.lines().filter(|line| !line.contains("execve("));
     Trace {
@@ -81,4 +72,16 @@ fn every_call_is_told_when_that_is_asked_for_and_only_in_the_file() {
     let meaning = |path: &str| lines.lines().find(|line| line.contains(path)).map(|line| line.contains("captured"));
     assert_eq!(meaning("  /etc/hostname: "), Some(false), "{lines}");
     assert_eq!(meaning("  ckpt/a: "), Some(true), "{lines}");
+}
+
+/// Like `watch sheaf status`: the flusher ends all the same.
+#[test]
+fn whoever_watches_a_flusher_does_not_keep_it() {
+    let scene = Scene::new(Engine::IoUring);
+    scene.preloaded(&["bash", "-c", "echo captured >ckpt/file"]).expect_success();
+    let deadline = Instant::now() + process::LIMIT;
+    while scene.sheaf(&["status", "--json"]).expect_success().text().contains("\"running\":true") {
+        assert!(Instant::now() < deadline, "the flusher stays for as long as it is watched");
+    }
+    assert!(scene.flushers().is_empty());
 }

@@ -140,3 +140,44 @@ fn sixty_four_processes_at_once() {
         storm("check");
     }
 }
+
+fn batches_in_flight(scene: &Scene) -> u64 {
+    let status = scene.sheaf(&["status", "--json"]).expect_success();
+    let status: serde_json::Value = serde_json::from_str(&status.text()).expect("JSON");
+    status["in_flight"].as_u64().unwrap_or(0)
+}
+
+/// A store whose first segment takes eight seconds to sync: meanwhile the next one is leased and waits, and the storm
+/// begins.
+#[test]
+fn sixty_four_processes_and_two_flushes_in_flight() {
+    for engine in [Engine::IoUring, Engine::Pwrite] {
+        let scene = Scene::new(engine);
+        let hold = "inject=fdatasync:delay_enter=8000000:when=2";
+        let options = ["-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", hold];
+        let mut first = scene.preloaded_command("bash");
+        first.args(["-c", "mkdir ckpt/storm; echo first >ckpt/first"]);
+        let first = process::start(&mut scene.traced(&options, &first));
+        let deadline = Instant::now() + process::LIMIT;
+        let until = |count| {
+            while batches_in_flight(&scene) < count {
+                assert!(Instant::now() < deadline, "{engine:?}: never {count} batches under way");
+            }
+        };
+        until(1);
+        scene.preloaded(&["bash", "-c", "echo second >ckpt/second"]).expect_success();
+        until(2);
+        let storm = |task: &str| {
+            let mut command = scene.preloaded_command(helper("storm"));
+            process::run(command.args([task, "ckpt/storm", "64", "100"])).expect_success();
+        };
+        storm("run");
+        storm("check");
+        first.finish().expect_success();
+        scene.drain();
+        scene.verify();
+        scene.assert_no_captured_files_on_pfs();
+        scene.wipe_stage();
+        storm("check");
+    }
+}

@@ -1,7 +1,6 @@
 //! A flusher that is killed at each of its steps: whatever it was about to do, nothing is lost and nothing torn is seen.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs;
 
 use sheaf_tests::{Engine, Scene, process};
@@ -38,18 +37,13 @@ fn killed_at(engine: Engine, call: &str, step: u32) -> bool {
     process::run(program.env("SHEAF_ON_EXIT", "leave").args(["-c", WRITE])).expect_success();
     scene.kill_flushers();
 
-    let drain = scene.sheaf_command();
     let log = scene.root().join("strace.log");
     let inject = format!("inject={call}:error=EINTR:signal=KILL:when={step}");
-    let mut strace = scene.native_command("strace");
-    strace.args(["-f", "-e", &format!("trace={call}"), "-e", &inject, "-o"]).arg(&log);
-    for (name, value) in drain.get_envs() {
-        if let Some(value) = value {
-            strace.arg("-E").arg([name, value].join(OsStr::new("=")));
-        }
-    }
+    let options = ["-f", "-e", &format!("trace={call}"), "-e", &inject, "-o", log.to_str().expect("ours")];
+    let mut drain = scene.sheaf_command();
+    let mut traced = scene.traced(&options, drain.arg("drain"));
     // A flusher that dies is started again; whether that succeeds depends on the call.
-    process::run(strace.arg(drain.get_program()).arg("drain"));
+    process::run(&mut traced);
     let log = fs::read_to_string(log).expect("strace writes its log");
 
     let whole = scene.native_snapshot();

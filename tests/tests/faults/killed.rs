@@ -1,6 +1,5 @@
 //! A program that is killed in the middle of a call that takes a name away: what an older file held never comes back.
 
-use std::ffi::OsStr;
 use std::fs;
 
 use sheaf_tests::process::Finished;
@@ -17,17 +16,11 @@ const HELD_OPEN: &str = "exec 3>ckpt/state; echo new >&3";
 fn killed(when: u32, write: &str, command: &str) -> (Scene, Finished) {
     let scene = Scene::new(Engine::IoUring);
     fs::write(scene.checkpoints().join("state"), "old\n").expect("the scene is ours");
-    let mut strace = scene.native_command("strace");
     let inject = format!("inject={CALLS}:error=EINTR:signal=KILL:when={when}");
-    strace.args(["-qq", "-o", "/dev/null", "-e", &format!("trace={CALLS}"), "-e", &inject]);
-    // The variables are for the program, not for strace.
-    for (name, value) in scene.preloaded_command("bash").get_envs() {
-        if let Some(value) = value {
-            strace.arg("-E").arg([name, value].join(OsStr::new("=")));
-        }
-    }
-    let script = format!("{write}; exec {command}");
-    let finished = process::run(strace.args(["bash", "-c", &script]).current_dir(scene.captured_directory()));
+    let options = ["-qq", "-o", "/dev/null", "-e", &format!("trace={CALLS}"), "-e", &inject];
+    let mut program = scene.preloaded_command("bash");
+    program.args(["-c", &format!("{write}; exec {command}")]);
+    let finished = process::run(&mut scene.traced(&options, &program));
     (scene, finished)
 }
 
