@@ -62,9 +62,16 @@ fn open_unwritten(configuration: &Configuration, entry: &Entry) -> Result<Descri
 
 /// Starts a new name in the directory of `path`.
 fn start_beside(path: &[u8], name: &mut Text) -> core::result::Result<(), TooLong> {
-    let directory = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    name.set(path.get(..directory).unwrap_or_default())?;
+    name.set(directory_part(path))?;
     name.push(b".sheaf-move-")
+}
+
+/// A path up to its last name, which slashes may stand behind; empty for the working directory.
+pub fn directory_part(path: &[u8]) -> &[u8] {
+    let is_slash = |byte: &u8| *byte == b'/';
+    let end = path.iter().rposition(|byte| !is_slash(byte)).unwrap_or(0);
+    let length = path.get(..end).and_then(|path| path.iter().rposition(is_slash)).map_or(0, |slash| slash + 1);
+    path.get(..length).unwrap_or_default()
 }
 
 fn copy_file(source: &Descriptor, to: (c_int, &CStr), buffer: &mut Text) -> Result<()> {

@@ -13,6 +13,7 @@ use crate::hooks::{fail, real};
 use crate::open;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::redirect;
+use crate::scratch::Scratch;
 use crate::system::{self, AT_FDCWD, Errno, Stat};
 
 /// The version of `struct stat` that old programs name, on 64-bit.
@@ -59,7 +60,7 @@ unsafe fn answer(
             drop(entry);
             return native();
         }
-        _ => match system::lstat(entry.real_path()) {
+        _ => match system::lstat(entry.real_path_and_end()) {
             Ok(stat) => stat,
             Err(error) => return fail(error.0),
         },
@@ -251,30 +252,42 @@ pub unsafe fn faccessat(directory: c_int, path: *const c_char, mode: c_int, flag
     }
 }
 
-/// truncate(2), on managed files as open, ftruncate and close, so that the kernel reports a completed file.
+/// truncate(2), on managed files between open and close, so that the kernel reports a completed file.
 pub unsafe fn truncate(path: *const c_char, length: off_t) -> c_int {
     let native = |_, path| {
         // SAFETY: the program's arguments, or a path of our own.
         unsafe { real::truncate(path, length) }
     };
     // SAFETY: the program's path.
-    match unsafe { paths::resolve(AT_FDCWD, path, Last::Follow) } {
-        Resolution::Ours(entry) if entry.kind == Kind::Managed && length >= 0 => {}
+    let is_empty = match unsafe { paths::resolve(AT_FDCWD, path, Last::Follow) } {
+        Resolution::Ours(entry) if entry.kind == Kind::Managed && length >= 0 => {
+            entry.staged().is_some_and(|stat| stat.st_size == 0)
+        }
         Resolution::Ours(entry) => return redirect::natively(entry, AT_FDCWD, path, native),
         Resolution::Failed(error) => return fail(error.0),
         // SAFETY: the program's path.
         Resolution::Foreign => return native(AT_FDCWD, path),
-    }
-    let flags = libc::O_WRONLY | libc::O_CLOEXEC | if length == 0 { libc::O_TRUNC } else { 0 };
+    };
+    let flags = libc::O_WRONLY | libc::O_CLOEXEC | if length == 0 && !is_empty { libc::O_TRUNC } else { 0 };
     // SAFETY: the program's path.
     let opened = match unsafe { open::attempt(AT_FDCWD, path, flags, 0) } {
         None => return native(AT_FDCWD, path),
         Some(opened) => opened,
     };
-    let outcome = opened.map(system::Descriptor::take).and_then(|file| system::ftruncate(file.number(), length));
-    match outcome {
+    match opened.map(system::Descriptor::take).and_then(|file| set_length(&file, length)) {
         Ok(()) => 0,
         Err(Errno(number)) => fail(number),
+    }
+}
+
+/// Sets an open file's length as truncate(2) does: ftruncate(2) sets the times also where the length stays.
+fn set_length(file: &system::Descriptor, length: off_t) -> system::Result<()> {
+    let Some(mut scratch) = Scratch::claim() else { return Err(Errno(libc::ENOMEM)) };
+    let path = &mut scratch.other;
+    match paths::set_to_descriptor(path, file.number()).map(|()| system::truncate(path.c_str(), length)) {
+        // Without /proc.
+        None | Some(Err(Errno(libc::ENOENT))) => system::ftruncate(file.number(), length),
+        Some(outcome) => outcome,
     }
 }
 

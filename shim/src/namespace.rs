@@ -38,7 +38,7 @@ impl Given {
     /// The program's path must be a C string.
     unsafe fn for_kernel<'a>(&self, entry: Option<&'a Entry>) -> (c_int, &'a CStr) {
         match entry {
-            Some(entry) if entry.is_detour => (AT_FDCWD, entry.real_path()),
+            Some(entry) if entry.is_detour => (AT_FDCWD, entry.real_path_and_end()),
             // SAFETY: the caller's contract; the program keeps its path for the length of the call.
             _ => (self.directory, unsafe { CStr::from_ptr(self.path) }),
         }
@@ -90,7 +90,7 @@ unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> 
     }
     // SAFETY: the program's paths.
     let (old, new) = unsafe {
-        (paths::resolve(from.directory, from.path, Last::Entry), paths::resolve(to.directory, to.path, Last::Entry))
+        (paths::resolve(from.directory, from.path, Last::Name), paths::resolve(to.directory, to.path, Last::Name))
     };
     let (old, new) = match (old, new) {
         (Resolution::Foreign, Resolution::Foreign) => {
@@ -105,6 +105,11 @@ unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> 
         }
         (old, new) => (ours(old), ours(new)),
     };
+    if [&old, &new].into_iter().flatten().any(|entry| entry.ends_in_dots) {
+        // Such a name can neither be moved nor taken: the kernel says what is wrong.
+        // SAFETY: both paths have been resolved, so they are C strings.
+        return report(unsafe { system::rename(from.for_kernel(old.as_ref()), to.for_kernel(new.as_ref()), flags) });
+    }
     if let Some(entry) = &old {
         log::decision(configuration, "rename from", entry.canonical(), "looked at");
     }
@@ -148,11 +153,14 @@ fn move_managed(
 ) -> Result<()> {
     flusher::ensure(configuration);
     let Some(mut new) = new else { return leave(configuration, old, to, flags) };
+    let exists = new.kind != Kind::Unmanaged || new.real().is_some();
     match new.kind {
-        Kind::Directory if flags & RENAME_NOREPLACE != 0 => return Err(Errno(libc::EEXIST)),
+        // In the kernel's order.
+        _ if flags & RENAME_NOREPLACE != 0 && exists => return Err(Errno(libc::EEXIST)),
+        _ if flags & RENAME_EXCHANGE != 0 && !exists => return Err(Errno(libc::ENOENT)),
+        _ if old.wants_directory || new.wants_directory => return Err(Errno(libc::ENOTDIR)),
         Kind::Directory if is_below(old, &new) => return Err(Errno(libc::ENOTEMPTY)),
         Kind::Directory => return Err(Errno(libc::EISDIR)),
-        Kind::Unmanaged if new.wants_directory => return Err(Errno(libc::ENOTDIR)),
         Kind::Unmanaged | Kind::Managed => {}
     }
     if new.kind == Kind::Unmanaged && !(new.is_checkpoint && new.make_parent_mirror(configuration)) {
@@ -163,9 +171,6 @@ fn move_managed(
         return Err(Errno(libc::EINVAL));
     }
     if new.real().is_some() {
-        if flags & RENAME_NOREPLACE != 0 {
-            return Err(Errno(libc::EEXIST));
-        }
         open::mark_replaced(configuration, new.canonical())?;
     }
     let rename = || system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), flags);
@@ -184,11 +189,14 @@ fn leave(configuration: &Configuration, old: &Entry, to: (c_int, &CStr), flags: 
     if flags & !RENAME_NOREPLACE != 0 {
         return Err(Errno(libc::EINVAL));
     }
-    if let Some(error) = parent_error(to) {
-        return Err(error);
+    if old.wants_directory {
+        return Err(parent_error(to).unwrap_or(Errno(libc::ENOTDIR)));
     }
     // Held until the name is gone, so that nobody starts to write to what has been copied.
-    let _held = copy::move_out(configuration, old, to, flags)?;
+    let _held = match copy::move_out(configuration, old, to, flags) {
+        Ok(held) => held,
+        Err(error) => return Err(parent_error(to).unwrap_or(error)),
+    };
     take_away(configuration, old, || system::unlink(old.tree_path()))
 }
 
@@ -228,7 +236,7 @@ unsafe fn move_real(
     };
     let stat = system::statat(source.0, source.1, libc::AT_SYMLINK_NOFOLLOW)?;
     match flags {
-        0 if paths::is_directory(&stat) => return Err(Errno(libc::ENOTDIR)),
+        0 if new.wants_directory || paths::is_directory(&stat) => return Err(Errno(libc::ENOTDIR)),
         0 => {}
         RENAME_NOREPLACE => return Err(Errno(libc::EEXIST)),
         _ => return Err(Errno(libc::EINVAL)),
@@ -332,9 +340,8 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
     }
     let last = if flags & libc::AT_SYMLINK_FOLLOW != 0 { Last::Follow } else { Last::Entry };
     // SAFETY: the program's paths.
-    let (old, new) = unsafe {
-        (paths::resolve(from.directory, from.path, last), paths::resolve(to.directory, to.path, Last::Entry))
-    };
+    let (old, new) =
+        unsafe { (paths::resolve(from.directory, from.path, last), paths::resolve(to.directory, to.path, Last::Name)) };
     let old = match old {
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Foreign if matches!(new, Resolution::Foreign) => return native(),
@@ -384,8 +391,11 @@ unsafe fn source_error(old: Option<&Entry>, from: Given) -> Option<Errno> {
 /// A managed file gets another name; only inside the patterns, as inside one file system.
 fn link_managed(configuration: &Configuration, old: &Entry, new: Option<Entry>, to: (c_int, &CStr)) -> Result<()> {
     let Some(mut new) = new.filter(|new| new.is_checkpoint) else { return Err(no_way_to(to)) };
-    if new.kind == Kind::Directory || new.real().is_some() {
-        return Err(Errno(libc::EEXIST));
+    match (new.kind, new.real()) {
+        (Kind::Directory, _) => return Err(Errno(libc::EEXIST)),
+        (_, Some(_)) => return Err(Errno(if new.ends_in_dots { libc::ENOTDIR } else { libc::EEXIST })),
+        (_, None) if new.wants_directory => return Err(Errno(libc::ENOENT)),
+        (_, None) => {}
     }
     flusher::ensure(configuration);
     if !new.make_parent_mirror(configuration) {
@@ -435,9 +445,7 @@ fn no_way_to(to: (c_int, &CStr)) -> Errno {
 /// What is wrong with the directory that a path lies in, if anything.
 fn parent_error((directory, path): (c_int, &CStr)) -> Option<Errno> {
     let Some(mut scratch) = Scratch::claim() else { return Some(Errno(libc::ENOMEM)) };
-    let path = path.to_bytes();
-    let end = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    let parts: [&[u8]; 2] = [path.get(..end).unwrap_or_default(), b"."];
+    let parts: [&[u8]; 2] = [copy::directory_part(path.to_bytes()), b"."];
     if parts.into_iter().any(|part| scratch.other.push(part).is_err()) {
         return Some(Errno(libc::ENAMETOOLONG));
     }
@@ -465,7 +473,7 @@ unsafe fn make_link(
     paths::forget_foreign();
     let Some(configuration) = configuration::active() else { return native(directory, path) };
     // SAFETY: the program's path.
-    let mut entry = match unsafe { paths::resolve(directory, path, Last::Entry) } {
+    let mut entry = match unsafe { paths::resolve(directory, path, Last::Name) } {
         Resolution::Foreign => return native(directory, path),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
@@ -511,7 +519,7 @@ pub unsafe fn unlinkat(directory: c_int, path: *const c_char, flags: c_int) -> c
 /// remove(3).
 pub unsafe fn remove(path: *const c_char) -> c_int {
     // SAFETY: the program's path.
-    let kind = match unsafe { paths::resolve(AT_FDCWD, path, Last::Entry) } {
+    let kind = match unsafe { paths::resolve(AT_FDCWD, path, Last::Name) } {
         // SAFETY: the program's path.
         Resolution::Foreign => return unsafe { real::remove(path) },
         Resolution::Failed(error) => return fail(error.0),
@@ -523,8 +531,11 @@ pub unsafe fn remove(path: *const c_char) -> c_int {
 
 unsafe fn remove_file(directory: c_int, path: *const c_char, native: impl Fn(c_int, *const c_char) -> c_int) -> c_int {
     // SAFETY: the program's path.
-    let resolution = unsafe { paths::resolve(directory, path, Last::Entry) };
+    let resolution = unsafe { paths::resolve(directory, path, Last::Name) };
     let (entry, configuration) = match (resolution, configuration::active()) {
+        (Resolution::Ours(entry), _) if entry.kind == Kind::Managed && entry.wants_directory => {
+            return fail(libc::ENOTDIR);
+        }
         (Resolution::Ours(entry), Some(configuration)) if entry.kind == Kind::Managed => (entry, configuration),
         (Resolution::Ours(entry), _) => return redirect::natively(entry, directory, path, native),
         (Resolution::Failed(error), _) => return fail(error.0),
@@ -547,7 +558,7 @@ unsafe fn remove_directory(
     native: impl Fn(c_int, *const c_char) -> c_int,
 ) -> c_int {
     // SAFETY: the program's path.
-    let resolution = unsafe { paths::resolve(directory, path, Last::Entry) };
+    let resolution = unsafe { paths::resolve(directory, path, Last::Name) };
     let (entry, configuration) = match (resolution, configuration::active()) {
         (Resolution::Ours(entry), Some(configuration)) => (entry, configuration),
         (Resolution::Failed(error), _) => return fail(error.0),
@@ -556,7 +567,7 @@ unsafe fn remove_directory(
     if entry.kind == Kind::Managed {
         return fail(libc::ENOTDIR);
     }
-    if entry.kind != Kind::Directory || !entry.is_zone {
+    if entry.kind != Kind::Directory || !entry.is_zone || entry.ends_in_dots {
         return redirect::natively(entry, directory, path, native);
     }
     if paths::parent(configuration.store.to_bytes()) == entry.canonical() && system::exists(configuration.store) {
@@ -569,7 +580,8 @@ unsafe fn remove_directory(
     if let Err(error @ Errno(libc::ENOTEMPTY | libc::EEXIST)) = system::rmdir(entry.tree_path()) {
         return fail(error.0);
     }
-    let result = if entry.is_detour { native(AT_FDCWD, entry.real_path().as_ptr()) } else { native(directory, path) };
+    let result =
+        if entry.is_detour { native(AT_FDCWD, entry.real_path_and_end().as_ptr()) } else { native(directory, path) };
     if result.is_failure() && system::errno() != libc::ENOENT {
         entry.make_mirror();
     }
@@ -595,7 +607,7 @@ unsafe fn make_directory(
 ) -> c_int {
     paths::forget_foreign();
     // SAFETY: the program's path.
-    let entry = match unsafe { paths::resolve(directory, path, Last::Entry) } {
+    let entry = match unsafe { paths::resolve(directory, path, Last::Name) } {
         Resolution::Foreign => return native(directory, path),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
@@ -606,7 +618,8 @@ unsafe fn make_directory(
     if !entry.is_zone || !entry.has_parent_mirror {
         return redirect::natively(entry, directory, path, native);
     }
-    let result = if entry.is_detour { native(AT_FDCWD, entry.real_path().as_ptr()) } else { native(directory, path) };
+    let result =
+        if entry.is_detour { native(AT_FDCWD, entry.real_path_and_end().as_ptr()) } else { native(directory, path) };
     if result == 0 {
         entry.make_mirror();
     }

@@ -137,7 +137,10 @@ pub unsafe fn attempt(directory: c_int, path: *const c_char, flags: c_int, mode:
         return None;
     }
     let mode = if makes_file(flags) { mode & 0o7777 & !STUB_BIT } else { 0 };
+    // SAFETY: the caller's contract.
+    let ends_in_slash = flags & O_CREAT != 0 && unsafe { paths::ends_in_slash(path) };
     let last = match flags & (O_CREAT | O_EXCL | O_NOFOLLOW) {
+        _ if ends_in_slash => Last::Name,
         bits if bits & O_NOFOLLOW != 0 || bits == O_CREAT | O_EXCL => Last::Entry,
         _ => Last::Follow,
     };
@@ -149,6 +152,7 @@ pub unsafe fn attempt(directory: c_int, path: *const c_char, flags: c_int, mode:
             Resolution::Ours(entry) => entry,
         };
         let step = match entry.kind {
+            _ if ends_in_slash && !entry.ends_in_dots => Step::Done(Err(Errno(libc::EISDIR))),
             Kind::Managed => open_managed(configuration, &mut entry, flags),
             Kind::Unmanaged => open_unmanaged(configuration, &mut entry, flags, mode),
             Kind::Directory => Step::Native,
@@ -156,7 +160,7 @@ pub unsafe fn attempt(directory: c_int, path: *const c_char, flags: c_int, mode:
         match step {
             Step::Native => {
                 log::decision(configuration, "open", entry.canonical(), "the program's own call");
-                return entry.is_detour.then(|| system::openat(AT_FDCWD, entry.real_path(), flags, mode));
+                return entry.is_detour.then(|| system::openat(AT_FDCWD, entry.real_path_and_end(), flags, mode));
             }
             Step::Done(result) => {
                 log::decision(configuration, "open", entry.canonical(), "in the stage");

@@ -39,8 +39,10 @@ static STORE_SEEN: AtomicBool = AtomicBool::new(false);
 /// What to do with a symbolic link as the last component.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Last {
-    /// The name itself is meant.
+    /// The name itself is meant; with slashes behind it, what it leads to.
     Entry,
+    /// The name in its directory is meant, whatever is there and also with slashes behind it.
+    Name,
     /// What it leads to is meant.
     Follow,
 }
@@ -70,6 +72,8 @@ pub struct Entry {
     pub has_parent_mirror: bool,
     /// Whether the path ends in a slash, so that only a directory will do.
     pub wants_directory: bool,
+    /// Whether the path ends in a dot or two, so that it names no entry of a directory.
+    pub ends_in_dots: bool,
     /// Whether the path goes through a managed symbolic link, which the kernel cannot follow.
     pub is_detour: bool,
 }
@@ -98,6 +102,11 @@ impl Entry {
         }
     }
 
+    /// What the kernel is to be given in the place of a detour: the canonical path with the same end.
+    pub fn real_path_and_end(&self) -> &CStr {
+        self.scratch.pending.c_str()
+    }
+
     /// The canonical path's bytes.
     pub fn canonical(&self) -> &[u8] {
         self.real_path().to_bytes()
@@ -116,6 +125,17 @@ impl Entry {
     /// What is at the real path; not looked at when the tree has the name.
     pub fn real(&self) -> Option<&Stat> {
         self.scratch.real.get()
+    }
+
+    /// Puts what the kernel is to be given in the place of a detour where [`Entry::real_path_and_end`] finds it.
+    fn keep_end(&mut self) -> Result<(), TooLong> {
+        let Slot { tree, pending, .. } = &mut *self.scratch;
+        pending.set(tree.as_bytes().get(self.base..).unwrap_or_default())?;
+        match (self.ends_in_dots, self.wants_directory || pending.len() == 0) {
+            (true, _) => pending.push(b"/."),
+            (false, true) => pending.push(b"/"),
+            (false, false) => Ok(()),
+        }
     }
 
     /// The name in the tree, and a text buffer that the resolution no longer needs.
@@ -213,6 +233,11 @@ pub fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|&byte| byte == b'/').and_then(|slash| path.get(..slash)).unwrap_or_default()
 }
 
+/// The last name of a path, without slashes behind it; empty for the root.
+fn last_name(path: &[u8]) -> &[u8] {
+    path.split(|&byte| byte == b'/').rfind(|name| !name.is_empty()).unwrap_or_default()
+}
+
 /// Whether there is a store: then a directory without a mirror may hold names that this node has not seen.
 pub fn store_exists(configuration: &Configuration) -> bool {
     if STORE_SEEN.load(Ordering::Relaxed) {
@@ -252,6 +277,15 @@ fn is_foreign(hash: u64) -> bool {
 #[inline]
 pub fn is_no_address(text: *const c_char) -> bool {
     (text as usize).wrapping_add(SMALLEST_PAGE) < 2 * SMALLEST_PAGE
+}
+
+/// Whether a path ends in a slash.
+///
+/// # Safety
+/// `path` must be a C string, or [`is_no_address`].
+pub unsafe fn ends_in_slash(path: *const c_char) -> bool {
+    // SAFETY: the caller's contract.
+    !is_no_address(path) && unsafe { CStr::from_ptr(path) }.to_bytes().last() == Some(&b'/')
 }
 
 /// What the path `path` relative to `directory` means.
@@ -327,7 +361,7 @@ fn leads_nowhere(configuration: &Configuration, text: &[u8], path: &CStr, last: 
         return false;
     }
     // One byte is enough to learn whether it is a link.
-    last == Last::Entry || system::readlinkat(AT_FDCWD, path, &mut [0]).is_err()
+    last != Last::Follow || system::readlinkat(AT_FDCWD, path, &mut [0]).is_err()
 }
 
 #[inline(never)]
@@ -383,10 +417,15 @@ pub fn path_of(fd: c_int) -> Option<Scratch> {
     Some(scratch)
 }
 
+/// A path that leads to the open file itself, whatever its name.
+pub fn set_to_descriptor(path: &mut Text, fd: c_int) -> Option<()> {
+    path.set(b"/proc/self/fd/").ok()?;
+    path.push(configuration::decimal(u32::try_from(fd).ok()?, &mut [0; 10])).ok()
+}
+
 fn read_descriptor(slot: &mut Slot, fd: c_int) -> Option<()> {
     let Slot { pending, other, .. } = slot;
-    other.set(b"/proc/self/fd/").ok()?;
-    other.push(configuration::decimal(u32::try_from(fd).ok()?, &mut [0; 10])).ok()?;
+    set_to_descriptor(other, fd)?;
     pending.fill(|room| system::readlinkat(AT_FDCWD, other.c_str(), room)).ok()
 }
 
@@ -436,6 +475,7 @@ struct Walker<'a> {
     links: u32,
     is_detour: bool,
     wants_directory: bool,
+    ends_in_dots: bool,
     /// The hash of the path's directory part, to be remembered if it turns out to be foreign.
     directory_hash: Option<u64>,
 }
@@ -465,9 +505,9 @@ fn walk(
         // It ends at a directory that is missing or that nobody may enter.
         walker.remember_foreign();
     }
-    let (is_detour, wants_directory) = (walker.is_detour, walker.wants_directory);
+    let (is_detour, end) = (walker.is_detour, (walker.wants_directory, walker.ends_in_dots));
     match outcome {
-        Ok(has_parent_mirror) => conclude(configuration, scratch, base, has_parent_mirror, is_detour, wants_directory),
+        Ok(has_parent_mirror) => conclude(configuration, (scratch, base), has_parent_mirror, is_detour, end, last),
         Err(Stop::Failed(error)) => Resolution::Failed(error),
         Err(Stop::Foreign) if is_detour => Resolution::Failed(Errno(libc::ENOENT)),
         Err(Stop::Foreign) => Resolution::Foreign,
@@ -476,11 +516,11 @@ fn walk(
 
 fn conclude(
     configuration: &Configuration,
-    scratch: Scratch,
-    base: usize,
+    (scratch, base): (Scratch, usize),
     has_parent_mirror: bool,
     is_detour: bool,
-    wants_directory: bool,
+    (wants_directory, ends_in_dots): (bool, bool),
+    last: Last,
 ) -> Resolution {
     let kind = match (scratch.staged.get(), scratch.real.get()) {
         (Some(stat), _) if is_directory(stat) => Kind::Directory,
@@ -489,13 +529,25 @@ fn conclude(
         (None, _) => Kind::Unmanaged,
     };
     let (is_checkpoint, is_zone) = (false, false);
-    let mut entry =
-        Entry { scratch, base, kind, is_checkpoint, is_zone, has_parent_mirror, wants_directory, is_detour };
+    let mut entry = Entry {
+        scratch,
+        base,
+        kind,
+        is_checkpoint,
+        is_zone,
+        has_parent_mirror,
+        wants_directory,
+        ends_in_dots,
+        is_detour,
+    };
     let path = entry.canonical();
     entry.is_checkpoint = configuration.is_checkpoint(path);
     entry.is_zone = configuration.is_zone(if entry.canonical() == b"/" { b"" } else { entry.canonical() });
-    if kind == Kind::Managed && wants_directory {
+    if kind == Kind::Managed && wants_directory && (last != Last::Name || ends_in_dots) {
         return Resolution::Failed(Errno(libc::ENOTDIR));
+    }
+    if is_detour && entry.keep_end().is_err() {
+        return Resolution::Failed(Errno(libc::ENAMETOOLONG));
     }
     if kind == Kind::Managed || entry.is_checkpoint || entry.is_zone || is_detour {
         Resolution::Ours(entry)
@@ -514,6 +566,7 @@ impl<'a> Walker<'a> {
             links: 0,
             is_detour: false,
             wants_directory: false,
+            ends_in_dots: false,
             directory_hash: None,
         }
     }
@@ -539,6 +592,7 @@ impl<'a> Walker<'a> {
         loop {
             let Some((start, end)) = self.next_component() else {
                 self.wants_directory = true;
+                self.ends_in_dots = matches!(last_name(self.slot.pending.as_bytes()), b"" | b"." | b"..");
                 let in_zone = self.configuration.is_some_and(|c| c.is_zone(parent(self.canonical())));
                 return self.look(in_zone);
             };
@@ -558,7 +612,11 @@ impl<'a> Walker<'a> {
                 self.pass(in_zone)?;
                 continue;
             }
-            let follows = last != Last::Entry || self.wants_directory;
+            let follows = match last {
+                Last::Follow => true,
+                Last::Entry => self.wants_directory,
+                Last::Name => self.ends_in_dots,
+            };
             if let Some(has_parent_mirror) = self.arrive(in_zone, follows)? {
                 return Ok(has_parent_mirror);
             }
@@ -597,6 +655,7 @@ impl<'a> Walker<'a> {
         let mut components = rest.split(|&byte| byte == b'/');
         let is_last = components.all(|component| component.is_empty() || component == b".");
         self.wants_directory = is_last && !rest.is_empty();
+        self.ends_in_dots = is_last && rest.contains(&b'.');
         is_last
     }
 

@@ -3,7 +3,7 @@
 //! What lies in the stage is spoken of as if it lay in its directory on the parallel file system. Nothing here may name
 //! the stage's file system to the program, or hand out what outlives the data of a staged file.
 
-use core::ffi::{CStr, c_char, c_int, c_long};
+use core::ffi::{c_char, c_int, c_long};
 use core::mem::MaybeUninit;
 
 use libc::{AT_SYMLINK_FOLLOW, IN_DONT_FOLLOW, O_CREAT, O_EXCL, dev_t, key_t, mode_t};
@@ -134,19 +134,15 @@ unsafe fn make_node(
         return native(directory, path);
     }
     // SAFETY: the program's path.
-    let (resolution, ends_in_slash) = unsafe { resolve_without_slashes(directory, path) };
-    let entry = match resolution {
+    let entry = match unsafe { paths::resolve(directory, path, Last::Name) } {
         Resolution::Foreign => return native(directory, path),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
     };
-    if entry.kind == Kind::Managed || entry.is_detour && ends_in_slash && entry.real().is_some() {
+    if entry.kind == Kind::Managed {
         return fail(libc::EEXIST);
     }
-    if entry.is_detour && ends_in_slash {
-        return fail(libc::ENOENT);
-    }
-    if !is_file || ends_in_slash {
+    if !is_file || entry.wants_directory {
         return redirect::natively(entry, directory, path, native);
     }
     let flags = O_CREAT | O_EXCL | libc::O_WRONLY | libc::O_CLOEXEC;
@@ -159,24 +155,6 @@ unsafe fn make_node(
             0
         }
     }
-}
-
-/// What a name means that is to be new, and whether slashes stand behind it: those do not make the kernel follow it,
-/// only refuse to make it.
-unsafe fn resolve_without_slashes(directory: c_int, path: *const c_char) -> (Resolution, bool) {
-    // SAFETY: the caller passes null or a C string.
-    let text = if paths::is_no_address(path) { b"" } else { unsafe { CStr::from_ptr(path) }.to_bytes() };
-    let end = text.iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
-    if end == text.len() || end == 0 {
-        // SAFETY: the caller's path.
-        return (unsafe { paths::resolve(directory, path, Last::Entry) }, false);
-    }
-    let Some(mut scratch) = Scratch::claim() else { return (Resolution::Foreign, true) };
-    if scratch.other.set(text.get(..end).unwrap_or_default()).is_err() {
-        return (Resolution::Foreign, true);
-    }
-    // SAFETY: a C string of our own.
-    (unsafe { paths::resolve(directory, scratch.other.c_str().as_ptr(), Last::Entry) }, true)
 }
 
 /// ftok(3): a key from the inode that stat(2) shows.

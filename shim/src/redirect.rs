@@ -42,7 +42,7 @@ pub fn on_entry<R: Failure>(
 /// Makes a call as the program did, unless the kernel could not follow the path.
 pub fn natively<R>(entry: Entry, directory: c_int, path: *const c_char, call: impl Fn(c_int, *const c_char) -> R) -> R {
     if entry.is_detour {
-        return call(AT_FDCWD, entry.real_path().as_ptr());
+        return call(AT_FDCWD, entry.real_path_and_end().as_ptr());
     }
     drop(entry);
     call(directory, path)

@@ -321,6 +321,12 @@ pub fn ftruncate(fd: c_int, length: i64) -> Result<()> {
     unsafe { call!(libc::SYS_ftruncate, fd, length) }.map(drop)
 }
 
+/// truncate(2).
+pub fn truncate(path: &CStr, length: i64) -> Result<()> {
+    // SAFETY: the path is NUL-terminated.
+    unsafe { call!(libc::SYS_truncate, path.as_ptr(), length) }.map(drop)
+}
+
 /// fcntl(2) with an integer.
 pub fn fcntl(fd: c_int, command: c_int, argument: c_int) -> Result<c_int> {
     // SAFETY: only commands that take an integer are used.

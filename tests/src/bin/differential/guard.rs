@@ -5,7 +5,6 @@
 //! | --- | --- |
 //! | a checkpoint leaves the checkpoint directories while it is open or has another name | it is copied |
 //! | truncation by name of a file that is open only for reading, or that lies in its place and is open | a new inode |
-//! | chdir that answers ENOENT | it is not hooked: names that only the stage holds are not there for it |
 //! | links, exchanges, moved directories and in-kernel copies between stage and parallel file system | refused: EXDEV |
 
 use std::path::{Path, PathBuf};
