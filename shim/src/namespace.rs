@@ -353,12 +353,12 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
     }
     let new = match new {
         // SAFETY: both paths have been resolved, so they are C strings.
-        Resolution::Failed(error) => return fail(unsafe { source_error(old.as_ref(), from) }.unwrap_or(error).0),
+        Resolution::Failed(error) => return fail(unsafe { source_error(old.as_ref(), from, last) }.unwrap_or(error).0),
         new => ours(new),
     };
     if new.as_ref().is_some_and(|new| new.kind == Kind::Managed) {
         // SAFETY: as above.
-        return fail(unsafe { source_error(old.as_ref(), from) }.map_or(libc::EEXIST, |error| error.0));
+        return fail(unsafe { source_error(old.as_ref(), from, last) }.map_or(libc::EEXIST, |error| error.0));
     }
     let outcome = match &old {
         Some(old) if old.kind == Kind::Managed => {
@@ -379,13 +379,14 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
 }
 
 /// What is wrong with the file that is to get another name, if anything; that counts first.
-unsafe fn source_error(old: Option<&Entry>, from: Given) -> Option<Errno> {
+unsafe fn source_error(old: Option<&Entry>, from: Given, last: Last) -> Option<Errno> {
     if old.is_some_and(|old| old.kind == Kind::Managed) {
         return None;
     }
     // SAFETY: the caller has resolved the path, so it is a C string.
     let (directory, path) = unsafe { from.for_kernel(old) };
-    system::statat(directory, path, libc::AT_SYMLINK_NOFOLLOW).err()
+    let flags = if last == Last::Follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    system::statat(directory, path, flags).err()
 }
 
 /// A managed file gets another name; only inside the patterns, as inside one file system.
