@@ -21,6 +21,8 @@ const PATH_MAX: usize = 4095;
 const SMALLEST_PAGE: usize = 4096;
 /// Symbolic links that one path may go through, as in the kernel.
 const LINKS_MAX: u32 = 40;
+/// What the kernel puts behind the path of a file that has been removed.
+const DELETED: &[u8] = b" (deleted)";
 /// Directories that are remembered as leading nowhere near a checkpoint; a power of two.
 const FOREIGN_DIRECTORIES: usize = 4096;
 
@@ -387,11 +389,7 @@ fn resolve_relative(
     last: Last,
 ) -> Option<Resolution> {
     let mut scratch = Scratch::claim()?;
-    if directory == AT_FDCWD {
-        scratch.pending.fill(|room| system::getcwd(room).map(|length| length.saturating_sub(1))).ok()?;
-    } else {
-        read_descriptor(&mut scratch, directory)?;
-    }
+    let path = set_to_start(&mut scratch, directory, path)?;
     let pending = &mut scratch.pending;
     if pending.as_bytes().first() != Some(&b'/') {
         return None;
@@ -410,6 +408,38 @@ fn resolve_relative(
     Some(walk(configuration, scratch, start, last))
 }
 
+/// Puts the path of a directory into the slot's pending text; yields what is left of `path`, which starts there.
+fn set_to_start<'a>(slot: &mut Slot, directory: c_int, path: &'a [u8]) -> Option<&'a [u8]> {
+    let current = |room: &mut [u8]| system::getcwd(room).map(|length| length.saturating_sub(1));
+    if directory == AT_FDCWD && slot.pending.fill(current).is_ok() {
+        return Some(path);
+    }
+    read_descriptor(slot, directory)?;
+    if slot.pending.as_bytes().ends_with(DELETED) { set_above_removed(slot, directory, path) } else { Some(path) }
+}
+
+/// From a directory that has been removed, only the one that held it can be reached.
+#[cold]
+fn set_above_removed<'a>(slot: &mut Slot, directory: c_int, path: &'a [u8]) -> Option<&'a [u8]> {
+    let is_at = |path: &CStr, stat: Stat| {
+        system::statat(AT_FDCWD, path, 0).is_ok_and(|seen| (seen.st_dev, seen.st_ino) == (stat.st_dev, stat.st_ino))
+    };
+    if is_at(slot.pending.c_str(), system::statat(directory, c".", 0).ok()?) {
+        return Some(path);
+    }
+    let mut rest = path;
+    while let Some(left) = rest.strip_prefix(b"./") {
+        rest = left.get(left.iter().take_while(|&&byte| byte == b'/').count()..)?;
+    }
+    let rest = rest.strip_prefix(b"..").filter(|rest| matches!(rest.first(), None | Some(b'/')))?;
+    let length = parent(slot.pending.as_bytes()).len();
+    slot.pending.truncate(length);
+    if !is_at(slot.pending.c_str(), system::statat(directory, c"..", 0).ok()?) {
+        return None;
+    }
+    Some(if rest.iter().all(|&byte| byte == b'/') { b"." } else { rest })
+}
+
 /// What the kernel calls the file behind a descriptor, in the slot's pending text.
 pub fn path_of(fd: c_int) -> Option<Scratch> {
     let mut scratch = Scratch::claim()?;
@@ -419,6 +449,9 @@ pub fn path_of(fd: c_int) -> Option<Scratch> {
 
 /// A path that leads to the open file itself, whatever its name.
 pub fn set_to_descriptor(path: &mut Text, fd: c_int) -> Option<()> {
+    if fd == AT_FDCWD {
+        return path.set(b"/proc/self/cwd").ok();
+    }
     path.set(b"/proc/self/fd/").ok()?;
     path.push(configuration::decimal(u32::try_from(fd).ok()?, &mut [0; 10])).ok()
 }
