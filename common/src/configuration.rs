@@ -20,7 +20,7 @@ pub struct Variable {
 }
 
 /// Every variable that Sheaf reads.
-pub const VARIABLES: [Variable; 9] = [
+pub const VARIABLES: [Variable; 10] = [
     Variable {
         name: "SHEAF_PATHS",
         accepts: "absolute globs, colon-separated: `*`, `?`, `[a-z]`, and `**` for any number of directories",
@@ -62,6 +62,12 @@ pub const VARIABLES: [Variable; 9] = [
         accepts: "a size per second, with K, M, G or T",
         default: "unlimited",
         meaning: "how fast the flusher may write to the store",
+    },
+    Variable {
+        name: "SHEAF_STORE_TIMEOUT",
+        accepts: "whole seconds, at least 1",
+        default: "600",
+        meaning: "how long the store may take nothing before `sheaf run`, `wait` and `drain` give up; what is staged stays",
     },
     Variable {
         name: "SHEAF_LOG",
@@ -175,15 +181,17 @@ pub fn parse_size(value: &[u8]) -> Option<u64> {
         (b'T' | b't', rest) => (rest, 40),
         _ => (value, 0),
     };
-    if digits.is_empty() {
-        return None;
-    }
+    parse_number(digits)?.checked_mul(1 << shift)
+}
+
+/// Parses a whole number that is not zero, as for a time in seconds.
+pub fn parse_number(digits: &[u8]) -> Option<u64> {
     let mut number: u64 = 0;
     for byte in digits {
         let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
         number = number.checked_mul(10)?.checked_add(u64::from(digit))?;
     }
-    number.checked_mul(1 << shift).filter(|size| *size > 0)
+    Some(number).filter(|number| *number > 0)
 }
 
 /// How much is said.
@@ -229,6 +237,7 @@ mod tests {
     fn sizes() {
         assert_eq!(parse_size(b"4096"), Some(4096));
         assert_eq!(parse_size(b"2G"), Some(2 << 30));
+        assert_eq!((parse_number(b"600"), parse_number(b"1M"), parse_number(b"")), (Some(600), None, None));
         for refused in ["", "G", "0", "-1", "1.5G", "1GB", "99999999999T"] {
             assert_eq!(parse_size(refused.as_bytes()), None, "{refused}");
         }

@@ -54,6 +54,8 @@ pub enum ClientError {
     Malformed(PathBuf),
     /// The flusher refused or failed, with this error.
     Refused(PathBuf, Errno),
+    /// The store, of this path, has taken nothing for this time.
+    Stuck(PathBuf, Duration),
     /// A flusher could not be started.
     NotStarted(PathBuf, String),
 }
@@ -81,6 +83,10 @@ impl fmt::Display for ClientError {
             ),
             ClientError::Refused(stage, errno) => {
                 write!(formatter, "the flusher of {} could not do it: {errno}", stage.display())
+            }
+            ClientError::Stuck(store, time) => {
+                let seconds = time.as_secs();
+                write!(formatter, "{} has taken nothing for {seconds} s (SHEAF_STORE_TIMEOUT)", store.display())
             }
             ClientError::NotStarted(stage, why) => {
                 write!(formatter, "no flusher could be started for {}: {why}", stage.display())
@@ -126,10 +132,11 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn request(&self, kind: Kind, payload: &[u8]) -> Result<Reply, ClientError> {
-        self.request_with_progress(kind, payload, &mut |_| {})
+        self.request_with_progress(kind, payload, &mut |_| Ok(()))
     }
 
-    /// As [`Client::request`]; `progress` is called with the bytes done so far whenever the flusher says.
+    /// As [`Client::request`]; `progress` is called with the bytes done so far whenever the flusher says. Its error ends
+    /// the waiting.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -137,7 +144,7 @@ impl Client {
         &self,
         kind: Kind,
         payload: &[u8],
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> Result<(), ClientError>,
     ) -> Result<Reply, ClientError> {
         let mut packet = protocol::Request { kind, payload_length: payload.len() }.encode().to_vec();
         packet.extend_from_slice(payload);
@@ -152,7 +159,7 @@ impl Client {
                     let payload = packet.get(REPLY_HEADER..).unwrap_or_default().to_vec();
                     return Ok(Reply { value: reply.value, payload });
                 }
-                IN_PROGRESS => progress(reply.value),
+                IN_PROGRESS => progress(reply.value)?,
                 errno if errno > 0 => {
                     return Err(ClientError::Refused(self.stage.clone(), Errno::from_raw_os_error(errno)));
                 }
@@ -317,7 +324,12 @@ mod tests {
             served(vec![answer(IN_PROGRESS, 1, b""), answer(IN_PROGRESS, 2, b""), answer(0, 7, b"payload")]);
         let mut seen = Vec::new();
         let client = Client::connect(stage.path()).unwrap();
-        let reply = client.request_with_progress(Kind::Hydrate, b"/a", &mut |value| seen.push(value)).unwrap();
+        let reply = client
+            .request_with_progress(Kind::Hydrate, b"/a", &mut |value| {
+                seen.push(value);
+                Ok(())
+            })
+            .unwrap();
         assert_eq!((reply.value, &reply.payload[..], &seen[..]), (7, &b"payload"[..], &[1, 2][..]));
         let request = server.join().unwrap();
         assert_eq!(Request::decode(&request), Ok(Request { kind: Kind::Hydrate, payload_length: 2 }));

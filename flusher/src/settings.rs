@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD};
 use sheaf_common::configuration::{self, Level, PATTERN_MAX, PATTERNS_MAX, Reason, VARIABLES, ValueError};
@@ -14,6 +15,8 @@ use sheaf_common::{layout, pattern};
 
 use crate::stage;
 
+/// SHEAF_STORE_TIMEOUT when it is unset.
+const STORE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The tier when SHEAF_STAGE is unset.
 const DEFAULT_TIER: &str = "/dev/shm";
 
@@ -43,6 +46,8 @@ pub struct Settings {
     pub on_exit: OnExit,
     /// SHEAF_BANDWIDTH, in bytes per second.
     pub bandwidth: Option<u64>,
+    /// SHEAF_STORE_TIMEOUT.
+    pub store_timeout: Duration,
     /// SHEAF_LOG's level.
     pub log_level: Level,
     /// SHEAF_LOG's file.
@@ -113,6 +118,7 @@ impl Settings {
             store: store(value("SHEAF_STORE"), paths.as_deref())?,
             on_exit: on_exit(value("SHEAF_ON_EXIT"))?,
             bandwidth: size("SHEAF_BANDWIDTH", value("SHEAF_BANDWIDTH"))?,
+            store_timeout: store_timeout(value("SHEAF_STORE_TIMEOUT"))?,
             log_level,
             log_file,
             variables,
@@ -265,6 +271,12 @@ fn size(name: &'static str, value: Option<Vec<u8>>) -> Result<Option<u64>, Setti
     value.map(|text| configuration::parse_size(&text).ok_or_else(|| not_accepted(name, &text))).transpose()
 }
 
+fn store_timeout(value: Option<Vec<u8>>) -> Result<Duration, SettingsError> {
+    let number =
+        value.map(|text| configuration::parse_number(&text).ok_or_else(|| not_accepted("SHEAF_STORE_TIMEOUT", &text)));
+    Ok(number.transpose()?.map_or(STORE_TIMEOUT, Duration::from_secs))
+}
+
 fn on_exit(value: Option<Vec<u8>>) -> Result<OnExit, SettingsError> {
     match value.as_deref() {
         None | Some(b"drain") => Ok(OnExit::Drain),
@@ -346,6 +358,7 @@ mod tests {
             ("SHEAF_STAGE_LIMIT", "4G"),
             ("SHEAF_BANDWIDTH", "1M"),
             ("SHEAF_ON_EXIT", "leave"),
+            ("SHEAF_STORE_TIMEOUT", "7"),
             ("SHEAF_LOG", "debug,/tmp/log"),
             ("SHEAF_STORE", ""),
         ])
@@ -353,9 +366,10 @@ mod tests {
         assert_eq!(found.stage_tiers, [PathBuf::from("/local"), PathBuf::from("/dev/shm")]);
         assert_eq!((found.stage_limit, found.bandwidth), (Some(4 << 30), Some(1 << 20)));
         assert_eq!(found.on_exit, OnExit::Leave);
+        assert_eq!(found.store_timeout, Duration::from_secs(7));
         assert_eq!((found.log_level, found.log_file), (Level::Debug, Some(PathBuf::from("/tmp/log"))));
         assert_eq!(found.store, Path::new("/nowhere-sheaf/.sheaf"));
-        assert_eq!(found.variables.len(), 7);
+        assert_eq!(found.variables.len(), 8);
     }
 
     #[test]
@@ -368,6 +382,7 @@ mod tests {
             ("SHEAF_STORE", "/a:/b"),
             ("SHEAF_ON_EXIT", "stay"),
             ("SHEAF_BANDWIDTH", "0"),
+            ("SHEAF_STORE_TIMEOUT", "1M"),
             ("SHEAF_LOG", "loud"),
         ] {
             let base = ("SHEAF_PATHS", "/a/**");

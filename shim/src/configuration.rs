@@ -243,6 +243,11 @@ fn check(paths: &'static [u8]) -> Result<Option<Log>, ValueError<'static>> {
             return Err(not_accepted(text, value));
         }
     }
+    if let Some(value) = variable(c"SHEAF_STORE_TIMEOUT")
+        && configuration::parse_number(value).is_none()
+    {
+        return Err(not_accepted("SHEAF_STORE_TIMEOUT", value));
+    }
     match variable(c"SHEAF_ON_EXIT") {
         None | Some(b"drain" | b"leave") => {}
         Some(value) => return Err(not_accepted("SHEAF_ON_EXIT", value)),

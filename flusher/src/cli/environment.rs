@@ -44,6 +44,9 @@ pub struct Behaviour {
     /// Most bytes per second that are written to the store, as SHEAF_BANDWIDTH
     #[arg(long, value_name = "SIZE")]
     pub bandwidth: Option<OsString>,
+    /// Seconds that the store may take nothing before it is given up, as SHEAF_STORE_TIMEOUT
+    #[arg(long, value_name = "SECONDS")]
+    pub store_timeout: Option<OsString>,
     /// How much is said and where, as SHEAF_LOG
     #[arg(long, value_name = "LEVEL[,FILE]")]
     pub log: Option<OsString>,
@@ -59,6 +62,7 @@ fn lookup(name: &str, location: &Location, behaviour: &Behaviour) -> Option<OsSt
         "SHEAF_STAGE_LIMIT" => &behaviour.stage_limit,
         "SHEAF_ON_EXIT" => &behaviour.on_exit,
         "SHEAF_BANDWIDTH" => &behaviour.bandwidth,
+        "SHEAF_STORE_TIMEOUT" => &behaviour.store_timeout,
         "SHEAF_LOG" => &behaviour.log,
         _ => &None,
     };
@@ -139,8 +143,14 @@ mod tests {
     fn every_variable_but_the_kill_switch_has_an_option() {
         let value = || Some(OsString::from("given"));
         let location = Location { paths: value(), stage: value(), store: value() };
-        let behaviour =
-            Behaviour { exclude: value(), stage_limit: value(), on_exit: value(), bandwidth: value(), log: value() };
+        let behaviour = Behaviour {
+            exclude: value(),
+            stage_limit: value(),
+            on_exit: value(),
+            bandwidth: value(),
+            store_timeout: value(),
+            log: value(),
+        };
         for variable in VARIABLES.iter().filter(|variable| variable.name != "SHEAF_DISABLE") {
             assert_eq!(lookup(variable.name, &location, &behaviour), value(), "{}", variable.name);
         }

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -23,12 +23,13 @@ const SPINNER_TICK: Duration = Duration::from_millis(200);
 /// As a client the flusher is held for as long as this process lives; otherwise only for this request.
 ///
 /// # Errors
-/// When no flusher can be had, or it falls silent.
+/// When no flusher can be had, it falls silent, or the store takes nothing for [`Settings::store_timeout`].
 pub fn publish(settings: &Settings, stage: &Path, kind: Kind, as_client: bool) -> Result<u64, ClientError> {
-    let mut monitor = Monitor::new(stage);
+    let mut monitor = Monitor::new(settings, stage);
     let mut flushers = 0;
     loop {
         flushers += 1;
+        monitor.begin();
         let result = client::connect_or_start(settings, stage).and_then(|client| {
             if as_client {
                 client.request(Kind::Hello, &[])?;
@@ -45,22 +46,44 @@ pub fn publish(settings: &Settings, stage: &Path, kind: Kind, as_client: bool) -
 
 /// What is shown while a request takes its time.
 struct Monitor<'stage> {
+    settings: &'stage Settings,
     stage: &'stage Path,
+    /// What the store has taken so far, and since when it is no more than that.
+    written_bytes: u64,
+    since: Instant,
     bar: Option<ProgressBar>,
     errors_said: HashSet<String>,
 }
 
-impl Monitor<'_> {
-    fn new(stage: &Path) -> Monitor<'_> {
-        Monitor { stage, bar: None, errors_said: HashSet::new() }
+impl<'stage> Monitor<'stage> {
+    fn new(settings: &'stage Settings, stage: &'stage Path) -> Self {
+        Monitor { settings, stage, written_bytes: 0, since: Instant::now(), bar: None, errors_said: HashSet::new() }
     }
 
-    /// Asks for the flusher's state and shows it: the work on a terminal, every error anywhere and once.
-    fn look(&mut self) {
+    /// A flusher begins, with nothing written.
+    fn begin(&mut self) {
+        (self.written_bytes, self.since) = (0, Instant::now());
+    }
+
+    /// Asks for the flusher's state and shows it; an error when the store has taken nothing for too long.
+    fn look(&mut self) -> Result<(), ClientError> {
         let reply = Client::connect(self.stage).and_then(|client| client.request(Kind::Status, &[]));
-        let Some(status) = reply.ok().and_then(|reply| serde_json::from_slice::<Value>(&reply.payload).ok()) else {
-            return;
-        };
+        if let Some(status) = reply.ok().and_then(|reply| serde_json::from_slice::<Value>(&reply.payload).ok()) {
+            self.show(&status);
+            let written_bytes = status["written_bytes"].as_u64().unwrap_or(0);
+            if written_bytes > self.written_bytes {
+                (self.written_bytes, self.since) = (written_bytes, Instant::now());
+            }
+        }
+        let timeout = self.settings.store_timeout;
+        match self.since.elapsed() < timeout {
+            true => Ok(()),
+            false => Err(ClientError::Stuck(self.settings.store.clone(), timeout)),
+        }
+    }
+
+    /// The work on a terminal, every error anywhere and once.
+    fn show(&mut self, status: &Value) {
         if let Some(error) = status["error"].as_str()
             && self.errors_said.insert(error.to_string())
         {

@@ -70,6 +70,7 @@ pub struct Shared {
     needed: AtomicBool,
     draining: AtomicBool,
     published: AtomicU64,
+    written_bytes: AtomicU64,
     /// Files of the newest batch that were left out of it, by path and inode.
     left_out: Mutex<Vec<(Vec<u8>, u64)>>,
     status: Mutex<Status>,
@@ -108,6 +109,8 @@ pub struct Status {
     pub published_files: u64,
     /// Their bytes.
     pub published_bytes: u64,
+    /// Bytes of published segments, and what the store has taken of the one that is being written.
+    pub written_bytes: u64,
     /// What goes wrong at present.
     pub error: Option<String>,
     #[serde(skip)]
@@ -137,6 +140,7 @@ impl Shared {
     fn status_report(&self) -> Status {
         let mut status = self.status.lock().clone();
         status.clients = self.clients.lock().len();
+        status.written_bytes = self.written_bytes.load(Ordering::Relaxed);
         status.in_flight = status.submitted.saturating_sub(self.published());
         status
     }
@@ -190,6 +194,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         clients: Mutex::new(Clients::default()),
         serving: AtomicUsize::new(0),
         needed: AtomicBool::new(false),
+        written_bytes: AtomicU64::new(0),
         draining: AtomicBool::new(false),
         published: AtomicU64::new(0),
         left_out: Mutex::default(),

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::aggregate::{ALIGNED_SIZE, BLOCK, CHUNK, Entry, FileChecksummer, FileChecksums, SegmentPlan};
@@ -54,6 +55,15 @@ impl Throttle {
     }
 }
 
+/// How fast may be written, and how far it has come.
+#[derive(Debug)]
+pub struct Pace<'a> {
+    /// SHEAF_BANDWIDTH.
+    pub throttle: Option<&'a mut Throttle>,
+    /// What the store has taken is added to this.
+    pub written_bytes: &'a AtomicU64,
+}
+
 /// Holes from this size on are kept out of the space that is reserved for a segment.
 const HOLE_KEPT_MIN: u64 = 1 << 20;
 
@@ -88,10 +98,10 @@ pub fn write(
     offset: u64,
     plan: &SegmentPlan,
     sources: &[Option<Arc<Source>>],
-    throttle: Option<&mut Throttle>,
+    pace: Pace<'_>,
 ) -> Result<Vec<Option<FileChecksums>>, SegmentError> {
     assert_eq!(sources.len(), plan.entries().len(), "one source slot per entry");
-    let mut stream = Stream { engine, target, throttle, position: offset, block: None };
+    let mut stream = Stream { engine, target, pace, position: offset, block: None };
     stream.copy(&plan.unpublished_head())?;
     let mut checksums = Vec::with_capacity(sources.len());
     for (index, source) in sources.iter().enumerate() {
@@ -117,7 +127,7 @@ pub fn write(
 struct Stream<'a> {
     engine: &'a mut dyn Engine,
     target: &'a Arc<Target>,
-    throttle: Option<&'a mut Throttle>,
+    pace: Pace<'a>,
     /// Where the next byte goes in the aggregate.
     position: u64,
     /// Gathered bytes that end at `position`; it starts on a block boundary.
@@ -126,10 +136,12 @@ struct Stream<'a> {
 
 impl Stream<'_> {
     fn submit(&mut self, offset: u64, data: Data, length: u64) -> Result<(), WriteError> {
-        if let Some(throttle) = self.throttle.as_deref_mut() {
+        if let Some(throttle) = self.pace.throttle.as_deref_mut() {
             std::thread::sleep(throttle.reserve(Instant::now(), length));
         }
-        self.engine.write(self.target, offset, data)
+        self.engine.write(self.target, offset, data)?;
+        self.pace.written_bytes.fetch_add(length, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Room for gathered bytes at `position`: never empty.

@@ -9,12 +9,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
-use super::segment::{self, SegmentError, Throttle};
+use super::segment::{self, Pace, SegmentError, Throttle};
 use crate::aggregate::{self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, SegmentPlan, TarNames};
 use crate::engine::{Data, Engine, Target, WriteError};
 use crate::stage::source::Source;
@@ -58,6 +59,8 @@ pub struct Writer {
     jobs: Receiver<Job>,
     aggregate: Option<Aggregate>,
     throttle: Option<Throttle>,
+    /// Bytes of the segments that are published.
+    published_bytes: u64,
 }
 
 /// Why a batch is not published yet.
@@ -84,7 +87,7 @@ impl Writer {
     /// Everything it needs.
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, jobs: Receiver<Job>) -> Writer {
         let throttle = shared.settings.bandwidth.map(Throttle::new);
-        Writer { shared, engine, jobs, aggregate: None, throttle }
+        Writer { shared, engine, jobs, aggregate: None, throttle, published_bytes: 0 }
     }
 
     /// Runs until the last sender of jobs is gone.
@@ -175,8 +178,11 @@ impl Writer {
         for (start, end) in segment::written_ranges(&plan) {
             aggregate.target.allocate(aggregate.end + start, end - start)?;
         }
+        // What an attempt that failed has written does not count.
+        self.shared.written_bytes.store(self.published_bytes, Ordering::Relaxed);
         let engine = self.engine.as_mut();
-        let written = segment::write(engine, &aggregate.target, aggregate.end, &plan, sources, self.throttle.as_mut());
+        let pace = Pace { throttle: self.throttle.as_mut(), written_bytes: &self.shared.written_bytes };
+        let written = segment::write(engine, &aggregate.target, aggregate.end, &plan, sources, pace);
         let finished = engine.finish();
         let checksums = match written {
             Err(SegmentError::Read(index, error)) => {
@@ -211,6 +217,7 @@ impl Writer {
             aggregate.target.path().display(),
             plan.entries().len()
         );
+        self.published_bytes = self.shared.written_bytes.load(Ordering::Relaxed);
         aggregate.end += plan.length();
         aggregate.sequence += 1;
         Ok(())

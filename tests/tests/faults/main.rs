@@ -4,6 +4,7 @@
 
 mod killed;
 mod standard_error;
+mod store;
 mod strangers;
 
 use std::fs;

@@ -1,0 +1,73 @@
+//! A small disk of its own file system, mounted over a directory. It can lose its power.
+//!
+//! Needs root, or sudo that asks nothing. Nothing of it may stay mounted after a test, whatever happens.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process;
+
+/// Enough for the smallest xfs.
+const SIZE_BYTES: u64 = 400 << 20;
+
+/// A mounted disk; it is unmounted and gone when dropped.
+pub struct Disk {
+    image: PathBuf,
+    place: PathBuf,
+}
+
+impl Disk {
+    /// Makes an empty file system of a kind (`ext4`, `xfs`) in the file `image` and mounts it over `place`.
+    pub fn new(kind: &str, image: &Path, place: &Path) -> Disk {
+        let file = fs::File::create_new(image).expect("a new image");
+        file.set_len(SIZE_BYTES).expect("a sparse file");
+        process::run(Command::new(format!("/usr/sbin/mkfs.{kind}")).arg("-q").arg(image)).expect_success();
+        let disk = Disk { image: image.to_path_buf(), place: place.to_path_buf() };
+        disk.mount();
+        // SAFETY: take nothing.
+        let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+        process::run(as_root("chown").arg(format!("{user}:{group}")).arg(place)).expect_success();
+        process::run(as_root("rm").arg("-rf").arg(place.join("lost+found"))).expect_success();
+        disk
+    }
+
+    fn mount(&self) {
+        process::run(as_root("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.place)).expect_success();
+    }
+
+    /// Changes how the disk is mounted, as by `ro`.
+    pub fn remount(&self, option: &str) {
+        let option = format!("remount,{option}");
+        process::run(as_root("mount").args(["-o", &option]).arg(&self.place)).expect_success();
+    }
+
+    /// From now on nothing reaches the disk, not even what the journal has not written yet.
+    pub fn lose_power(&self) {
+        process::run(as_root("/usr/sbin/xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.place)).expect_success();
+    }
+
+    /// The power is back: the file system is mounted again, and recovers. Nobody may hold a file of it open.
+    pub fn recover(&self) {
+        process::run(as_root("umount").arg(&self.place)).expect_success();
+        self.mount();
+    }
+}
+
+/// A program that only root may run.
+fn as_root(program: &str) -> Command {
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } == 0 {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.args(["-n", program]);
+    command
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: whoever still holds a file of it dies with the scene.
+        let _ = as_root("umount").arg("--lazy").arg(&self.place).status();
+    }
+}

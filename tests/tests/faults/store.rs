@@ -1,0 +1,65 @@
+//! A store that cannot be written to: the program goes on, the exit code says so in a bounded time, and nothing is lost.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
+use sheaf_tests::disk::Disk;
+use sheaf_tests::{Engine, Scene, process};
+
+/// What `sheaf run` returns when the program succeeded and its files could not be published.
+const NOT_PUBLISHED: i32 = 120;
+const WRITE: &str = "for number in 1 2 3 4; do seq $number 200000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
+                     echo small >ckpt/set/small";
+
+/// Breaks the store, runs a program over it, mends it, and publishes.
+fn over_a_broken_store(kind: &str, engine: Engine, break_it: impl Fn(&Scene, &Disk), mend: impl Fn(&Scene, &Disk)) {
+    let scene = Scene::new(engine);
+    let disk = Disk::new(kind, &scene.root().join("disk"), &scene.checkpoints());
+    // The store has been used before. Directories are real ones.
+    const BEFORE: &str = "mkdir ckpt/set; echo earlier >ckpt/earlier";
+    scene.native(&["bash", "-c", BEFORE]).expect_success();
+    scene.preloaded(&["bash", "-c", BEFORE]).expect_success();
+    scene.drain();
+    break_it(&scene, &disk);
+    let mut run = scene.sheaf_command();
+    let finished = process::run(run.args(["run", "--store-timeout", "2", "--", "bash", "-c", WRITE]));
+    assert_eq!(finished.status.code(), Some(NOT_PUBLISHED), "{kind}, {engine:?}: {}", finished.describe());
+    mend(&scene, &disk);
+    scene.drain();
+    scene.verify();
+    scene.assert_no_captured_files_on_pfs();
+    scene.wipe_stage();
+    scene.native(&["bash", "-c", WRITE]).expect_success();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{kind}, {engine:?}");
+}
+
+/// Takes all the room there is.
+fn fill(scene: &Scene) {
+    let file = File::create(scene.store().join("filler")).expect("an empty file fits");
+    let mut chunk = vec![0; 1 << 20];
+    let mut at = 0;
+    while chunk.len() > 256 {
+        match file.write_at(&chunk, at) {
+            Ok(count) => at += count as u64,
+            Err(_) => chunk.truncate(chunk.len() / 2),
+        }
+    }
+    (&file).flush().expect("nothing is buffered");
+    let _ = file.sync_all();
+}
+
+#[test]
+fn full() {
+    for (kind, engine) in [("ext4", Engine::IoUring), ("xfs", Engine::Pwrite)] {
+        let mend = |scene: &Scene, _: &Disk| fs::remove_file(scene.store().join("filler")).expect("it is there");
+        over_a_broken_store(kind, engine, |scene, _| fill(scene), mend);
+    }
+}
+
+#[test]
+fn read_only() {
+    for (kind, engine) in [("ext4", Engine::Pwrite), ("xfs", Engine::IoUring)] {
+        over_a_broken_store(kind, engine, |_, disk| disk.remount("ro"), |_, disk| disk.remount("rw"));
+    }
+}
