@@ -233,9 +233,11 @@ unsafe fn scan(
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
     };
+    if entry.kind == Kind::Managed {
+        return fail(libc::ENOTDIR);
+    }
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let fd = match system::openat(AT_FDCWD, entry.real_path(), flags, 0) {
-        Err(_) if entry.kind == Kind::Managed => return fail(libc::ENOTDIR),
+    let fd = match system::openat(AT_FDCWD, entry.real_path_and_end(), flags, 0) {
         Err(error) => return fail(error.0),
         Ok(fd) => fd,
     };

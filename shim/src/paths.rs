@@ -312,6 +312,15 @@ pub unsafe fn resolve(directory: c_int, path: *const c_char, last: Last) -> Reso
 }
 
 impl Resolution {
+    /// Whether the path went, or may have gone, through a managed link.
+    fn is_led_astray(&self) -> bool {
+        match self {
+            Resolution::Foreign => false,
+            Resolution::Failed(_) => true,
+            Resolution::Ours(entry) => entry.is_detour,
+        }
+    }
+
     /// The decision, for people.
     fn meaning(&self) -> &'static str {
         match self {
@@ -405,7 +414,15 @@ fn resolve_relative(
     {
         return None;
     }
-    Some(walk(configuration, scratch, start, last))
+    match walk(configuration, scratch, start, last) {
+        // A file's name may be a managed link by now.
+        resolution if directory != AT_FDCWD && resolution.is_led_astray() && !is_open_directory(directory) => None,
+        resolution => Some(resolution),
+    }
+}
+
+fn is_open_directory(fd: c_int) -> bool {
+    system::fstat(fd).is_ok_and(|stat| is_directory(&stat))
 }
 
 /// Puts the path of a directory into the slot's pending text; yields what is left of `path`, which starts there.
@@ -658,10 +675,9 @@ impl<'a> Walker<'a> {
 
     /// What `..` is applied to must be a directory; in a zone only the tree knows.
     fn expect_directory(&self) -> Result<(), Stop> {
-        if !self.configuration.is_some_and(|configuration| configuration.is_zone(parent(self.canonical()))) {
-            return Ok(());
-        }
-        match look_into_tree(self.slot.tree.c_str()).or_else(|_| system::lstat(self.real())) {
+        let in_zone = self.configuration.is_some_and(|configuration| configuration.is_zone(parent(self.canonical())));
+        let staged = if in_zone { look_into_tree(self.slot.tree.c_str()).ok() } else { None };
+        match staged.map_or_else(|| system::lstat(self.real()), Ok) {
             Ok(stat) if !is_directory(&stat) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
             _ => Ok(()),
         }
@@ -699,9 +715,11 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    /// The directory part of the path as it was given has been walked.
+    /// The directory part of the path as it was given has been walked. What only a detour leads to is not foreign: the
+    /// kernel cannot go there.
     fn remember_foreign(&mut self) {
         if let Some((hash, configuration)) = self.directory_hash.take().zip(self.configuration)
+            && !self.is_detour
             && !configuration.is_below_prefix(self.canonical())
             && let Some(entry) = foreign_entry(hash)
         {
