@@ -67,7 +67,7 @@ pub fn hex_name(bytes: &[u8]) -> [u8; 16] {
     name
 }
 
-/// The marker's name in [`REPLACED`] for a canonical checkpoint path. The marker's content is the path itself.
+/// The marker's name in [`REPLACED`] for a canonical checkpoint path. What is in it: see [`crate::replaced`].
 pub fn marker_name(canonical_path: &[u8]) -> [u8; 16] {
     hex_name(canonical_path)
 }

@@ -9,3 +9,4 @@ pub mod configuration;
 pub mod layout;
 pub mod pattern;
 pub mod protocol;
+pub mod replaced;

@@ -36,6 +36,7 @@ mod paths;
 mod rare;
 mod raw_syscall;
 mod redirect;
+mod replaced;
 mod scratch;
 mod spawn;
 mod stdio;

@@ -198,6 +198,24 @@ pub fn is_empty(directory: &CStr) -> Result<bool> {
     }
 }
 
+/// Calls `visit` with every name that a directory of the stage has now.
+pub fn each_name(directory: &CStr, mut visit: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let listing = Listing::take(Some(directory), b"")?;
+    let mut outcome = Ok(());
+    // SAFETY: `take` has just made it, and nobody else knows it; records live as long as the listing.
+    unsafe {
+        loop {
+            let record = (*listing).next();
+            if record.is_null() || outcome.is_err() {
+                break;
+            }
+            outcome = visit(name_of(record));
+        }
+        Listing::free(listing);
+    }
+    outcome
+}
+
 fn hash(name: &[u8]) -> usize {
     name.iter().fold(0xcbf2_9ce4_8422_2325usize, |hash, byte| (hash ^ *byte as usize).wrapping_mul(0x0100_0000_01b3))
 }

@@ -15,7 +15,7 @@ use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::redirect;
 use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Errno, Result};
-use crate::{copy, flusher, listing, log, open};
+use crate::{copy, flusher, listing, log, open, replaced};
 
 fn report(outcome: Result<()>) -> c_int {
     match outcome {
@@ -171,7 +171,7 @@ fn move_managed(
         return Err(Errno(libc::EINVAL));
     }
     if new.real().is_some() {
-        open::mark_replaced(configuration, new.canonical())?;
+        replaced::mark(configuration, new.real_path())?;
     }
     let rename = || system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), flags);
     let outcome = match flags & RENAME_EXCHANGE == 0 && old.canonical() != new.canonical() {
@@ -179,7 +179,7 @@ fn move_managed(
         false => rename(),
     };
     if outcome.is_err() && new.real().is_some() {
-        open::unmark_replaced(configuration, new.canonical());
+        replaced::unmark(configuration, new.canonical());
     }
     outcome
 }
@@ -203,7 +203,7 @@ fn leave(configuration: &Configuration, old: &Entry, to: (c_int, &CStr), flags: 
 /// Takes a managed name away by `call`. An older file that waits under it on the real path goes first, and its marker
 /// last: whoever is killed in between does not bring it back.
 fn take_away(configuration: &Configuration, entry: &Entry, call: impl FnOnce() -> Result<()>) -> Result<()> {
-    let is_marked = open::is_marked_replaced(configuration, entry.canonical());
+    let is_marked = replaced::is_marked(configuration, entry.canonical());
     if is_marked {
         match system::unlink(entry.real_path()) {
             Ok(()) | Err(Errno(libc::ENOENT)) => {}
@@ -212,7 +212,7 @@ fn take_away(configuration: &Configuration, entry: &Entry, call: impl FnOnce() -
     }
     call()?;
     if is_marked {
-        open::unmark_replaced(configuration, entry.canonical());
+        replaced::unmark(configuration, entry.canonical());
     }
     Ok(())
 }
@@ -241,17 +241,23 @@ unsafe fn move_real(
         RENAME_NOREPLACE => return Err(Errno(libc::EEXIST)),
         _ => return Err(Errno(libc::EINVAL)),
     }
-    // What comes now is the newest: it must not be removed for the sake of what is still being published.
-    let was_marked = open::unmark_replaced(configuration, new.canonical());
-    let outcome = system::rename(source, (AT_FDCWD, new.real_path()), flags);
-    match outcome {
-        Ok(()) => match system::unlink(new.tree_path()) {
+    // Whoever is killed between the two steps leaves both: then what has come goes with the name. The flusher removes
+    // it for no successor's sake, because it is not the file of the marker.
+    let was_marked = replaced::is_marked(configuration, new.canonical());
+    if !was_marked {
+        let _ = replaced::mark_whatever_comes(configuration, new.real_path());
+    }
+    let mut outcome = system::rename(source, (AT_FDCWD, new.real_path()), flags);
+    if outcome.is_ok() {
+        outcome = match system::unlink(new.tree_path()) {
             Err(Errno(libc::ENOENT)) => Ok(()),
             outcome => outcome,
-        },
-        Err(_) if was_marked => open::mark_replaced(configuration, new.canonical()).and(outcome),
-        Err(_) => outcome,
+        };
     }
+    if outcome.is_ok() || !was_marked {
+        replaced::unmark(configuration, new.canonical());
+    }
+    outcome
 }
 
 /// A directory that can hold managed names takes another name.
@@ -291,6 +297,7 @@ unsafe fn move_directory(
         let target = unsafe { to.for_kernel(new.as_ref()) };
         return Err(parent_error(target).unwrap_or(Errno(libc::EXDEV)));
     }
+    replaced::remove_below(configuration, old.canonical())?;
     // SAFETY: as above.
     system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags)?;
     match &new {

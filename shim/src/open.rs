@@ -14,7 +14,8 @@ use crate::flusher;
 use crate::hooks::{fail, real};
 use crate::log;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
-use crate::scratch::{Scratch, Text, TooLong, make_unique};
+use crate::replaced;
+use crate::scratch::{Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
 
 /// How often a name is looked at again because it changed meanwhile.
@@ -343,7 +344,7 @@ fn capture(entry: &Entry, flags: c_int, mode: mode_t) -> Step {
 /// Makes a new file in the tree for one that stays on the real path until its successor is published. The marker comes
 /// first: without it the old content would come back after the new one is deleted.
 fn capture_replacing(configuration: &Configuration, entry: &Entry, flags: c_int, real: &Stat) -> Step {
-    if mark_replaced(configuration, entry.canonical()).is_err() {
+    if replaced::mark(configuration, entry.real_path()).is_err() {
         return Step::Native;
     }
     let mode = real.st_mode & 0o7777 & !STUB_BIT;
@@ -360,7 +361,7 @@ fn capture_replacing(configuration: &Configuration, entry: &Entry, flags: c_int,
         step => step,
     };
     if system::lstat(entry.tree_path()).is_err() {
-        unmark_replaced(configuration, entry.canonical());
+        replaced::unmark(configuration, entry.canonical());
     }
     step
 }
@@ -371,40 +372,4 @@ fn keep_group(file: &Descriptor, real: &Stat) -> Result<()> {
         let _ = system::fchown(file.number(), u32::MAX, real.st_gid);
     }
     Ok(())
-}
-
-/// The marker's path for a canonical path.
-fn marker_path(configuration: &Configuration, path: &[u8], marker: &mut Text) -> core::result::Result<(), TooLong> {
-    start_in_stage(configuration, layout::REPLACED, marker)?;
-    marker.push(&layout::marker_name(path))
-}
-
-/// Says that the file on the real path is superseded by what the tree has, or will have in a moment.
-pub fn mark_replaced(configuration: &Configuration, path: &[u8]) -> Result<()> {
-    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
-    let marker = &mut scratch.other;
-    marker_path(configuration, path, marker).map_err(|_| Errno(libc::ENAMETOOLONG))?;
-    let flags = libc::O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW;
-    let file = system::open_own(marker.c_str(), flags, 0o600)?;
-    match system::write(file.number(), path) {
-        Ok(written) if written == path.len() => Ok(()),
-        outcome => {
-            let _ = system::unlink(marker.c_str());
-            Err(outcome.err().unwrap_or(Errno(libc::ENOSPC)))
-        }
-    }
-}
-
-/// Whether an older file on the real path is superseded by what the tree has.
-pub fn is_marked_replaced(configuration: &Configuration, path: &[u8]) -> bool {
-    let Some(mut scratch) = Scratch::claim() else { return false };
-    let marker = &mut scratch.other;
-    marker_path(configuration, path, marker).is_ok() && system::lstat(marker.c_str()).is_ok()
-}
-
-/// Takes the marker of a canonical path away; true if there was one.
-pub fn unmark_replaced(configuration: &Configuration, path: &[u8]) -> bool {
-    let Some(mut scratch) = Scratch::claim() else { return false };
-    let marker = &mut scratch.other;
-    marker_path(configuration, path, marker).is_ok() && system::unlink(marker.c_str()).is_ok()
 }

@@ -5,6 +5,8 @@
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use core::mem::MaybeUninit;
 
+use sheaf_common::replaced::{FileIdentity, nanoseconds};
+
 /// An error number of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub c_int);
@@ -189,6 +191,28 @@ pub unsafe fn statx(
 ) -> Result<()> {
     // SAFETY: passed on from the caller; the kernel checks the path.
     unsafe { call!(libc::SYS_statx, directory, path, flags, mask, buffer) }.map(drop)
+}
+
+/// What tells the file at an absolute path from every other.
+pub fn identity(path: &CStr) -> Result<FileIdentity> {
+    let mut buffer = MaybeUninit::<libc::statx>::uninit();
+    let mask = libc::STATX_INO | libc::STATX_MTIME | libc::STATX_BTIME;
+    // SAFETY: the path is NUL-terminated, the buffer is the kernel's structure.
+    match unsafe { statx(AT_FDCWD, path.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, mask, buffer.as_mut_ptr().cast()) } {
+        Ok(()) => {}
+        Err(error @ Errno(libc::ENOENT | libc::ENOTDIR)) => return Err(error),
+        Err(_) => {
+            // Older kernels, and sandboxes that forbid the call.
+            let stat = lstat(path)?;
+            let modified_ns = nanoseconds(stat.st_mtime, stat.st_mtime_nsec as u32);
+            return Ok(FileIdentity { inode: stat.st_ino, born_ns: 0, modified_ns });
+        }
+    }
+    // SAFETY: the kernel has filled the structure.
+    let found = unsafe { buffer.assume_init() };
+    let time_ns = |time: libc::statx_timestamp| nanoseconds(time.tv_sec, time.tv_nsec);
+    let born_ns = if found.stx_mask & libc::STATX_BTIME != 0 { time_ns(found.stx_btime) } else { 0 };
+    Ok(FileIdentity { inode: found.stx_ino, born_ns, modified_ns: time_ns(found.stx_mtime) })
 }
 
 /// Whether an absolute path exists, following links.

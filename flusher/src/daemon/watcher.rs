@@ -128,6 +128,9 @@ impl Watcher {
 
     /// Runs until the process ends.
     pub fn run(mut self) {
+        if let Err(error) = self.remove_replaced() {
+            log::warn!("older files stay on the parallel file system for now: {error}");
+        }
         loop {
             let result = self.step();
             let text = result.as_ref().err().map(|error| format!("cannot follow the stage: {error}"));
@@ -137,6 +140,16 @@ impl Watcher {
                 std::thread::sleep(Duration::from_secs(1));
             }
         }
+    }
+
+    /// Has older files removed whose successors an earlier flusher has published, or that a scan has found to be so. The
+    /// next batch does it if the writer is busy.
+    fn remove_replaced(&mut self) -> io::Result<()> {
+        let replaced = self.tracker.replaced()?;
+        if !replaced.is_empty() {
+            let _ = self.jobs.try_send(Job::Replaced(replaced));
+        }
+        Ok(())
     }
 
     fn step(&mut self) -> io::Result<()> {
@@ -222,7 +235,7 @@ impl Watcher {
         log::info!("what happened in the stage is not clear from its events: scanning it");
         let stubs = self.tracker.rescan(self.shared.store.read().view())?;
         self.shared.stubs.lock().extend(stubs);
-        Ok(())
+        self.remove_replaced()
     }
 
     fn has_room(&self) -> bool {

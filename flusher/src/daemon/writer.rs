@@ -4,23 +4,24 @@
 //! about what the old one holds behind its published end, and a failed fdatasync must never be tried again on the same
 //! file (its dirty pages may have been dropped).
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use sheaf_common::replaced::Marker;
 
 use super::Shared;
 use super::segment::{self, Pace, SegmentError, Throttle};
-use crate::aggregate::{self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, SegmentPlan, TarNames};
+use crate::aggregate::{self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, Kind, SegmentPlan, TarNames};
 use crate::engine::{Data, Engine, Target, WriteError};
 use crate::stage::source::Source;
-use crate::stage::tracker::Batch;
-use crate::store::{AggregateId, Node};
+use crate::stage::tracker::{Batch, Replaced};
+use crate::store::AggregateId;
 
 /// First and longest pause before a failed batch is written again.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -36,6 +37,8 @@ const ASIDE_LONGEST: Duration = Duration::from_secs(600);
 pub enum Job {
     /// Publish this batch, known by this number.
     Batch(u64, Batch),
+    /// The successors of these are published.
+    Replaced(Vec<Replaced>),
     /// Seal the aggregate: the flusher is about to end. Answered when done, whether it worked or not.
     Seal(Sender<()>),
 }
@@ -61,6 +64,8 @@ pub struct Writer {
     throttle: Option<Throttle>,
     /// Bytes of the segments that are published.
     published_bytes: u64,
+    /// Inodes of files that were left out of a batch and are not published since.
+    left_out: HashSet<u64>,
 }
 
 /// Why a batch is not published yet.
@@ -87,16 +92,15 @@ impl Writer {
     /// Everything it needs.
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, jobs: Receiver<Job>) -> Writer {
         let throttle = shared.settings.bandwidth.map(Throttle::new);
-        Writer { shared, engine, jobs, aggregate: None, throttle, published_bytes: 0 }
+        Writer { shared, engine, jobs, aggregate: None, throttle, published_bytes: 0, left_out: HashSet::new() }
     }
 
     /// Runs until the last sender of jobs is gone.
     pub fn run(mut self) {
-        // The flusher before this one may have been killed between its last head and this.
-        self.finish_replacing();
         while let Ok(job) = self.jobs.recv() {
             match job {
                 Job::Batch(number, batch) => self.publish(number, batch),
+                Job::Replaced(replaced) => self.remove_replaced(&replaced),
                 Job::Seal(reply) => {
                     if let Err(Failure::Store(text)) = self.seal() {
                         // Unsealed is as good as sealed, only slower to open.
@@ -129,7 +133,10 @@ impl Writer {
             }
         }
         self.shared.set_error("store", None);
-        self.finish_replacing();
+        for entry in batch.entries.iter().filter(|entry| entry.kind == Kind::File) {
+            self.left_out.remove(&entry.inode);
+        }
+        self.remove_replaced(&batch.replaced);
         batch.sources.iter().flatten().for_each(|source| source.release());
         let mut status = self.shared.status.lock();
         status.published_bytes += batch.bytes;
@@ -140,12 +147,13 @@ impl Writer {
     }
 
     /// Goes on without files that could not be read as they were. They are published again, as they are then.
-    fn leave_out(&self, batch: &mut Batch, mut indices: Vec<usize>) {
+    fn leave_out(&mut self, batch: &mut Batch, mut indices: Vec<usize>) {
         indices.sort_unstable();
         for index in indices.into_iter().rev() {
             let entry = batch.entries.remove(index);
             batch.sources.remove(index);
             log::warn!("/{} could not be read as it was; it will be published again", entry.path.escape_ascii());
+            self.left_out.insert(entry.inode);
             self.shared.left_out.lock().push((entry.path, entry.inode));
         }
     }
@@ -235,39 +243,17 @@ impl Writer {
         Ok(Aggregate { target, identity, id, end: BLOCK, sequence: FIRST_SEQUENCE, names: TarNames::default() })
     }
 
-    fn finish_replacing(&self) {
-        if let Err(error) = self.remove_replaced() {
-            log::warn!("superseded files were left on the parallel file system: {error}");
-        }
-    }
-
-    /// Unlinks the unmanaged files whose successor is published, and their markers.
-    fn remove_replaced(&self) -> io::Result<()> {
-        for absolute in self.shared.stage.replaced()? {
-            let marker = self.shared.stage.marker_path(&absolute);
-            // The program has removed the file meanwhile, and its marker.
-            let Ok(marked) = fs::metadata(&marker) else { continue };
-            let marked_ns = u64::try_from(marked.mtime() * 1_000_000_000 + marked.mtime_nsec()).unwrap_or(0);
-            let path = absolute.strip_prefix(b"/").unwrap_or(&absolute);
-            let store = self.shared.store.read();
-            let published =
-                matches!(store.view().get(path), Some(Node::File(version)) if version.operation_time_ns >= marked_ns);
-            drop(store);
-            if !published {
-                continue;
+    /// Removes older files on the parallel file system whose successors are published, and their markers.
+    fn remove_replaced(&self, replaced: &[Replaced]) {
+        for replaced in replaced.iter().filter(|replaced| !self.left_out.contains(&replaced.inode)) {
+            let Some(marker) = Marker::parse(&replaced.marker) else { continue };
+            let path = marker.path.escape_ascii();
+            match self.shared.stage.remove_replaced(&marker) {
+                Ok(true) => log::info!("removed {path}, its new version is published"),
+                Ok(false) => {}
+                Err(error) => log::warn!("{path} was left on the parallel file system: {error}"),
             }
-            let real = crate::stage::mirror::absolute(path);
-            // Only what was there when the marker was made: a later file is not ours to remove.
-            if let Ok(metadata) = fs::symlink_metadata(&real)
-                && !metadata.is_dir()
-                && (metadata.mtime(), metadata.mtime_nsec()) <= (marked.mtime(), marked.mtime_nsec())
-            {
-                fs::remove_file(&real)?;
-                log::info!("removed {}, its new version is published", real.display());
-            }
-            fs::remove_file(&marker)?;
         }
-        Ok(())
     }
 
     /// Adds the index that lets a reader open the aggregate in a few reads, and cuts the file to its end.

@@ -246,7 +246,7 @@ fn newer_outside(stage: &Stage, path: &[u8], node: &Node, beside: &Path) -> bool
         return true;
     }
     // Without the marker the older file stays, hidden: untidy, not wrong.
-    let _ = stage.mark_replaced(&[b"/", path].concat());
+    let _ = stage.mark_found(&[b"/", path].concat());
     false
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
+use sheaf_common::replaced::Marker;
 
 use super::mirror::{evict, populate};
 use super::tracker_tests::Scene;
@@ -148,8 +149,11 @@ fn of_two_files_of_one_name_the_newer_counts() {
     populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
     assert!(fs::symlink_metadata(scene.at("older-outside")).is_ok());
     assert!(fs::symlink_metadata(scene.at("newer-outside")).is_err());
-    let marked = scene.stage.replaced().unwrap();
-    assert_eq!(marked, vec![real.join("older-outside").as_os_str().as_bytes().to_vec()]);
+    let markers = scene.stage.replaced().unwrap();
+    let [marker] = &markers[..] else { panic!("{markers:?}") };
+    let marker = Marker::parse(marker).unwrap();
+    assert_eq!(marker.path, real.join("older-outside").as_os_str().as_bytes());
+    assert!(marker.is_found);
 }
 
 #[test]

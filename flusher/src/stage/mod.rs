@@ -17,13 +17,14 @@ pub mod watch;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
 use sheaf_common::layout;
+use sheaf_common::replaced::{FileIdentity, Marker, nanoseconds};
 
 use crate::aggregate::Attributes;
 
@@ -149,22 +150,48 @@ impl Stage {
         Ok(File::from(rustix::fs::open(&path, flags, Mode::empty())?))
     }
 
-    /// The real paths whose unmanaged file a capture replaced: read from the markers. A marker that names another path
-    /// than its own hash says is skipped.
+    /// The markers of older files on the parallel file system, as they were written. One that is not whole, or that names
+    /// another path than its own hash says, is skipped.
     ///
     /// # Errors
     /// When the directory of markers cannot be read.
     pub fn replaced(&self) -> io::Result<Vec<Vec<u8>>> {
-        let mut paths = Vec::new();
+        let mut markers = Vec::new();
         for entry in fs::read_dir(self.path(layout::REPLACED))? {
             let entry = entry?;
-            let mut content = Vec::new();
-            File::open(entry.path())?.read_to_end(&mut content)?;
-            if entry.file_name().as_bytes() == layout::marker_name(&content) {
-                paths.push(content);
+            let content = match fs::read(entry.path()) {
+                // The program has removed the file meanwhile, and its marker.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result?,
+            };
+            let path = Marker::parse(&content).map(|marker| layout::marker_name(marker.path));
+            if path.is_some_and(|name| entry.file_name().as_bytes() == name) {
+                markers.push(content);
             }
         }
-        Ok(paths)
+        Ok(markers)
+    }
+
+    /// Removes the file that a marker means, if it is still there, then the marker. What has come in its place stays, and
+    /// so does the marker: it goes with the name. True if a file was removed.
+    ///
+    /// # Errors
+    /// When the file or the marker cannot be removed.
+    pub fn remove_replaced(&self, marker: &Marker) -> io::Result<bool> {
+        let real = Path::new(OsStr::from_bytes(marker.path));
+        let is_it = match identity(real) {
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => false,
+            Ok(file) if file.is_same(&marker.file) => true,
+            Ok(_) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        for path in [is_it.then_some(real), Some(&self.marker_path(marker.path))].into_iter().flatten() {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
+        }
+        Ok(is_it)
     }
 
     /// Keeps a stub's times safe while they are not in its inode.
@@ -198,12 +225,34 @@ impl Stage {
         self.path(layout::REPLACED).join(OsStr::from_bytes(&layout::marker_name(absolute)))
     }
 
-    /// Says that the unmanaged file at `absolute` has been superseded and is to go once its successor is published.
+    /// Says that the file at `absolute` has turned out to be older than what the store holds, and is to go with the name.
     ///
     /// # Errors
-    /// When the marker cannot be written.
-    pub fn mark_replaced(&self, absolute: &[u8]) -> io::Result<()> {
-        File::create(self.marker_path(absolute))?.write_all(absolute)
+    /// When there is no such file, or the marker cannot be written.
+    pub fn mark_found(&self, absolute: &[u8]) -> io::Result<()> {
+        let file = identity(Path::new(OsStr::from_bytes(absolute)))?;
+        let marker = Marker { file, is_found: true, path: absolute };
+        File::create(self.marker_path(absolute))?.write_all(&[&marker.head()[..], absolute].concat())
+    }
+}
+
+/// What tells the file at a path from every other.
+fn identity(path: &Path) -> Result<FileIdentity, rustix::io::Errno> {
+    let flags = StatxFlags::INO | StatxFlags::MTIME | StatxFlags::BTIME;
+    match rustix::fs::statx(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW, flags) {
+        Ok(found) => {
+            let has_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+            let time_ns = |time: rustix::fs::StatxTimestamp| nanoseconds(time.tv_sec, time.tv_nsec);
+            let born_ns = if has_birth { time_ns(found.stx_btime) } else { 0 };
+            Ok(FileIdentity { inode: found.stx_ino, born_ns, modified_ns: time_ns(found.stx_mtime) })
+        }
+        // Older kernels, and sandboxes that forbid the call.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+            let stat = rustix::fs::statat(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)?;
+            let modified_ns = nanoseconds(stat.st_mtime, stat.st_mtime_nsec as u32);
+            Ok(FileIdentity { inode: stat.st_ino, born_ns: 0, modified_ns })
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -302,12 +351,25 @@ mod tests {
     }
 
     #[test]
-    fn markers_name_their_path() {
-        let (_tier, directory) = scene();
+    fn a_marker_removes_the_file_that_it_means_and_no_other() {
+        let (tier, directory) = scene();
         let stage = Stage::create(&directory, Path::new("/s")).unwrap();
-        stage.mark_replaced(b"/s/old").unwrap();
-        fs::write(stage.path(layout::REPLACED).join("0000000000000000"), b"/forged").unwrap();
-        assert_eq!(stage.replaced().unwrap(), vec![b"/s/old".to_vec()]);
+        let real = tier.path().join("old");
+        fs::write(&real, "old").unwrap();
+        stage.mark_found(real.as_os_str().as_bytes()).unwrap();
+        fs::write(stage.path(layout::REPLACED).join("0000000000000000"), [&[0; 32][..], b"/forged"].concat()).unwrap();
+        fs::write(stage.path(layout::REPLACED).join("0000000000000001"), b"torn").unwrap();
+        let markers = stage.replaced().unwrap();
+        let [content] = &markers[..] else { panic!("{markers:?}") };
+        let marker = Marker::parse(content).unwrap();
+        assert_eq!(marker.path, real.as_os_str().as_bytes());
+        fs::rename(&real, tier.path().join("kept")).unwrap();
+        fs::write(&real, "another").unwrap();
+        assert!(!stage.remove_replaced(&marker).unwrap());
+        assert!(real.exists() && stage.marker_path(marker.path).exists());
+        fs::rename(tier.path().join("kept"), &real).unwrap();
+        assert!(stage.remove_replaced(&marker).unwrap());
+        assert!(!real.exists() && !stage.marker_path(marker.path).exists());
     }
 
     #[test]

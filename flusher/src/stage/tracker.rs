@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FileType, Stat};
 use sheaf_common::layout::{self, STUB_BIT};
+use sheaf_common::replaced::Marker;
 
 use super::Stage;
 use super::links::Links;
@@ -104,6 +105,17 @@ pub struct Batch {
     pub sources: Vec<Option<Arc<Source>>>,
     /// Bytes of file data.
     pub bytes: u64,
+    /// Older files on the parallel file system that may go when the batch is published.
+    pub replaced: Vec<Replaced>,
+}
+
+/// A marker of an older file whose successor is published as soon as every batch so far is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// The marker's content.
+    pub marker: Vec<u8>,
+    /// The successor's inode.
+    pub inode: u64,
 }
 
 /// Follows the tree; owned by the watcher thread.
@@ -896,16 +908,20 @@ impl Tracker {
     /// # Errors
     /// When the queue or a staged file cannot be read.
     pub fn next_batch(&mut self) -> io::Result<Batch> {
+        let markers = self.markers();
         let mut minimum_end = 0;
         for _ in 0..BATCH_ATTEMPTS {
             let candidate = self.open_prefix(minimum_end);
             let changes = self.watches.drain()?;
             if !changes.iter().any(|change| self.touches(change, &candidate)) {
-                let batch = self.commit(candidate);
+                let mut batch = self.commit(candidate);
                 // Nothing that happened may be forgotten, and no batch: after an error a scan finds the rest.
                 self.overflowed |= batch.is_err();
                 if let Err(error) = self.apply_all(changes) {
                     log::warn!("following the stage: {error}; scanning it");
+                }
+                if let Ok(batch) = &mut batch {
+                    batch.replaced = self.successors(markers);
                 }
                 return batch;
             }
@@ -915,6 +931,37 @@ impl Tracker {
             minimum_end = self.next_position;
         }
         Ok(Batch::default())
+    }
+
+    /// The older files on the parallel file system whose successors are published once all batches so far are.
+    ///
+    /// # Errors
+    /// When the queue cannot be read.
+    pub fn replaced(&mut self) -> io::Result<Vec<Replaced>> {
+        let markers = self.markers();
+        let changes = self.watches.drain()?;
+        self.apply_all(changes)?;
+        Ok(self.successors(markers))
+    }
+
+    fn markers(&self) -> Vec<Vec<u8>> {
+        self.stage.replaced().unwrap_or_else(|error| {
+            log::warn!("older files stay on the parallel file system: {error}");
+            Vec::new()
+        })
+    }
+
+    /// Those of the markers whose successor is in a batch. A marker is made before its name is taken: as all that had
+    /// happened when it was read is applied, what is held under the name is what took it.
+    fn successors(&self, markers: Vec<Vec<u8>>) -> Vec<Replaced> {
+        let successor = |content: Vec<u8>| {
+            let marker = Marker::parse(&content)?;
+            let path = marker.path.strip_prefix(b"/")?;
+            let held = self.held.get(path).filter(|_| !self.overflowed && self.is_clean(path))?;
+            let is_published = held.batch <= self.batches && (held.batch > 0 || !marker.is_found);
+            is_published.then_some(Replaced { inode: held.inode, marker: content })
+        };
+        markers.into_iter().filter_map(successor).collect()
     }
 
     /// Applies changes in order. Afterwards [`Tracker::overflowed`] may ask for a scan.

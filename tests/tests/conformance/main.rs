@@ -11,6 +11,7 @@ mod listings;
 mod moves;
 mod operations;
 mod quiet;
+mod replaced;
 mod space;
 mod streams;
 mod symbols;

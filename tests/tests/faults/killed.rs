@@ -5,45 +5,57 @@ use std::fs;
 use sheaf_tests::process::Finished;
 use sheaf_tests::{Engine, Scene, process};
 
-/// Any call that changes names, with its number of changes at most.
-const CALLS: &str = "unlink,unlinkat,rename,renameat,renameat2";
+/// The calls that change names. How often each is made is counted on its own; not more often than this.
+const CALLS: [&str; 5] = ["unlink", "unlinkat", "rename", "renameat", "renameat2"];
 const MOST_CALLS: u32 = 8;
 /// Writes the new file and keeps it open, so that it cannot be published before the command ends.
 const HELD_OPEN: &str = "exec 3>ckpt/state; echo new >&3";
 
-/// Replaces an old file on the parallel file system, then runs a command that is killed when it makes its `when`th call
-/// that changes names; that call is not made. What `write` writes is not published before.
-fn killed(when: u32, write: &str, command: &str) -> (Scene, Finished) {
+/// Replaces an old file on the parallel file system, then runs a command that is killed when it makes its `when`th `call`;
+/// that call is not made. What `write` writes is not published before.
+fn killed((call, when): (&str, u32), write: &str, command: &str) -> (Scene, Finished) {
     let scene = Scene::new(Engine::IoUring);
     fs::write(scene.checkpoints().join("state"), "old\n").expect("the scene is ours");
-    let inject = format!("inject={CALLS}:error=EINTR:signal=KILL:when={when}");
-    let options = ["-qq", "-o", "/dev/null", "-e", &format!("trace={CALLS}"), "-e", &inject];
+    let inject = format!("inject={call}:error=EINTR:signal=KILL:when={when}");
+    let options = ["-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject];
     let mut program = scene.preloaded_command("bash");
     program.args(["-c", &format!("{write}; exec {command}")]);
     let finished = process::run(&mut scene.traced(&options, &program));
     (scene, finished)
 }
 
+/// Kills a command in each of its calls that change names, and lets it end; `check` looks at what is there then, and at
+/// whether it has ended well. Yields how many calls there are.
+fn kill_everywhere(write: &str, command: &str, check: impl Fn(&Scene, &str, bool)) -> u32 {
+    let mut calls = 0;
+    for call in CALLS {
+        let ends = |when: &u32| {
+            let (scene, finished) = killed((call, *when), write, command);
+            let is_whole = finished.status.success();
+            check(&scene, &format!("{command} killed at {call} {when}"), is_whole);
+            is_whole
+        };
+        calls += (1..=MOST_CALLS).find(ends).expect("it makes no more calls than the most") - 1;
+    }
+    calls
+}
+
+/// What a shell says.
+fn say(scene: &Scene, script: &str) -> String {
+    scene.preloaded(&["bash", "-c", &format!("{script}; :")]).expect_success().text()
+}
+
 /// The first name must be the new file or gone at any moment; yields how many moments there are.
 fn never_old(write: &str, command: &str) -> u32 {
-    for when in 1..=MOST_CALLS {
-        let (scene, finished) = killed(when, write, command);
-        let look = |moment: &str| {
-            let seen = scene.preloaded(&["bash", "-c", "cat ckpt/state 2>/dev/null; :"]).expect_success().text();
-            assert!(seen == "new\n" || seen.is_empty(), "{command} killed at {when}, {moment}: {seen:?} is there");
-            seen
-        };
-        let before = look("at once");
+    kill_everywhere(write, command, |scene, moment, is_whole| {
+        let look = || say(scene, "cat ckpt/state 2>/dev/null");
+        let before = look();
+        assert!(before.is_empty() || before == "new\n" && !is_whole, "{moment}: {before:?} is there");
         scene.drain();
-        assert_eq!(look("drained"), before);
+        assert_eq!(look(), before, "{moment}, drained");
         scene.wipe_stage();
-        assert_eq!(look("from the aggregates alone"), before);
-        if finished.status.success() {
-            assert!(before.is_empty(), "{command} was not killed, and has done nothing");
-            return when - 1;
-        }
-    }
-    panic!("{command} makes more than {MOST_CALLS} calls");
+        assert_eq!(look(), before, "{moment}, from the aggregates alone");
+    })
 }
 
 #[test]
@@ -60,4 +72,43 @@ fn renaming_a_name_that_replaced_an_older_file() {
 fn moving_a_name_that_replaced_an_older_file_out() {
     // A file that is held open is not moved out, so the flusher may be faster, and then there is less to kill.
     assert!(never_old("echo new >ckpt/state", "mv ckpt/state moved") >= 1);
+}
+
+#[test]
+fn moving_the_directory_of_a_name_that_replaced_an_older_file() {
+    let write = "mkdir ckpt/d; mv ckpt/state ckpt/d; exec 3>ckpt/d/state; echo new >&3";
+    let calls = kill_everywhere(write, "mv ckpt/d ckpt/e", |scene, moment, is_whole| {
+        // A directory that has moved by half may hide the new file until the next job.
+        let look = |moment: &str| {
+            let seen = say(scene, "cat ckpt/*/state 2>/dev/null");
+            assert!(seen == "new\n" || seen.is_empty() && !is_whole, "{moment}: {seen:?} is there");
+        };
+        look(moment);
+        scene.drain();
+        look(moment);
+        assert_eq!(say(scene, "rm -f ckpt/[de]/state; cat ckpt/*/state 2>/dev/null"), "", "{moment}");
+        scene.drain();
+        scene.wipe_stage();
+        assert_ne!(say(scene, "cat ckpt/*/state 2>/dev/null"), "old\n", "{moment}");
+    });
+    assert!(calls >= 4, "a file, its marker and two directories");
+}
+
+#[test]
+fn moving_a_file_from_elsewhere_over_a_name() {
+    for write in [HELD_OPEN, "echo new >ckpt/state"] {
+        let write = format!("{write}; echo newest >real");
+        let calls = kill_everywhere(&write, "mv real ckpt/state", |scene, moment, is_whole| {
+            let seen = say(scene, "cat ckpt/state real 2>/dev/null");
+            let right: &[&str] = if is_whole { &["newest\n"] } else { &["new\nnewest\n", "new\n", "newest\n"] };
+            assert!(right.contains(&&*seen), "{moment}: {seen:?} is there");
+            scene.drain();
+            assert_eq!(say(scene, "cat ckpt/state real 2>/dev/null"), seen, "{moment}, drained");
+            assert_eq!(say(scene, "rm ckpt/state; cat ckpt/state 2>/dev/null"), "", "{moment}, removed");
+            scene.drain();
+            scene.wipe_stage();
+            assert_eq!(say(scene, "cat ckpt/state 2>/dev/null"), "", "{moment}, from the aggregates alone");
+        });
+        assert!(calls >= 3, "the file, the captured name and the marker");
+    }
 }
