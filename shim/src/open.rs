@@ -15,7 +15,7 @@ use crate::hooks::{fail, real};
 use crate::log;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::replaced;
-use crate::scratch::{Text, TooLong, make_unique};
+use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
 
 /// How often a name is looked at again because it changed meanwhile.
@@ -186,7 +186,8 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
         flusher::ensure(configuration);
     }
     let is_linked = entry.staged().is_some_and(|stat| stat.st_nlink > 1);
-    if flags & O_TRUNC != 0 && !is_linked {
+    let only_reads = flags & O_ACCMODE == O_RDONLY;
+    if flags & O_TRUNC != 0 && !is_linked && !only_reads {
         return open_truncated(configuration, entry, flags);
     }
     if entry.is_stub()
@@ -194,7 +195,22 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
     {
         return Step::Done(Err(error));
     }
-    open_in_place(entry, flags)
+    match open_in_place(entry, if only_reads { flags & !O_TRUNC } else { flags }) {
+        Step::Done(Ok(fd)) if only_reads && flags & O_TRUNC != 0 => Step::Done(truncate(Descriptor::take(fd))),
+        step => step,
+    }
+}
+
+/// Truncates the file behind a descriptor that cannot write. The kernel reports a file as completed only when somebody
+/// closes it who could write, so that is what happens here.
+fn truncate(file: Descriptor) -> Result<c_int> {
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let path = &mut scratch.other;
+    let mut digits = [0; 10];
+    let number = configuration::decimal(file.number() as u32, &mut digits);
+    path.set(b"/proc/self/fd/").and_then(|()| path.push(number)).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    system::retry(|| system::open_own(path.c_str(), libc::O_WRONLY | O_TRUNC, 0))?;
+    Ok(file.release())
 }
 
 /// Opens what is there. It may wait for the flusher, which holds a lease for as long as it copies a file aside; so the
