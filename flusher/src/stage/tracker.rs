@@ -687,7 +687,8 @@ impl Tracker {
                 Ok(Some(old)) => self.directory_found(&old, &directory),
                 result => drop(result?),
             }
-            let mut present = HashSet::new();
+            // Whether what is under a name is a directory.
+            let mut present = HashMap::new();
             for (name, metadata) in list(&self.stage, &directory)? {
                 let path = join(&directory, &name);
                 if metadata.is_dir() {
@@ -699,10 +700,13 @@ impl Tracker {
                     // Gone since it was listed.
                     continue;
                 }
-                present.insert(name);
+                present.insert(name, metadata.is_dir());
             }
             if self.is_mirror(&directory) {
-                let absent = view.children(&directory).filter(|(name, _)| !present.contains(*name));
+                // A file took a directory's name, or the other way round: what was there is gone, whatever comes of this.
+                let is_absent =
+                    |name: &[u8], node: &Node| present.get(name) != Some(&matches!(node, Node::Directory(_)));
+                let absent = view.children(&directory).filter(|(name, node)| is_absent(name, node));
                 for (name, node) in absent {
                     scan.note_gone(view, join(&directory, name), node);
                 }

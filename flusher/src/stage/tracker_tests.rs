@@ -2,10 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use proptest::prelude::*;
+use sheaf_common::layout;
 
 use super::source::LeaseKeeper;
 use super::tracker::{Batch, Stubs, Tracker};
@@ -580,4 +581,24 @@ proptest! {
         let (tree, view) = scene.both();
         prop_assert_eq!(tree, view);
     }
+}
+
+#[test]
+fn what_took_the_place_of_a_directory_unseen_and_moved_on_leaves_nothing_behind() {
+    let mut scene = Scene::new();
+    let populated = fs::Permissions::from_mode(0o700 | layout::POPULATED_BIT);
+    fs::set_permissions(scene.at("."), populated).unwrap();
+    fs::create_dir(scene.at("f")).unwrap();
+    fs::write(scene.at("f/c"), b"1").unwrap();
+    fs::write(scene.at("g"), b"333").unwrap();
+    scene.check();
+    fs::rename(scene.at("f"), scene.at("d")).unwrap();
+    fs::write(scene.at("f"), b"22").unwrap();
+    fs::remove_file(scene.at("g")).unwrap();
+    fs::create_dir(scene.at("g")).unwrap();
+    // The flusher dies before it has looked at its queue.
+    scene.restart();
+    fs::rename(scene.at("f"), scene.at("h")).unwrap();
+    fs::rename(scene.at("g"), scene.at("i")).unwrap();
+    scene.check();
 }
