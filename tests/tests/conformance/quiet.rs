@@ -24,7 +24,7 @@ fn trace(scene: &Scene, command: &Command) -> Trace {
     let calls = text.lines().filter(|line| !line.contains("execve("));
     Trace {
         paths: calls.clone().filter_map(|line| line.split('"').nth(1)).map(str::to_string).collect(),
-        starts: calls.filter(|line| line.contains("clone") || line.contains("fork(")).count(),
+        starts: calls.filter(|line| ["clone(", "clone3(", "fork("].iter().any(|call| line.contains(call))).count(),
     }
 }
 
