@@ -237,7 +237,7 @@ unsafe fn scan(
         return fail(libc::ENOTDIR);
     }
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let fd = match system::openat(AT_FDCWD, entry.real_path_and_end(), flags, 0) {
+    let fd = match system::openat(AT_FDCWD, entry.real_path(), flags, 0) {
         Err(error) => return fail(error.0),
         Ok(fd) => fd,
     };

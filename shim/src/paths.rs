@@ -104,7 +104,7 @@ impl Entry {
         }
     }
 
-    /// What the kernel is to be given in the place of a detour: the canonical path with the same end.
+    /// What the kernel is to be given in the place of a detour, and only then: the canonical path with the same end.
     pub fn real_path_and_end(&self) -> &CStr {
         self.scratch.pending.c_str()
     }
