@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Counts what the library costs a program, in instructions and system calls, and writes the table into tests/COSTS.md.
+# Exit status 0 only when nothing is beyond its bar; the table is written in either case. Usage: scripts/costs.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --release --workspace
+rm -f target/costs.md
+status=0
+cargo test -p sheaf-tests --test costs || status=$?
+{
+    echo "# What the library costs a program"
+    echo
+    echo "Made by \`scripts/costs.sh\`: callgrind's instructions in user space and strace's system calls of one call, so"
+    echo "that neither the machine nor its load has a part in them. They differ between C libraries and compilers."
+    cat target/costs.md
+} > tests/COSTS.md
+exit "$status"

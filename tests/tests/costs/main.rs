@@ -1,0 +1,219 @@
+//! What the library costs a program, in instructions and system calls: counts, so that neither the machine nor its load has
+//! a part in them. `scripts/costs.sh` writes the table that this makes into `tests/COSTS.md`.
+
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use sheaf_tests::scene::{artefact, workspace};
+use sheaf_tests::{Engine, Scene, process};
+
+/// Instructions that a call may cost more on a path in a system directory.
+const SYSTEM_BAR: u64 = 60;
+/// The same outside of these, where a readlink must tell whether the name leads to a checkpoint.
+const OUTSIDE_BAR: u64 = 400;
+/// Instructions of the program's start.
+const START_BAR: u64 = 140_000;
+/// System calls that a captured open may make more.
+const OPEN_CALLS_BAR: u64 = 6;
+/// Size of the library without what only debuggers read.
+const SIZE_BAR_BYTES: u64 = 200_000;
+
+/// One line of the table.
+struct Line {
+    what: String,
+    native: u64,
+    preloaded: u64,
+    bar: u64,
+}
+
+/// What is counted.
+#[derive(Clone, Copy)]
+enum Count {
+    Instructions,
+    SystemCalls,
+}
+
+/// The program that makes the calls.
+fn compile(scene: &Scene) -> std::path::PathBuf {
+    let made = scene.root().join("costs");
+    let mut compiler = scene.native_command("gcc");
+    compiler.args(["-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&made);
+    process::run(compiler.arg(workspace().join("tests/programs/costs.c"))).expect_success();
+    made
+}
+
+/// The least instructions of any round: what is remembered may be forgotten in between.
+fn instructions(scene: &Scene, command: &Command) -> u64 {
+    let directory = tempfile::tempdir_in(scene.root()).expect("the scene is ours");
+    let mut valgrind = under(scene, command, "valgrind");
+    let out = format!("--callgrind-out-file={}", directory.path().join("out").display());
+    valgrind.args(["-q", "--tool=callgrind", "--combine-dumps=no", &out]);
+    process::run(valgrind.arg(command.get_program()).args(command.get_args())).expect_success();
+    let dumps = fs::read_dir(directory.path()).expect("callgrind wrote").map(|entry| {
+        let text = fs::read_to_string(entry.expect("callgrind wrote").path()).expect("a dump is text");
+        let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
+        (text.contains("Client Request"), totals.expect("a dump has totals").trim().parse().expect("a number"))
+    });
+    let dumps: Vec<(bool, u64)> = dumps.collect();
+    let asked_for = dumps.iter().filter(|(asked_for, _)| *asked_for || dumps.len() == 1);
+    asked_for.map(|(_, count)| *count).min().expect("callgrind wrote")
+}
+
+/// The system calls of the last round.
+fn system_calls(scene: &Scene, command: &Command) -> u64 {
+    let log = scene.root().join("trace");
+    let mut strace = scene.native_command("strace");
+    strace.args(["-qq", "-o"]).arg(&log);
+    // The variables are for the program, not for strace.
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            strace.arg("-E").arg([name, value].join(OsStr::new("=")));
+        }
+    }
+    process::run(strace.arg(command.get_program()).args(command.get_args())).expect_success();
+    let text = fs::read_to_string(&log).expect("strace wrote its log");
+    let parts: Vec<&str> = text.split("getppid()").collect();
+    let last = parts.get(parts.len() - 2).expect("the program marks its calls");
+    // The rest of the mark's own line comes first.
+    last.lines().skip(1).count() as u64
+}
+
+/// A tool with the environment of `command`.
+fn under(scene: &Scene, command: &Command, tool: &str) -> Command {
+    let mut tool = scene.native_command(tool);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => tool.env(name, value),
+            None => tool.env_remove(name),
+        };
+    }
+    tool
+}
+
+/// Counts a call on the same path with and without the library.
+fn call(scene: &Scene, program: &Path, count: Count, call: &str, paths: [&Path; 2], what: &str, bar: u64) -> Line {
+    let (mut native, mut preloaded) = (scene.native_command(program), scene.preloaded_command(program));
+    native.arg(call).arg(paths[0]);
+    preloaded.arg(call).arg(paths[1]);
+    let counted = |command| match count {
+        Count::Instructions => instructions(scene, command),
+        Count::SystemCalls => system_calls(scene, command),
+    };
+    Line { what: format!("{call}: {what}"), native: counted(&native), preloaded: counted(&preloaded), bar }
+}
+
+/// Prints the table into `table`; yields what is beyond its bar.
+fn show(table: &mut String, title: &str, lines: Vec<Line>) -> Vec<String> {
+    writeln!(table, "\n| {title} | native | with Sheaf | more | at most |\n| --- | ---: | ---: | ---: | ---: |")
+        .unwrap();
+    let mut beyond = Vec::new();
+    for Line { what, native, preloaded, bar } in lines {
+        let more = preloaded as i64 - native as i64;
+        writeln!(table, "| {what} | {native} | {preloaded} | {more} | {bar} |").unwrap();
+        if more > bar as i64 {
+            beyond.push(format!("{what}: {more} more, and {bar} are allowed"));
+        }
+    }
+    beyond
+}
+
+/// Instructions of calls that do not concern Sheaf.
+fn untouched(scene: &Scene, program: &Path) -> Vec<Line> {
+    let outside = tempfile::Builder::new().prefix("sheaf-costs-").tempdir_in("/tmp").expect("room in /tmp");
+    let input = outside.path().join("input.dat");
+    fs::write(&input, "input").expect("the directory is ours");
+    let mut lines = Vec::new();
+    for path in ["/etc/passwd", "/usr/include/valgrind/callgrind.h"] {
+        for name in ["open", "stat", "lstat", "access", "fopen"] {
+            let paths = [Path::new(path); 2];
+            lines.push(call(scene, program, Count::Instructions, name, paths, &format!("`{path}`"), SYSTEM_BAR));
+        }
+    }
+    let paths = [input.as_path(); 2];
+    for name in ["open", "stat", "lstat", "access", "fopen"] {
+        let what = "`/tmp/sheaf-costs-XXXXXX/input.dat`";
+        lines.push(call(scene, program, Count::Instructions, name, paths, what, OUTSIDE_BAR));
+    }
+    let file = scene.checkpoints().join("file");
+    fs::write(scene.native_directory().join("ckpt/file"), "file").expect("the scene is ours");
+    let write = format!("echo file > {}", file.display());
+    scene.preloaded(&["sh", "-c", &write]);
+    let paths = [&scene.native_directory().join("ckpt/file"), file.as_path()];
+    for name in ["read", "write", "close"] {
+        lines.push(call(scene, program, Count::Instructions, name, paths, "of a captured file", 0));
+    }
+    lines
+}
+
+/// System calls: of opens and looks, captured and not.
+fn kernel(scene: &Scene, program: &Path) -> Vec<Line> {
+    let native = scene.native_directory().join("ckpt/file");
+    let captured = scene.checkpoints().join("file");
+    let mut lines = Vec::new();
+    for (name, bar) in
+        [("create", OPEN_CALLS_BAR), ("open", OPEN_CALLS_BAR), ("stat", 1), ("read", 0), ("write", 0), ("close", 0)]
+    {
+        lines.push(call(scene, program, Count::SystemCalls, name, [&native, &captured], "captured", bar));
+    }
+    for (name, path, bar) in [("open", "/etc/passwd", 0), ("stat", "/etc/passwd", 0)] {
+        lines.push(call(scene, program, Count::SystemCalls, name, [Path::new(path); 2], "system directory", bar));
+    }
+    let outside = tempfile::Builder::new().prefix("sheaf-costs-").tempdir_in("/tmp").expect("room in /tmp");
+    let input = outside.path().join("input.dat");
+    fs::write(&input, "input").expect("the directory is ours");
+    for (name, bar) in [("open", 1), ("stat", 1), ("lstat", 0)] {
+        lines.push(call(scene, program, Count::SystemCalls, name, [&input, &input], "elsewhere", bar));
+    }
+    lines
+}
+
+/// The start of a program that names no path.
+fn start(scene: &Scene) -> Line {
+    let (native, preloaded) = (scene.native_command("/bin/true"), scene.preloaded_command("/bin/true"));
+    Line {
+        what: "`/bin/true`".to_string(),
+        native: instructions(scene, &native),
+        preloaded: instructions(scene, &preloaded),
+        bar: START_BAR,
+    }
+}
+
+/// How large the library is, what it needs, and what it exports.
+fn library(scene: &Scene) -> (String, u64) {
+    let library = artefact("libsheaf.so");
+    let stripped = scene.root().join("stripped.so");
+    process::run(scene.native_command("strip").arg("-o").arg(&stripped).arg(&library)).expect_success();
+    let size_bytes = fs::metadata(stripped).expect("strip wrote").len();
+    let names = |which: &str| {
+        let listed = process::run(scene.native_command("nm").args(["-D", which]).arg(&library)).expect_success().text();
+        let names: Vec<String> =
+            listed.lines().filter_map(|line| line.split(' ').next_back()).map(str::to_string).collect();
+        names
+    };
+    let imports = names("--undefined-only").iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let exports = names("--defined-only").len();
+    let text = format!(
+        "| the library | |\n| --- | --- |\n| size, stripped | {size_bytes} bytes |\n| exported symbols | {exports} |\n| imported symbols | {imports} |\n"
+    );
+    (text, size_bytes)
+}
+
+#[test]
+fn no_call_costs_more_than_its_bar() {
+    let scene = Scene::new(Engine::IoUring);
+    let program = compile(&scene);
+    let mut table = String::new();
+    let mut beyond = show(&mut table, "instructions of one call", untouched(&scene, &program));
+    beyond.extend(show(&mut table, "system calls of one call", kernel(&scene, &program)));
+    beyond.extend(show(&mut table, "instructions of a program's start", vec![start(&scene)]));
+    let (text, size_bytes) = library(&scene);
+    table = format!("{table}\n{text}");
+    fs::write(workspace().join("target/costs.md"), &table).expect("the build directory is writable");
+    if size_bytes > SIZE_BAR_BYTES {
+        beyond.push(format!("the library has {size_bytes} bytes"));
+    }
+    assert!(beyond.is_empty(), "{beyond:#?}\n{table}");
+}
