@@ -483,6 +483,15 @@ fn skipped(patterns: &[Pattern]) -> [bool; SYSTEM_DIRECTORIES.len()] {
     })
 }
 
+/// Whether a component of a path may be `..`: whether one starts so.
+#[inline]
+fn has_parent(path: &[u8]) -> bool {
+    // Looks at everything, because that takes fewer instructions than to stop early.
+    let next = path.get(1..).unwrap_or_default();
+    let has_dot = path.iter().zip(next).fold(false, |found, (one, other)| found | ((*one == b'/') & (*other == b'.')));
+    has_dot && path.windows(3).any(|bytes| bytes == b"/..")
+}
+
 /// Whether `path` is `directory` or lies below it; the empty directory is the root.
 pub fn is_at_or_below(path: &[u8], directory: &[u8]) -> bool {
     path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
@@ -502,8 +511,10 @@ impl Configuration {
     /// Whether an absolute path lies in a system directory that holds no checkpoints.
     #[inline]
     pub fn is_system_path(&self, path: &[u8]) -> bool {
-        let found = SYSTEM_DIRECTORIES.iter().position(|directory| path.starts_with(directory));
-        found.and_then(|index| self.skipped.get(index)) == Some(&true) && !path.windows(3).any(|bytes| bytes == b"/..")
+        let initial = path.get(1);
+        let is_start = |directory: &&[u8]| directory.get(1) == initial && path.starts_with(directory);
+        let found = SYSTEM_DIRECTORIES.iter().position(is_start);
+        found.and_then(|index| self.skipped.get(index)) == Some(&true) && !has_parent(path)
     }
 
     /// Whether a canonical directory can hold something that Sheaf manages: it is at or below a fixed prefix and a

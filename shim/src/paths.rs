@@ -349,8 +349,17 @@ impl Resolution {
 #[inline]
 fn resolve_absolute(configuration: &'static Configuration, path: &CStr, last: Last) -> Resolution {
     let text = path.to_bytes();
+    if configuration.is_system_path(text) {
+        return Resolution::Foreign;
+    }
+    resolve_elsewhere(configuration, path, last)
+}
+
+#[inline(never)]
+fn resolve_elsewhere(configuration: &'static Configuration, path: &CStr, last: Last) -> Resolution {
+    let text = path.to_bytes();
     let start = configuration.starts_in_zone(text);
-    if start.is_none() && (configuration.is_system_path(text) || leads_nowhere(configuration, text, path, last)) {
+    if start.is_none() && leads_nowhere(configuration, text, path, last) {
         return Resolution::Foreign;
     }
     resolve_further(configuration, text, start, last).unwrap_or(Resolution::Foreign)
