@@ -46,7 +46,7 @@ if readelf -V "$library" | grep 'Name: GLIBC_[^0-9]' >&2; then
     status=1
 fi
 
-needed=$(readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\].*/\1/p' | grep -v -e '^libc\.so\.6$' -e '^libdl\.so\.2$' || true)
+needed=$(readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\].*/\1/p' | grep -v -e '^libc\.so\.6$' -e '^libdl\.so\.2$' -e '^ld-linux-aarch64\.so\.1$' || true)
 if [ -n "$needed" ]; then
     echo "$library needs more than the C library: $needed" >&2
     status=1

@@ -8,7 +8,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use libc::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, c_int, c_long};
+use libc::{AT_FDCWD, c_int, c_long};
 
 use super::listing::{self, Listings};
 use super::notification::Answer;
@@ -16,6 +16,8 @@ use super::target::Target;
 
 /// Most bytes of an extended attribute or a link's target that are handed over.
 const RESULT_MAX: usize = 64 * 1024;
+/// fchmodat2(2), the same everywhere; not every architecture's list has it yet.
+const FCHMODAT2: c_long = 452;
 
 /// Where a call has a path.
 #[derive(Clone, Copy)]
@@ -116,7 +118,7 @@ const EVERYWHERE: &[Kind] = &[
     Kind { reads_link: true, ..about(libc::SYS_readlinkat, At(0, 1), |call| readlink(call, 2)) },
     about(libc::SYS_truncate, Path(0), truncate),
     about(libc::SYS_fchmodat, At(0, 1), |call| chmod(call, call.mode(2), 0)),
-    about(libc::SYS_fchmodat2, At(0, 1), |call| chmod(call, call.mode(2), call.number(3))),
+    about(FCHMODAT2, At(0, 1), |call| chmod(call, call.mode(2), call.number(3))),
     about(libc::SYS_fchownat, At(0, 1), |call| chown(call, 2, call.number(4))),
     about(libc::SYS_utimensat, At(0, 1), utimensat),
     about(libc::SYS_getxattr, Path(0), |call| getxattr(call, libc::getxattr)),
@@ -138,7 +140,7 @@ const OLDER: &[Kind] = &[
     about(libc::SYS_open, Path(0), |call| open(call, call.number(1), call.mode(2))),
     about(libc::SYS_creat, Path(0), |call| open(call, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, call.mode(1))),
     about(libc::SYS_stat, Path(0), |call| stat(call, 1, 0)),
-    about(libc::SYS_lstat, Path(0), |call| stat(call, 1, AT_SYMLINK_NOFOLLOW)),
+    about(libc::SYS_lstat, Path(0), |call| stat(call, 1, libc::AT_SYMLINK_NOFOLLOW)),
     about(libc::SYS_access, Path(0), |call| access(call, call.number(1), 0)),
     both(libc::SYS_rename, Path(0), Path(1), |call| rename(call, 0)),
     both(libc::SYS_renameat, At(0, 1), At(2, 3), |call| rename(call, 0)),
@@ -150,7 +152,7 @@ const OLDER: &[Kind] = &[
     Kind { reads_link: true, ..about(libc::SYS_readlink, Path(0), |call| readlink(call, 1)) },
     about(libc::SYS_chmod, Path(0), |call| chmod(call, call.mode(1), 0)),
     about(libc::SYS_chown, Path(0), |call| chown(call, 1, 0)),
-    about(libc::SYS_lchown, Path(0), |call| chown(call, 1, AT_SYMLINK_NOFOLLOW)),
+    about(libc::SYS_lchown, Path(0), |call| chown(call, 1, libc::AT_SYMLINK_NOFOLLOW)),
     about(libc::SYS_utime, Path(0), utime),
     about(libc::SYS_utimes, Path(0), |call| utimes(call, 1)),
     about(libc::SYS_futimesat, At(0, 1), |call| utimes(call, 2)),
