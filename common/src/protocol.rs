@@ -42,12 +42,14 @@ pub enum Kind {
     Status = 5,
     /// Publish everything, then leave as soon as no client lives.
     Drain = 6,
+    /// "I capture no more": the flusher need not stay for the peer process. Value: processes that it still stays for.
+    Goodbye = 7,
 }
 
 impl Kind {
     /// The kind of this number, if there is one.
     pub fn from_number(number: u16) -> Option<Kind> {
-        [Kind::Hello, Kind::Populate, Kind::Hydrate, Kind::Wait, Kind::Status, Kind::Drain]
+        [Kind::Hello, Kind::Populate, Kind::Hydrate, Kind::Wait, Kind::Status, Kind::Drain, Kind::Goodbye]
             .into_iter()
             .find(|kind| *kind as u16 == number)
     }
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn requests_and_replies_survive_the_wire() {
-        for kind in [Kind::Hello, Kind::Populate, Kind::Hydrate, Kind::Wait, Kind::Status, Kind::Drain] {
+        for kind in [Kind::Hello, Kind::Populate, Kind::Hydrate, Kind::Wait, Kind::Status, Kind::Drain, Kind::Goodbye] {
             let request = Request { kind, payload_length: 3 };
             let mut packet = request.encode().to_vec();
             packet.extend(b"abc");

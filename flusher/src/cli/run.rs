@@ -10,14 +10,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use sheaf_common::protocol::Kind;
 
 use super::environment::{self, Behaviour, Location};
 use super::{Failure, program_file, publication, report};
-use crate::client;
+use crate::client::{self, Client};
 use crate::settings::{OnExit, Settings};
 use crate::signals::{self, BlockedSignals};
 
@@ -29,6 +29,9 @@ pub const NOT_STARTED: u8 = 125;
 pub const NOT_EXECUTABLE: u8 = 126;
 /// Exit code: the program was not found.
 pub const NOT_FOUND: u8 = 127;
+
+/// How long a flusher may take to end when everything is published.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// When a program is trapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -235,7 +238,10 @@ fn exit_code(status: ExitStatus) -> u8 {
 /// Publishes what the program left in the stage; returns the exit code of it all.
 fn publish(settings: &Settings, stage: &Path, code: u8) -> u8 {
     match publication::publish(settings, stage, Kind::Drain, true) {
-        Ok(0) => code,
+        Ok(0) => {
+            await_end(stage);
+            code
+        }
         Ok(open) => {
             eprintln!("sheaf: {open} files are still open for writing; they are published when they are closed");
             code
@@ -245,6 +251,16 @@ fn publish(settings: &Settings, stage: &Path, code: u8) -> u8 {
             eprintln!("sheaf: what was captured stays in {}; `sheaf drain` publishes it", stage.display());
             if code == 0 { NOT_PUBLISHED } else { code }
         }
+    }
+}
+
+/// Whoever starts a program this way may delete the stage as soon as this process has ended: if no other process on the
+/// node captures, nobody is to be at work in the stage by then.
+fn await_end(stage: &Path) {
+    let left = Client::connect(stage).and_then(|client| client.request(Kind::Goodbye, &[]));
+    if left.is_ok_and(|reply| reply.value == 0) {
+        // A flusher that is still there takes a deleted stage for what it is, too; see `Stage::is_intact`.
+        let _ = client::wait_for_end(stage, END_LIMIT);
     }
 }
 

@@ -33,6 +33,11 @@ impl Clients {
         self.living.push(Client { process, death, started: start_time(process) });
     }
 
+    /// Forgets a process that has not ended.
+    pub fn remove(&mut self, process: Pid) {
+        self.living.retain(|client| client.process != process);
+    }
+
     /// Drops those that have ended.
     pub fn forget_dead(&mut self) {
         self.living.retain(Client::is_alive);

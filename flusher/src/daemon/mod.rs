@@ -248,6 +248,10 @@ fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result
             std::thread::sleep(Duration::from_millis(10));
             false
         }) {}
+        if !shared.stage.is_intact() {
+            // Whoever captures from now on starts a flusher for a new stage.
+            return Ok(());
+        }
         // Read first: whoever says hello is registered before it stops being served.
         let serving = shared.serving.load(Ordering::SeqCst) > 0;
         shared.clients.lock().forget_dead();
@@ -305,8 +309,10 @@ fn leave(
     jobs: &crossbeam_channel::Sender<Job>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     drop(listener);
-    for name in [layout::PULSE, layout::SOCKET] {
-        let _ = std::fs::remove_file(shared.stage.path(name));
+    if shared.stage.is_intact() {
+        for name in [layout::PULSE, layout::SOCKET] {
+            let _ = std::fs::remove_file(shared.stage.path(name));
+        }
     }
     while shared.serving.load(Ordering::SeqCst) > 0 {
         std::thread::sleep(Duration::from_millis(1));

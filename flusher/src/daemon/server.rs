@@ -109,7 +109,7 @@ fn serve(shared: &Arc<Shared>, connection: &Connection) -> io::Result<()> {
 }
 
 fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[u8]) -> io::Result<()> {
-    if kind != Kind::Status {
+    if !matches!(kind, Kind::Status | Kind::Goodbye) {
         shared.needed.store(true, Ordering::SeqCst);
     }
     match kind {
@@ -140,6 +140,14 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
         Kind::Status => {
             let text = serde_json::to_vec(&shared.status_report()).map_err(io::Error::other)?;
             connection.reply(0, 0, &text)
+        }
+        Kind::Goodbye => {
+            let mut clients = shared.clients.lock();
+            clients.remove(connection.process);
+            clients.forget_dead();
+            let left = clients.len() as u64;
+            drop(clients);
+            connection.reply(0, left, b"")
         }
         Kind::Drain => {
             shared.draining.store(true, Ordering::SeqCst);

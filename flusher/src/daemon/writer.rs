@@ -72,6 +72,8 @@ pub struct Writer {
 enum Failure {
     /// The store: try again later.
     Store(String),
+    /// The stage is being deleted: removals are not the programs'.
+    Destroyed,
     /// These entries' files were torn or could not be read: go on without them, they will complete again.
     Entries(Vec<usize>),
 }
@@ -120,6 +122,15 @@ impl Writer {
                 Err(Failure::Entries(indices)) => {
                     self.abandon();
                     self.leave_out(&mut batch, indices);
+                }
+                Err(Failure::Destroyed) => {
+                    log::error!("somebody deletes the stage: nothing is removed from the store");
+                    self.abandon();
+                    let kept: Vec<bool> = batch.entries.iter().map(|entry| !is_removal(entry)).collect();
+                    let mut keep = kept.iter();
+                    batch.entries.retain(|_| *keep.next().expect("as many"));
+                    let mut keep = kept.iter();
+                    batch.sources.retain(|_| *keep.next().expect("as many"));
                 }
                 Err(Failure::Store(text)) => {
                     self.abandon();
@@ -208,6 +219,9 @@ impl Writer {
         if !torn.is_empty() {
             return Err(Failure::Entries(torn));
         }
+        if entries.iter().any(is_removal) && !self.shared.stage.is_intact() {
+            return Err(Failure::Destroyed);
+        }
         self.publish_head(&plan, &checksums)
     }
 
@@ -272,6 +286,10 @@ impl Writer {
         target.sync_data()?;
         Ok(())
     }
+}
+
+fn is_removal(entry: &Entry) -> bool {
+    matches!(entry.kind, Kind::Unlink | Kind::RemoveDirectory)
 }
 
 /// Writes bytes in whole blocks and waits for them.

@@ -55,6 +55,8 @@ impl std::error::Error for StageError {}
 #[derive(Clone, Debug)]
 pub struct Stage {
     directory: PathBuf,
+    /// The tree's inode.
+    tree: u64,
 }
 
 impl Stage {
@@ -76,7 +78,7 @@ impl Stage {
             make_private(private).map_err(|error| failed(error.to_string()))?;
         }
         refuse_file_system(directory).map_err(failed)?;
-        let stage = Stage { directory: directory.to_path_buf() };
+        let mut stage = Stage { directory: directory.to_path_buf(), tree: 0 };
         for name in [layout::TREE, layout::SCRATCH, layout::LINKS, layout::REPLACED] {
             make_private(&stage.path(name)).map_err(|error| failed(error.to_string()))?;
         }
@@ -87,7 +89,17 @@ impl Stage {
             fs::write(&identity, &text)
                 .map_err(|error| failed(format!("cannot write {}: {error}", identity.display())))?;
         }
+        stage.tree = fs::symlink_metadata(stage.path(layout::TREE)).map_err(|error| failed(error.to_string()))?.ino();
         Ok(stage)
+    }
+
+    /// Whether nobody has begun to delete the stage itself, as somebody does who cleans a node up. What then vanishes from
+    /// the tree was removed by no program.
+    pub fn is_intact(&self) -> bool {
+        let own = [layout::IDENTITY, layout::LOCK, layout::SCRATCH, layout::LINKS, layout::REPLACED];
+        let tree = fs::symlink_metadata(self.path(layout::TREE));
+        tree.is_ok_and(|tree| tree.ino() == self.tree)
+            && own.iter().all(|name| fs::symlink_metadata(self.path(name)).is_ok())
     }
 
     /// The stage directory.

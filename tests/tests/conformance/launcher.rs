@@ -27,11 +27,7 @@ fn statuses_come_back_and_the_drain_is_over() {
             let cat = process::run(scene.sheaf_command().arg("cat").arg(&store).arg(path));
             assert_eq!(cat.expect_success().text(), "1\n");
         }
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while let Some(flusher) = scene.flushers().first() {
-            assert!(Instant::now() < deadline, "the flusher stays after the job");
-            let _ = process::poll_end(*flusher, Duration::from_secs(20));
-        }
+        assert!(scene.flushers().is_empty(), "the flusher stays after the job");
     }
 }
 
@@ -87,4 +83,50 @@ fn doctor_finds_this_machine_fit() {
     scene.sheaf(&["doctor"]).expect_success();
     let program = artefact("sheaf");
     process::run(scene.sheaf_command().args(["doctor", "--"]).arg(program)).expect_success();
+}
+
+/// Deletes everything in the tier, as somebody does who cleans a node up.
+fn delete_stage(scene: &Scene) {
+    for entry in fs::read_dir(scene.tier()).expect("the tier is ours") {
+        fs::remove_dir_all(entry.expect("the tier is ours").path()).expect("nobody else deletes it");
+    }
+}
+
+const WRITE: &str = "mkdir -p ckpt/set; for n in 1 2 3; do echo $n >ckpt/set/file-$n; done; ln -sfn set ckpt/latest";
+
+/// What an epilog does.
+#[test]
+fn a_stage_that_is_deleted_after_the_job_takes_nothing_with_it() {
+    let scene = Scene::new(Engine::IoUring);
+    scene.native(&["bash", "-c", WRITE]).expect_success();
+    for _ in 0..5 {
+        assert_eq!(launch(&scene, WRITE), Some(0));
+        delete_stage(&scene);
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+        scene.drain();
+        scene.wipe_stage();
+    }
+}
+
+/// Too early: the program still runs, and its flusher sees the deletion.
+#[test]
+fn a_stage_that_is_deleted_under_a_program_takes_nothing_published_with_it() {
+    let scene = Scene::new(Engine::IoUring);
+    scene.native(&["bash", "-c", WRITE]).expect_success();
+    let script = format!("{WRITE}; read -r line <go");
+    process::run(scene.native_command("mkfifo").arg(scene.captured_directory().join("go"))).expect_success();
+    let program = process::start(scene.preloaded_command("bash").args(["-c", &script]));
+    let deadline = Instant::now() + process::LIMIT;
+    while !scene.sheaf(&["ls", scene.store().to_str().expect("ours")]).text().contains("latest") {
+        assert!(Instant::now() < deadline, "nothing is published");
+    }
+    delete_stage(&scene);
+    for flusher in scene.flushers() {
+        assert!(process::poll_end(flusher, Duration::from_secs(60)).unwrap_or(true), "the flusher stays");
+    }
+    fs::write(scene.captured_directory().join("go"), "go\n").expect("bash reads it");
+    program.finish().expect_success();
+    scene.drain();
+    scene.wipe_stage();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
 }
