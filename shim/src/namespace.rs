@@ -173,6 +173,12 @@ fn move_managed(
     if new.real().is_some() {
         replaced::mark(configuration, new.real_path())?;
     }
+    if flags & RENAME_EXCHANGE != 0 {
+        // Both are published anew under their new names, which takes their data.
+        for stub in [old, &new].into_iter().filter(|entry| entry.is_stub()) {
+            flusher::hydrate(configuration, stub.canonical()).map_err(|_| Errno(libc::EIO))?;
+        }
+    }
     let rename = || system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), flags);
     let outcome = match flags & RENAME_EXCHANGE == 0 && old.canonical() != new.canonical() {
         true => take_away(configuration, old, rename),

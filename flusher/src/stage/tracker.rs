@@ -496,6 +496,11 @@ impl Tracker {
         if was_dirty || was_unfinished {
             self.created(to.to_vec());
         }
+        // Two names that were exchanged, or a new file: the events of an exchange are those of two moves, of which the
+        // second would take away what the first has brought.
+        if self.stat(from).is_some() && !self.held.contains_key(from) {
+            self.created(from.to_vec());
+        }
     }
 
     /// Records new attributes. When the file has moved on, the change that says so looks again; when this name is gone,
