@@ -39,7 +39,7 @@ for phase in write read; do
     (cd "$work/captured" && EMULATOR_PRELOAD=$library "$native/sheaf" run -- bash ../job.sh "$phase" >../captured.out)
     diff -u "$work/native.out" "$work/captured.out" >&2 || fail "$phase: other answers than natively"
     [ "$(find "$work/captured/ckpt" -type f ! -path '*/.sheaf/*')" = "" ] || fail "$phase: files were not captured"
-    # A flusher that still lives would take the loss of its stage for the program's own deletions.
+    # The node is lost, when nobody is at work on it any more.
     "$native/sheaf" drain
     rm -rf "${stage:?}"/*
 done
