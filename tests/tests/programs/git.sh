@@ -1,10 +1,13 @@
 # A repository in a checkpoint directory. Argument: write | restart
 set -eu
-export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a \
+# One thread, so that packs are the same bytes: in a file, because options on the command line do not reach the other side
+# of a clone.
+printf '[pack]\n\tthreads = 1\n' >gitconfig
+export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=$PWD/gitconfig GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a \
     GIT_COMMITTER_EMAIL=a@b GIT_AUTHOR_DATE='2020-01-01T00:00:00Z' GIT_COMMITTER_DATE='2020-01-01T00:00:00Z'
-# No reflogs, which name the absolute path that was cloned; one thread, so that packs are the same bytes; no daemon.
+# No reflogs, which name the absolute path that was cloned; no daemon.
 git() {
-    command git -c core.logAllRefUpdates=false -c pack.threads=1 -c gc.auto=0 -c maintenance.auto=false \
+    command git -c core.logAllRefUpdates=false -c gc.auto=0 -c maintenance.auto=false \
         -c safe.directory='*' -c advice.detachedHead=false "$@"
 }
 write() {

@@ -15,33 +15,18 @@ copy-file 50
 dentry 3000
 dir 500
 dirdeep 100
-dirmany 300
-dup 200
-fallocate 30
-fcntl 500
-fd-fork 1
-file-ioctl 100
-filename 200
 flock 1000
 fstat 500
 getdent 200
 hdd 400
-iomix 300
 link 1
-locka 300
-lockf 300
-lockofd 300
 msync 50
 open 500
-readahead 50
 rename 1000
-revio 400
 seek 2000
 sendfile 50
 symlink 1
-sync-file 20
 touch 300
-xattr 100
 END
 find ckpt -path ckpt/.sheaf -prune -o -print
 echo "$1" >>ckpt/done
