@@ -1,8 +1,8 @@
 //! The one table of hooked symbols. Each line yields the exported function with its aliases, the address of the real
-//! one, and a place in the list that is resolved when the library is loaded.
+//! one, and a place in the list of those that are found when the library is loaded.
 //!
-//! A hooked symbol must work before and after that: it resolves its own real function when it is called early, and
-//! answers ENOSYS when this C library has none. Nothing else may be decided here.
+//! A hooked symbol must work before and after that: the first that is called early has all found, and each answers
+//! ENOSYS when this C library has none. Nothing else may be decided here.
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use core::ptr;
@@ -13,42 +13,72 @@ use libc::{timespec, timeval, uid_t, utimbuf};
 
 use crate::directory::{Compare, Glob, GlobError, Select};
 use crate::exec::{Actions, Attributes, Vector};
+use crate::loader::Found;
 use crate::open::OpenHow;
 use crate::system::{Stat, set_errno};
 use crate::walk::{Order, Visit, VisitPlace};
-use crate::{actions, directory, exec, log, metadata, names, namespace, open, rare, raw_syscall, stdio, walk};
+use crate::{actions, directory, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall, stdio, walk};
 
 /// A function of the C library, or of another library that was preloaded behind this one.
 pub struct Symbol {
     name: &'static CStr,
+    hash: u32,
     address: AtomicPtr<c_void>,
 }
 
 /// What stands for "this C library has no such function".
 static ABSENT: u8 = 0;
+/// syscall(2), which has a hook of its own kind.
+static SYSCALL: Symbol = Symbol::new(c"syscall");
 
 impl Symbol {
     const fn new(name: &'static CStr) -> Symbol {
-        Symbol { name, address: AtomicPtr::new(ptr::null_mut()) }
+        Symbol { name, hash: loader::hash(name), address: AtomicPtr::new(ptr::null_mut()) }
     }
 
     #[inline]
     fn get(&self) -> Option<*mut c_void> {
         let mut address = self.address.load(Ordering::Relaxed);
         if address.is_null() {
-            address = self.find();
+            find_all();
+            address = self.address.load(Ordering::Relaxed);
         }
         Some(address).filter(|address| !ptr::eq(address.cast(), &ABSENT))
     }
 
-    #[cold]
-    fn find(&self) -> *mut c_void {
-        // SAFETY: the name is a C string; the lookup starts behind this library.
-        let found = unsafe { sheaf_dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        let address = if found.is_null() { (&raw const ABSENT).cast_mut().cast() } else { found };
-        self.address.store(address, Ordering::Relaxed);
-        address
+    fn is_found(&self) -> bool {
+        !self.address.load(Ordering::Relaxed).is_null()
     }
+
+    fn set(&self, address: *mut c_void) {
+        let address = if address.is_null() { (&raw const ABSENT).cast_mut().cast() } else { address };
+        self.address.store(address, Ordering::Relaxed);
+    }
+
+    /// Asks the loader.
+    fn ask(&self) {
+        // SAFETY: the name is a C string; the lookup starts behind this library.
+        self.set(unsafe { sheaf_dlsym(libc::RTLD_NEXT, self.name.as_ptr()) });
+    }
+}
+
+/// Finds every real function. Whoever does it at the same time finds the same.
+#[cold]
+fn find_all() {
+    let left = || symbols::ALL.iter().filter(|symbol| !symbol.is_found());
+    let mut understood = false;
+    if let Some(mut libraries) = loader::libraries_behind() {
+        understood = libraries.all(|library| {
+            let Some(library) = library else { return false };
+            left().for_each(|symbol| match library.find(symbol.name, symbol.hash) {
+                Found::Address(address) => symbol.set(address),
+                Found::Unclear => symbol.ask(),
+                Found::Nothing => {}
+            });
+            true
+        });
+    }
+    left().for_each(|symbol| if understood { symbol.set(ptr::null_mut()) } else { symbol.ask() });
 }
 
 unsafe extern "C" {
@@ -203,7 +233,7 @@ macro_rules! hooks {
             $(pub static $called: Symbol = Symbol::new(const { c_name(concat!(stringify!($called), "\0")) });)*
 
             /// All of them; the last is one that every C library has, so that dlerror(3) has nothing to report.
-            pub static ALL: &[&Symbol] = &[$(&$name,)* $(&$called,)*];
+            pub static ALL: &[&Symbol] = &[&super::SYSCALL, $(&$name,)* $(&$called,)*];
         }
     };
 }
@@ -388,13 +418,11 @@ pub fn dlopen_address() -> *mut c_void {
     symbols::dlopen.get().unwrap_or(real::dlopen as unsafe fn(_, _) -> _ as *mut c_void)
 }
 
-/// Resolves every real function while the loader still works alone.
+/// Finds every real function while the loader still works alone.
 extern "C" fn initialise() {
-    if let Some(address) = Symbol::new(c"syscall").get() {
+    find_all();
+    if let Some(address) = SYSCALL.get() {
         raw_syscall::pass_on_to(address);
-    }
-    for symbol in symbols::ALL {
-        symbol.get();
     }
     crate::configuration::prepare();
 }

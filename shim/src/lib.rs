@@ -7,7 +7,7 @@
 //!
 //! | module | concern |
 //! | --- | --- |
-//! | [`hooks`] | the one table of hooked symbols, and the real functions behind them |
+//! | [`hooks`], [`loader`] | the one table of hooked symbols, and the real functions behind them |
 //! | [`system`], [`scratch`], [`log`] | raw system calls, path buffers, lines for people |
 //! | [`configuration`], [`paths`] | what the environment says; which name of ours a path means |
 //! | [`flusher`] | finding, starting and asking the flusher |
@@ -27,6 +27,7 @@ mod flusher;
 mod hooks;
 mod kept;
 mod listing;
+mod loader;
 mod log;
 mod metadata;
 mod names;

@@ -14,7 +14,14 @@ static long opened, moved, closed;
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
+#ifdef CHOSEN_BY_CODE
+static int counted_open(const char *path, int flags, ...);
+static int (*choose(void))(const char *, int, ...) { return counted_open; }
+int open(const char *path, int flags, ...) __attribute__((ifunc("choose")));
+static int counted_open(const char *path, int flags, ...)
+#else
 int open(const char *path, int flags, ...)
+#endif
 {
     va_list list;
     va_start(list, flags);

@@ -14,7 +14,7 @@ const SYSTEM_BAR: u64 = 400;
 /// The same outside of these, where a readlink must tell whether the name leads to a checkpoint.
 const OUTSIDE_BAR: u64 = 1100;
 /// Instructions of the program's start.
-const START_BAR: u64 = 160_000;
+const START_BAR: u64 = 80_000;
 /// System calls that a captured open may make more. 6 are aimed at.
 const OPEN_CALLS_BAR: u64 = 7;
 /// Size of the library without what only debuggers read.

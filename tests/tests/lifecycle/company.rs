@@ -114,6 +114,22 @@ fn an_observer_before_sheaf_sees_what_it_sees_natively() {
     assert_eq!(seen(scene.captured_directory()), seen(scene.native_directory()));
 }
 
+/// A library behind Sheaf is what Sheaf calls, however its symbols are to be found.
+#[test]
+fn an_observer_behind_sheaf_is_passed_on_to() {
+    for flags in [&["-Wl,--hash-style=gnu"][..], &["-Wl,--hash-style=sysv"], &["-DCHOSEN_BY_CODE"]] {
+        let scene = Scene::new(Engine::IoUring);
+        let observer = compile(&scene, "observer.c", "observer.so", &[&SHARED, flags].concat());
+        let mut command = scene.preloaded_command("cat");
+        preload(&mut command, &[&artefact("libsheaf.so"), &observer]);
+        process::run(command.arg("/etc/passwd")).expect_success();
+        let observed = fs::read_to_string(scene.captured_directory().join("observed"));
+        let observed =
+            observed.unwrap_or_else(|error| panic!("nothing was passed on to the observer: {flags:?}: {error}"));
+        assert!(observed.starts_with("1 opened, "), "{flags:?}: {observed}");
+    }
+}
+
 #[test]
 fn faketime() {
     let set = |command: &mut Command| {
