@@ -14,6 +14,7 @@ use sheaf_common::{layout, pattern};
 
 use crate::log::{self, Shown};
 use crate::paths;
+use crate::reject;
 use crate::scratch::Scratch;
 use crate::system;
 
@@ -23,9 +24,21 @@ const DEFAULT_TIER: &[u8] = b"/dev/shm";
 const ARENA_BYTES: usize = 1 << 20;
 /// File systems that cannot hold a stage, by their statfs(2) magic: overlayfs and NFS.
 const REFUSED_FILE_SYSTEMS: [u64; 2] = [0x794c_7630, 0x6969];
-/// Where programs look for their own files: paths that start so need no look at the file system.
-const SYSTEM_DIRECTORIES: [&[u8]; 10] =
-    [b"/usr/", b"/lib", b"/etc/", b"/proc/", b"/sys/", b"/dev/", b"/bin/", b"/sbin/", b"/run/", b"/var/"];
+/// Where programs look for their own files, and nobody but the administrator makes links: paths that start so need no look
+/// at the file system.
+const SYSTEM_DIRECTORIES: [&[u8]; 8] =
+    [b"/usr/", b"/lib", b"/etc/", b"/bin/", b"/sbin/", b"/sys/", b"/proc/", b"/dev/"];
+/// The bits of their first letters, taken modulo 32.
+const SYSTEM_INITIALS: u32 = {
+    let (mut bits, mut index) = (0, 0);
+    while index < SYSTEM_DIRECTORIES.len() {
+        bits |= 1 << (SYSTEM_DIRECTORIES[index][1] % 32);
+        index += 1;
+    }
+    bits
+};
+/// Those of them in which anybody makes links.
+const SHARED_DIRECTORIES: [&[u8]; 2] = [b"/dev/shm", b"/dev/mqueue"];
 
 unsafe extern "C" {
     static environ: *const *const c_char;
@@ -46,8 +59,12 @@ pub struct Pattern {
 pub struct Configuration {
     patterns: &'static [Pattern],
     excludes: &'static [Pattern],
+    /// The bits of all names in fixed prefixes.
+    prefix_names: u64,
     /// Which of the system directories hold no checkpoints.
     skipped: [bool; SYSTEM_DIRECTORIES.len()],
+    /// The same, for the fast reject.
+    rejected: reject::Table,
     /// The store's canonical path.
     pub store: &'static CStr,
     /// The stage directory.
@@ -110,8 +127,9 @@ fn publish() -> *mut Configuration {
             if made != none() {
                 // SAFETY: as in `active`.
                 let configuration = unsafe { &*made };
-                if configuration.log_level == Level::Trace {
-                    log::trace_calls();
+                match configuration.log_level {
+                    Level::Trace => log::trace_calls(),
+                    _ => configuration.rejected.use_always(),
                 }
             }
             made
@@ -308,7 +326,9 @@ fn assemble(paths: &'static [u8], log: Log) -> Option<&'static Configuration> {
     let tree = arena.keep(&[stage, b"/", layout::TREE.as_bytes()])?.to_bytes();
     let (stage_path, stage_parent) = (arena.keep(&[stage])?, arena.keep(&[parent(stage)])?);
     let configuration = Configuration {
-        skipped: skipped(patterns),
+        skipped: SYSTEM_DIRECTORIES.map(|directory| is_free(patterns, directory)),
+        rejected: reject::Table::new(|directory| is_free(patterns, directory)),
+        prefix_names: names_of(patterns).fold(0, |bits, name| bits | name_bit(name)),
         patterns,
         excludes,
         store,
@@ -472,15 +492,42 @@ pub fn decimal<const N: usize>(number: impl Into<u64>, digits: &mut [u8; N]) -> 
     digits.get(start..).unwrap_or_default()
 }
 
-fn skipped(patterns: &[Pattern]) -> [bool; SYSTEM_DIRECTORIES.len()] {
-    SYSTEM_DIRECTORIES.map(|directory| {
-        patterns.iter().all(|pattern| {
-            [pattern.prefix, pattern.spelled].iter().all(|prefix| {
-                let common = directory.len().min(prefix.len());
-                prefix.get(..common) != directory.get(..common)
-            })
+/// The names in the fixed prefixes, as resolved and as spelled.
+fn names_of(patterns: &[Pattern]) -> impl Iterator<Item = &[u8]> {
+    patterns.iter().flat_map(|entry| [entry.prefix, entry.spelled]).flat_map(pattern::components)
+}
+
+/// One bit of 64 that tells most names apart, in few instructions.
+#[inline]
+fn name_bit(name: &[u8]) -> u64 {
+    let last = name.last().copied().unwrap_or_default();
+    1 << ((name.len() + 4 * usize::from(last)) % 64)
+}
+
+/// Whether a system directory holds no checkpoints.
+fn is_free(patterns: &[Pattern], directory: &[u8]) -> bool {
+    patterns.iter().all(|pattern| {
+        [pattern.prefix, pattern.spelled].iter().all(|prefix| {
+            let common = directory.len().min(prefix.len());
+            prefix.get(..common) != directory.get(..common)
         })
     })
+}
+
+/// Whether a path goes, by the kernel's own links, to where a process or one of its directories is.
+pub fn goes_through_process(path: &[u8]) -> bool {
+    let mut names = pattern::components(path);
+    match names.next() {
+        Some(b"proc") => {}
+        Some(b"dev") => return names.next() == Some(b"fd") && names.count() > 1,
+        _ => return false,
+    }
+    while let Some(name) = names.next() {
+        if matches!(name, b"cwd" | b"root") || name == b"fd" && names.clone().count() > 1 {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether a component of a path may be `..`: whether one starts so.
@@ -511,10 +558,16 @@ impl Configuration {
     /// Whether an absolute path lies in a system directory that holds no checkpoints.
     #[inline]
     pub fn is_system_path(&self, path: &[u8]) -> bool {
-        let initial = path.get(1);
-        let is_start = |directory: &&[u8]| directory.get(1) == initial && path.starts_with(directory);
+        let initial = path.get(1).copied().unwrap_or_default();
+        if SYSTEM_INITIALS >> (initial % 32) & 1 == 0 {
+            return false;
+        }
+        let is_start = |directory: &&[u8]| path.starts_with(directory);
         let found = SYSTEM_DIRECTORIES.iter().position(is_start);
-        found.and_then(|index| self.skipped.get(index)) == Some(&true) && !has_parent(path)
+        found.and_then(|index| self.skipped.get(index)) == Some(&true)
+            && !has_parent(path)
+            && !SHARED_DIRECTORIES.iter().any(|directory| path.starts_with(directory))
+            && !goes_through_process(path)
     }
 
     /// Whether a canonical directory can hold something that Sheaf manages: it is at or below a fixed prefix and a
@@ -533,8 +586,9 @@ impl Configuration {
     }
 
     /// Whether a name occurs in a fixed prefix: in whatever directory it is found, it may be on the way there.
+    #[inline]
     pub fn is_in_prefix(&self, name: &[u8]) -> bool {
-        self.patterns.iter().any(|entry| pattern::components(entry.prefix).any(|component| component == name))
+        self.prefix_names & name_bit(name) != 0 && names_of(self.patterns).any(|other| other == name)
     }
 
     /// Whether a canonical path is a checkpoint path.

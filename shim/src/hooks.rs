@@ -17,7 +17,9 @@ use crate::loader::Found;
 use crate::open::OpenHow;
 use crate::system::{Stat, set_errno};
 use crate::walk::{Order, Visit, VisitPlace};
-use crate::{actions, directory, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall, stdio, walk};
+use crate::{
+    actions, directory, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall, reject, stdio, walk,
+};
 
 /// A function of the C library, or of another library that was preloaded behind this one.
 pub struct Symbol {
@@ -26,8 +28,8 @@ pub struct Symbol {
     address: AtomicPtr<c_void>,
 }
 
-/// What stands for "this C library has no such function".
-static ABSENT: u8 = 0;
+/// What stands for "this C library has no such function": an address that nothing has.
+const ABSENT: *mut c_void = ptr::without_provenance_mut(1);
 /// syscall(2), which has a hook of its own kind.
 static SYSCALL: Symbol = Symbol::new(c"syscall");
 
@@ -38,21 +40,20 @@ impl Symbol {
 
     #[inline]
     fn get(&self) -> Option<*mut c_void> {
-        let mut address = self.address.load(Ordering::Relaxed);
-        if address.is_null() {
+        if self.address.load(Ordering::Relaxed).is_null() {
             find_all();
-            address = self.address.load(Ordering::Relaxed);
         }
-        Some(address).filter(|address| !ptr::eq(address.cast(), &ABSENT))
+        self.found()
     }
 
-    fn is_found(&self) -> bool {
-        !self.address.load(Ordering::Relaxed).is_null()
+    /// The address, if it has been found.
+    #[inline(always)]
+    fn found(&self) -> Option<*mut c_void> {
+        Some(self.address.load(Ordering::Relaxed)).filter(|&address| address > ABSENT)
     }
 
     fn set(&self, address: *mut c_void) {
-        let address = if address.is_null() { (&raw const ABSENT).cast_mut().cast() } else { address };
-        self.address.store(address, Ordering::Relaxed);
+        self.address.store(if address.is_null() { ABSENT } else { address }, Ordering::Relaxed);
     }
 
     /// Asks the loader.
@@ -65,7 +66,7 @@ impl Symbol {
 /// Finds every real function. Whoever does it at the same time finds the same.
 #[cold]
 fn find_all() {
-    let left = || symbols::ALL.iter().filter(|symbol| !symbol.is_found());
+    let left = || symbols::ALL.iter().filter(|symbol| symbol.address.load(Ordering::Relaxed).is_null());
     let mut understood = false;
     if let Some(mut libraries) = loader::libraries_behind() {
         understood = libraries.all(|library| {
@@ -173,6 +174,39 @@ macro_rules! export {
     };
 }
 
+/// The same for a function whose call on a `path` that the fast reject takes is the real one's: then it is only a jump.
+macro_rules! export_quick {
+    ($real:ident as $name:ident ($($argument:ident: $kind:ty),*) $result:ty, $hook:path) => {
+        #[doc = concat!("`", stringify!($name), "` as the program sees it.")]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($argument: $kind),*) -> $result {
+            #[inline(never)]
+            unsafe extern "C" fn looked_at($($argument: $kind),*) -> $result {
+                log::call(stringify!($name));
+                // SAFETY: as in `export`.
+                unsafe { $hook($($argument),*) }
+            }
+            // SAFETY: as in `export`, and in `real`.
+            unsafe {
+                match symbols::$real.found() {
+                    Some(address) if reject::rejects(path!($($argument $argument)*)) => {
+                        core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($kind),*) -> $result>(address)(
+                            $($argument),*
+                        )
+                    }
+                    _ => looked_at($($argument),*),
+                }
+            }
+        }
+    };
+}
+
+/// Of arguments, each given twice, the one that is called `path`.
+macro_rules! path {
+    ($argument:ident path $($rest:ident)*) => { $argument };
+    ($argument:ident $other:ident $($rest:ident)*) => { path!($($rest)*) };
+}
+
 macro_rules! real {
     ($name:ident ($($argument:ident: $kind:ty),*) $result:ty) => {
         /// The real function.
@@ -195,12 +229,17 @@ macro_rules! real {
 
 macro_rules! hooks {
     (
+        quick { $($quick:ident [$($quick_alias:ident)*] $quick_arguments:tt -> $quick_result:ty = $quick_hook:path;)* }
         hooked { $($name:ident [$($alias:ident)*] $arguments:tt -> $result:ty = $hook:path;)* }
         answered { $($answered:ident $answered_arguments:tt -> $answered_result:ty = $answering_hook:path;)* }
         called { $($called:ident $called_arguments:tt -> $called_result:ty;)* }
     ) => {
         mod exports {
             use super::*;
+            $(
+                export_quick!($quick as $quick $quick_arguments $quick_result, $quick_hook);
+                $(export_quick!($quick as $quick_alias $quick_arguments $quick_result, $quick_hook);)*
+            )*
             $(
                 export!($name $arguments $result, $hook);
                 $(export!($alias $arguments $result, $hook);)*
@@ -213,6 +252,7 @@ macro_rules! hooks {
             use super::*;
             // The allocator that the program itself uses: it may stand before this library, even in the program.
             pub use libc::{free, malloc, realloc};
+            $(real!($quick $quick_arguments $quick_result);)*
             $(real!($name $arguments $result);)*
             $(real!($called $called_arguments $called_result);)*
         }
@@ -229,18 +269,19 @@ macro_rules! hooks {
                 }
             }
 
+            $(pub static $quick: Symbol = Symbol::new(const { c_name(concat!(stringify!($quick), "\0")) });)*
             $(pub static $name: Symbol = Symbol::new(const { c_name(concat!(stringify!($name), "\0")) });)*
             $(pub static $called: Symbol = Symbol::new(const { c_name(concat!(stringify!($called), "\0")) });)*
 
             /// All of them; the last is one that every C library has, so that dlerror(3) has nothing to report.
-            pub static ALL: &[&Symbol] = &[&super::SYSCALL, $(&$name,)* $(&$called,)*];
+            pub static ALL: &[&Symbol] = &[&super::SYSCALL, $(&$quick,)* $(&$name,)* $(&$called,)*];
         }
     };
 }
 
 hooks! {
     // Not here: tmpfile, whose file has no name and lies in /tmp; tempnam and tmpnam, which only make up names.
-    hooked {
+    quick {
         open [open64 __open __open64] (path: *const c_char, flags: c_int, mode: mode_t) -> c_int = open::open;
         __open_2 [__open64_2] (path: *const c_char, flags: c_int) -> c_int = open::open_2;
         openat [openat64] (directory: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int = open::openat;
@@ -249,8 +290,6 @@ hooks! {
         creat [creat64] (path: *const c_char, mode: mode_t) -> c_int = open::creat;
 
         fopen [fopen64 _IO_fopen] (path: *const c_char, mode: *const c_char) -> *mut FILE = stdio::fopen;
-        freopen [freopen64] (path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE
-            = stdio::freopen;
 
         stat [stat64] (path: *const c_char, buffer: *mut Stat) -> c_int = metadata::stat;
         lstat [lstat64] (path: *const c_char, buffer: *mut Stat) -> c_int = metadata::lstat;
@@ -269,7 +308,6 @@ hooks! {
         truncate [truncate64] (path: *const c_char, length: off_t) -> c_int = metadata::truncate;
         chmod [] (path: *const c_char, mode: mode_t) -> c_int = metadata::chmod;
         lchmod [] (path: *const c_char, mode: mode_t) -> c_int = metadata::lchmod;
-        fchmod [] (fd: c_int, mode: mode_t) -> c_int = metadata::fchmod;
         fchmodat [] (directory: c_int, path: *const c_char, mode: mode_t, flags: c_int) -> c_int = metadata::fchmodat;
         chown [] (path: *const c_char, user: uid_t, group: gid_t) -> c_int = metadata::chown;
         lchown [] (path: *const c_char, user: uid_t, group: gid_t) -> c_int = metadata::lchown;
@@ -296,6 +334,11 @@ hooks! {
         llistxattr [] (path: *const c_char, list: *mut c_char, size: size_t) -> ssize_t = metadata::llistxattr;
         removexattr [] (path: *const c_char, name: *const c_char) -> c_int = metadata::removexattr;
         lremovexattr [] (path: *const c_char, name: *const c_char) -> c_int = metadata::lremovexattr;
+    }
+    hooked {
+        freopen [freopen64] (path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE
+            = stdio::freopen;
+        fchmod [] (fd: c_int, mode: mode_t) -> c_int = metadata::fchmod;
 
         rename [] (from: *const c_char, to: *const c_char) -> c_int = namespace::rename;
         renameat [] (from_directory: c_int, from: *const c_char, to_directory: c_int, to: *const c_char) -> c_int

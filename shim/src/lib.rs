@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | [`hooks`], [`loader`] | the one table of hooked symbols, and the real functions behind them |
 //! | [`system`], [`scratch`], [`log`] | raw system calls, path buffers, lines for people |
-//! | [`configuration`], [`paths`] | what the environment says; which name of ours a path means |
+//! | [`configuration`], [`paths`], [`reject`] | what the environment says; which name of ours a path means; which means none |
 //! | [`flusher`] | finding, starting and asking the flusher |
 //! | [`concern`] | what the supervisor of trapped programs asks |
 //! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`rare`], [`walk`], [`raw_syscall`] | the calls |
@@ -37,6 +37,7 @@ mod paths;
 mod rare;
 mod raw_syscall;
 mod redirect;
+mod reject;
 mod replaced;
 mod scratch;
 mod spawn;

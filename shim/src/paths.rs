@@ -260,10 +260,19 @@ pub fn forget_foreign() {
 /// Of a directory's path, for as long as it may be remembered: other processes change what names mean, too, and nobody
 /// tells this one.
 fn hash(bytes: &[u8]) -> u64 {
-    let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let fold = |hash: u64, word: u64| {
+        let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^ hash >> 32
+    };
     let age = (system::cycles() >> LIFE_BITS).rotate_right(16) ^ GENERATION.load(Ordering::Relaxed);
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325 ^ age, fold);
-    (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+    let start = fold(age, bytes.len() as u64);
+    let words = bytes.as_chunks().0.iter().fold(start, |hash, word| fold(hash, u64::from_le_bytes(*word)));
+    // The last word overlaps the one before.
+    let hash = match bytes.last_chunk() {
+        Some(word) => fold(words, u64::from_le_bytes(*word)),
+        None => bytes.iter().fold(words, |hash, byte| fold(hash, u64::from(*byte))),
+    };
+    hash | 1
 }
 
 fn foreign_entry(hash: u64) -> Option<&'static AtomicU64> {
@@ -349,20 +358,10 @@ impl Resolution {
 #[inline]
 fn resolve_absolute(configuration: &'static Configuration, path: &CStr, last: Last) -> Resolution {
     let text = path.to_bytes();
-    if configuration.is_system_path(text) {
+    if configuration.is_system_path(text) || leads_nowhere(configuration, text, path, last) {
         return Resolution::Foreign;
     }
-    resolve_elsewhere(configuration, path, last)
-}
-
-#[inline(never)]
-fn resolve_elsewhere(configuration: &'static Configuration, path: &CStr, last: Last) -> Resolution {
-    let text = path.to_bytes();
-    let start = configuration.starts_in_zone(text);
-    if start.is_none() && leads_nowhere(configuration, text, path, last) {
-        return Resolution::Foreign;
-    }
-    resolve_further(configuration, text, start, last).unwrap_or(Resolution::Foreign)
+    resolve_further(configuration, text, last).unwrap_or(Resolution::Foreign)
 }
 
 /// The hash of a path's directory part, if the last component is a plain name and not on the way to a checkpoint.
@@ -385,18 +384,13 @@ fn leads_nowhere(configuration: &Configuration, text: &[u8], path: &CStr, last: 
 }
 
 #[inline(never)]
-fn resolve_further(
-    configuration: &'static Configuration,
-    text: &[u8],
-    start: Option<(&'static [u8], usize)>,
-    last: Last,
-) -> Option<Resolution> {
+fn resolve_further(configuration: &'static Configuration, text: &[u8], last: Last) -> Option<Resolution> {
     if text.len() > PATH_MAX {
         return None;
     }
     let mut scratch = Scratch::claim()?;
     scratch.pending.set(text).ok()?;
-    Some(walk(configuration, scratch, start, last))
+    Some(walk(configuration, scratch, configuration.starts_in_zone(text), last))
 }
 
 #[inline(never)]
@@ -557,7 +551,12 @@ fn walk(
                 return Resolution::Foreign;
             }
         }
-        None => walker.directory_hash = directory_hash(configuration, walker.slot.pending.as_bytes()),
+        None => {
+            let text = walker.slot.pending.as_bytes();
+            // Directories of processes change with every chdir, open and close.
+            walker.directory_hash =
+                directory_hash(configuration, text).filter(|_| !configuration::goes_through_process(text));
+        }
     }
     let outcome = walker.go(last);
     if matches!(outcome, Err(Stop::Foreign)) {

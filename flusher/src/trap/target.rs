@@ -122,9 +122,9 @@ impl Target {
     /// What a path of the program is called in this process; `None` when there is no such name.
     pub fn absolute(&self, directory: i32, path: &CString) -> Option<CString> {
         let bytes = path.as_bytes();
-        if let Some(rest) = [&b"/proc/self/"[..], b"/proc/thread-self/"].iter().find_map(|own| bytes.strip_prefix(*own))
-        {
-            return CString::new([self.proc("").as_bytes(), rest].concat()).ok();
+        let own = [(&b"/proc/self/"[..], ""), (b"/proc/thread-self/", ""), (b"/dev/fd/", "fd/")];
+        if let Some((rest, at)) = own.iter().find_map(|(own, at)| Some((bytes.strip_prefix(*own)?, at))) {
+            return CString::new([self.proc(at).as_bytes(), rest].concat()).ok();
         }
         if bytes.first()? == &b'/' {
             return Some(path.clone());
@@ -255,6 +255,7 @@ mod tests {
         assert_eq!(absolute("/a//b").unwrap().as_bytes(), b"/a//b");
         assert_eq!(absolute(""), None);
         assert!(absolute("/proc/self/fd/3").unwrap().as_bytes().ends_with(b"/fd/3"));
+        assert_eq!(absolute("/dev/fd/3"), absolute("/proc/self/fd/3"));
         assert_eq!(own().absolute(1 << 20, &CString::new("a").unwrap()), None);
     }
 

@@ -114,3 +114,54 @@ except OSError as error: print(error.errno)
 ";
     same(&[("ckpt/state", "old\n")], script);
 }
+
+#[test]
+fn a_link_where_everybody_may_make_links_in_system_directories() {
+    let script = "
+import os, tempfile
+with open('ckpt/state', 'w') as state: state.write('new and longer')
+for where in ['/var/tmp', '/dev/shm', '/run/lock']:
+    with tempfile.TemporaryDirectory(dir=where) as directory:
+        open(directory + '/other', 'w').close()
+        os.symlink(os.path.abspath('ckpt/state'), directory + '/file')
+        os.symlink(os.path.abspath('ckpt'), directory + '/way')
+        for name in ['/file', '/way/state']:
+            print(open(directory + name).read(), os.stat(directory + name).st_size, os.path.exists(directory + '/other'))
+";
+    same(&[("ckpt/state", "old\n")], script);
+}
+
+#[test]
+fn links_of_the_kernel_to_where_a_process_is() {
+    let script = "
+import os
+with open('ckpt/state', 'w') as state: state.write('new and longer')
+start, directory = os.getcwd(), os.open('ckpt', os.O_RDONLY)
+for way in ['/proc/self/cwd/ckpt', f'/proc/self/fd/{directory}', f'/dev/fd/{directory}', '/proc/self/root' + start + '/ckpt']:
+    print(open(way + '/state').read(), os.stat(way + '/state').st_size)
+os.chdir('/')
+print(os.path.exists('/proc/self/cwd/state'))
+os.chdir(start + '/ckpt')
+print(os.path.exists('/proc/self/cwd/state'), open('/proc/self/cwd/state').read())
+file = os.open('state', os.O_RDONLY)
+print(open(f'/proc/self/fd/{file}').read(), open(f'/dev/fd/{file}').read())
+";
+    same(&[("ckpt/state", "old\n")], script);
+}
+
+/// The path out of the system directory is told from others wherever its dots lie in memory.
+#[test]
+fn a_path_that_leaves_a_system_directory() {
+    let script = "
+import os
+with open('ckpt/state', 'w') as state: state.write('new and longer')
+path = os.path.abspath('ckpt/state')
+for length in range(70):
+    for start in ['/usr/', '/etc/', '/usr/lib/../']:
+        name = start + './' * (length // 2) + '/' * (length % 2) + '..' + path
+        assert os.stat(name).st_size == 14 and open(name).read() == 'new and longer', name
+        assert not os.path.exists('/usr/x' + 'x' * length + '..')
+print('all')
+";
+    same(&[("ckpt/state", "old\n")], script);
+}
