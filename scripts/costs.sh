@@ -14,7 +14,7 @@ cargo test -p sheaf-tests --test costs || status=$?
     echo "that neither the machine nor its load has a part in them. They differ between C libraries and compilers."
     echo "\"At most\" is where the test fails: the bar of 60 in system directories, elsewhere about a tenth above what was"
     echo "reached. Aimed at, and missed so far: 60 instructions more elsewhere, where the directory is looked up and a"
-    echo "readlink tells whether the name leads to a checkpoint, and 6 system calls more for a captured open that creates."
+    echo "readlink tells whether the name leads to a checkpoint."
     cat target/costs.md
 } > tests/COSTS.md
 exit "$status"

@@ -30,6 +30,9 @@ const START_HOLD_NS: u64 = 5_000_000_000;
 
 /// The process that has said hello.
 static GREETED: AtomicI32 = AtomicI32::new(0);
+/// When a flusher was last seen alive by a process that has said hello; 0 for never. For a moment it is believed to live,
+/// because it could as well end just after it was seen.
+static SEEN_AT: AtomicU64 = AtomicU64::new(0);
 /// The process that is starting a flusher, 0 for none.
 static STARTER: AtomicI32 = AtomicI32::new(0);
 /// When a start failed last, 0 for never.
@@ -37,13 +40,15 @@ static FAILED_AT_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Makes sure that a flusher lives and knows that this process captures. False when there can be none.
 pub fn ensure(configuration: &Configuration) -> bool {
-    let is_alive = has_pulse(configuration);
-    if is_alive && GREETED.load(Ordering::Relaxed) == system::process_id() {
+    let (process, now) = (system::process_id(), system::moment());
+    let is_greeted = GREETED.load(Ordering::Relaxed) == process;
+    if is_greeted && (SEEN_AT.load(Ordering::Relaxed) == now || has_pulse(configuration)) {
+        SEEN_AT.store(now, Ordering::Relaxed);
         return true;
     }
     let greeted = request(configuration, Kind::Hello, b"").is_ok();
     if greeted {
-        GREETED.store(system::process_id(), Ordering::Relaxed);
+        GREETED.store(process, Ordering::Relaxed);
     }
     greeted
 }

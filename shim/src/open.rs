@@ -147,7 +147,13 @@ pub unsafe fn attempt(directory: c_int, path: *const c_char, flags: c_int, mode:
     };
     for _ in 0..ATTEMPTS {
         // SAFETY: the caller's contract.
-        let mut entry = match unsafe { paths::resolve(directory, path, last) } {
+        let resolution = unsafe {
+            match flags & O_CREAT {
+                0 => paths::resolve(directory, path, last),
+                _ => paths::resolve_to_create(directory, path, last),
+            }
+        };
+        let mut entry = match resolution {
             Resolution::Foreign => return None,
             Resolution::Failed(error) => return Some(Err(error)),
             Resolution::Ours(entry) => entry,
@@ -318,7 +324,9 @@ fn open_unmanaged(configuration: &Configuration, entry: &mut Entry, flags: c_int
         Some(_) => return Step::Native,
     };
     if !flusher::ensure(configuration) {
-        return Step::Native;
+        // What came into the tree meanwhile is there without a flusher, too.
+        let is_there = configuration.has_stage() && system::lstat(entry.tree_path()).is_ok();
+        return if is_there { Step::Again } else { Step::Native };
     }
     let had_mirror = entry.has_parent_mirror;
     if !entry.make_parent_mirror(configuration) {

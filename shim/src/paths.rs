@@ -26,13 +26,6 @@ const DELETED: &[u8] = b" (deleted)";
 /// Directories that are remembered as leading nowhere near a checkpoint; a power of two.
 const FOREIGN_DIRECTORIES: usize = 4096;
 
-/// Cycles of the processor's time counter after which all that is remembered is forgotten, as a power of two: a few
-/// milliseconds on x86-64, up to some tens on aarch64, whose counters are slower.
-#[cfg(target_arch = "x86_64")]
-const LIFE_BITS: u32 = 23;
-#[cfg(not(target_arch = "x86_64"))]
-const LIFE_BITS: u32 = 20;
-
 static FOREIGN: [AtomicU64; FOREIGN_DIRECTORIES] = [const { AtomicU64::new(0) }; FOREIGN_DIRECTORIES];
 /// Part of every hash, so that all that is remembered is forgotten at once.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -47,6 +40,14 @@ pub enum Last {
     Name,
     /// What it leads to is meant.
     Follow,
+}
+
+/// What a path is resolved for.
+#[derive(Clone, Copy)]
+struct Aim {
+    last: Last,
+    /// To make a file, exclusively, if there is none: then what the tree has is looked at once less.
+    creates: bool,
 }
 
 /// What is at a name.
@@ -264,7 +265,7 @@ fn hash(bytes: &[u8]) -> u64 {
         let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         hash ^ hash >> 32
     };
-    let age = (system::cycles() >> LIFE_BITS).rotate_right(16) ^ GENERATION.load(Ordering::Relaxed);
+    let age = system::moment().rotate_right(16) ^ GENERATION.load(Ordering::Relaxed);
     let start = fold(age, bytes.len() as u64);
     let words = bytes.as_chunks().0.iter().fold(start, |hash, word| fold(hash, u64::from_le_bytes(*word)));
     // The last word overlaps the one before.
@@ -305,6 +306,23 @@ pub unsafe fn ends_in_slash(path: *const c_char) -> bool {
 /// `path` must be a C string, or [`is_no_address`].
 #[inline]
 pub unsafe fn resolve(directory: c_int, path: *const c_char, last: Last) -> Resolution {
+    // SAFETY: the caller's contract.
+    unsafe { resolve_for(directory, path, Aim { last, creates: false }) }
+}
+
+/// The same, for who makes a file at a name that neither the tree nor the real path has, with O_EXCL, and looks again when
+/// it is there.
+///
+/// # Safety
+/// As for [`resolve`].
+#[inline]
+pub unsafe fn resolve_to_create(directory: c_int, path: *const c_char, last: Last) -> Resolution {
+    // SAFETY: the caller's contract.
+    unsafe { resolve_for(directory, path, Aim { last, creates: true }) }
+}
+
+#[inline]
+unsafe fn resolve_for(directory: c_int, path: *const c_char, aim: Aim) -> Resolution {
     let Some(configuration) = configuration::active() else { return Resolution::Foreign };
     if is_no_address(path) {
         return Resolution::Foreign;
@@ -313,8 +331,8 @@ pub unsafe fn resolve(directory: c_int, path: *const c_char, last: Last) -> Reso
     let path = unsafe { CStr::from_ptr(path) };
     let resolution = match path.to_bytes().first() {
         None => Resolution::Foreign,
-        Some(b'/') => resolve_absolute(configuration, path, last),
-        Some(_) => resolve_relative(configuration, directory, path.to_bytes(), last).unwrap_or(Resolution::Foreign),
+        Some(b'/') => resolve_absolute(configuration, path, aim),
+        Some(_) => resolve_relative(configuration, directory, path.to_bytes(), aim).unwrap_or(Resolution::Foreign),
     };
     log::meaning(path.to_bytes(), || resolution.meaning());
     resolution
@@ -356,12 +374,12 @@ impl Resolution {
 }
 
 #[inline]
-fn resolve_absolute(configuration: &'static Configuration, path: &CStr, last: Last) -> Resolution {
+fn resolve_absolute(configuration: &'static Configuration, path: &CStr, aim: Aim) -> Resolution {
     let text = path.to_bytes();
-    if configuration.is_system_path(text) || leads_nowhere(configuration, text, path, last) {
+    if configuration.is_system_path(text) || leads_nowhere(configuration, text, path, aim.last) {
         return Resolution::Foreign;
     }
-    resolve_further(configuration, text, last).unwrap_or(Resolution::Foreign)
+    resolve_further(configuration, text, aim).unwrap_or(Resolution::Foreign)
 }
 
 /// The hash of a path's directory part, if the last component is a plain name and not on the way to a checkpoint.
@@ -384,13 +402,13 @@ fn leads_nowhere(configuration: &Configuration, text: &[u8], path: &CStr, last: 
 }
 
 #[inline(never)]
-fn resolve_further(configuration: &'static Configuration, text: &[u8], last: Last) -> Option<Resolution> {
+fn resolve_further(configuration: &'static Configuration, text: &[u8], aim: Aim) -> Option<Resolution> {
     if text.len() > PATH_MAX {
         return None;
     }
     let mut scratch = Scratch::claim()?;
     scratch.pending.set(text).ok()?;
-    Some(walk(configuration, scratch, configuration.starts_in_zone(text), last))
+    Some(walk(configuration, scratch, configuration.starts_in_zone(text), aim))
 }
 
 #[inline(never)]
@@ -398,7 +416,7 @@ fn resolve_relative(
     configuration: &'static Configuration,
     directory: c_int,
     path: &[u8],
-    last: Last,
+    aim: Aim,
 ) -> Option<Resolution> {
     let mut scratch = Scratch::claim()?;
     let path = set_to_start(&mut scratch, directory, path)?;
@@ -413,11 +431,11 @@ fn resolve_relative(
     let text = pending.as_bytes();
     let start = configuration.starts_in_zone(text);
     if start.is_none()
-        && (configuration.is_system_path(text) || leads_nowhere(configuration, text, pending.c_str(), last))
+        && (configuration.is_system_path(text) || leads_nowhere(configuration, text, pending.c_str(), aim.last))
     {
         return None;
     }
-    match walk(configuration, scratch, start, last) {
+    match walk(configuration, scratch, start, aim) {
         // A file's name may be a managed link by now.
         resolution if directory != AT_FDCWD && resolution.is_led_astray() && !is_open_directory(directory) => None,
         resolution => Some(resolution),
@@ -488,7 +506,7 @@ pub fn resolve_descriptor(fd: c_int) -> Resolution {
     let Some(scratch) = path_of(fd) else { return Resolution::Foreign };
     match configuration.starts_in_zone(scratch.pending.as_bytes()) {
         None => Resolution::Foreign,
-        start => walk(configuration, scratch, start, Last::Entry),
+        start => walk(configuration, scratch, start, Aim { last: Last::Entry, creates: false }),
     }
 }
 
@@ -526,6 +544,7 @@ struct Walker<'a> {
     /// How much of the pending text has been walked.
     position: usize,
     links: u32,
+    creates: bool,
     is_detour: bool,
     wants_directory: bool,
     ends_in_dots: bool,
@@ -537,13 +556,14 @@ fn walk(
     configuration: &'static Configuration,
     mut scratch: Scratch,
     start: Option<(&'static [u8], usize)>,
-    last: Last,
+    Aim { last, creates }: Aim,
 ) -> Resolution {
     if scratch.tree.set(configuration.tree).is_err() {
         return Resolution::Foreign;
     }
     let base = configuration.tree.len();
     let mut walker = Walker::new(Some(configuration), &mut scratch, base);
+    walker.creates = creates;
     match start {
         Some((prefix, length)) => {
             walker.position = length;
@@ -622,6 +642,7 @@ impl<'a> Walker<'a> {
             base,
             position: 0,
             links: 0,
+            creates: false,
             is_detour: false,
             wants_directory: false,
             ends_in_dots: false,
@@ -804,7 +825,12 @@ impl<'a> Walker<'a> {
         }
         if in_zone || self.is_in_zone() || self.is_detour {
             match system::lstat(self.real()) {
-                Ok(stat) => self.slot.real.set(Some(stat)),
+                Ok(stat) => {
+                    self.slot.real.set(Some(stat));
+                    if has_parent_mirror && self.creates {
+                        self.look_once_more();
+                    }
+                }
                 Err(Errno(libc::ENOENT)) => {}
                 Err(error @ Errno(libc::ENOTDIR)) if self.is_detour => return Err(Stop::Failed(error)),
                 Err(_) => return Err(Stop::Foreign),
@@ -821,14 +847,25 @@ impl<'a> Walker<'a> {
                 Ok(!is_directory(&stat) || self.parent_mirror_exists())
             }
             Err(Errno(libc::ENOTDIR)) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
-            // The mirror may be younger than the look: only what is missing now is missing.
-            Err(_) if self.parent_mirror_exists() || self.populate_parent() => {
-                let seen = look_into_tree(self.slot.tree.c_str()).ok();
-                self.slot.staged.set(seen);
+            // The mirror may be younger than the look: only what is missing now is missing. Who makes a file where there is
+            // none will see.
+            Err(_) if self.parent_mirror_exists() => {
+                if !self.creates {
+                    self.look_once_more();
+                }
+                Ok(true)
+            }
+            Err(_) if self.populate_parent() => {
+                self.look_once_more();
                 Ok(true)
             }
             Err(_) => Ok(false),
         }
+    }
+
+    fn look_once_more(&mut self) {
+        let seen = look_into_tree(self.slot.tree.c_str()).ok();
+        self.slot.staged.set(seen);
     }
 
     fn parent_mirror_exists(&mut self) -> bool {

@@ -17,6 +17,12 @@ pub type Result<T> = core::result::Result<T, Errno>;
 /// The kernel's and the C library's `struct stat`, which agree on 64-bit.
 pub type Stat = libc::stat;
 
+/// Cycles of the processor's time counter in a [`moment`], as a power of two. The counters of aarch64 are slower.
+#[cfg(target_arch = "x86_64")]
+const MOMENT_BITS: u32 = 23;
+#[cfg(not(target_arch = "x86_64"))]
+const MOMENT_BITS: u32 = 20;
+
 /// `F_SETSIG` of fcntl(2), which the libc crate lacks.
 const F_SETSIG: c_int = 10;
 
@@ -464,7 +470,7 @@ pub fn random(buffer: &mut [u8]) -> bool {
 /// The processor's time counter, which costs no call. It may jump, and no unit is promised.
 #[cfg(target_arch = "x86_64")]
 #[inline]
-pub fn cycles() -> u64 {
+fn cycles() -> u64 {
     // SAFETY: reads a counter that every x86-64 processor has.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
@@ -472,11 +478,18 @@ pub fn cycles() -> u64 {
 /// The processor's time counter, which costs no call. It may jump, and no unit is promised.
 #[cfg(target_arch = "aarch64")]
 #[inline]
-pub fn cycles() -> u64 {
+fn cycles() -> u64 {
     let count: u64;
     // SAFETY: reads a counter that Linux lets every program read.
     unsafe { core::arch::asm!("mrs {}, cntvct_el0", out(reg) count, options(nomem, nostack)) };
     count
+}
+
+/// A number that changes every few milliseconds, on aarch64 every few tens, and costs no call: for what other processes
+/// change without telling, and what is remembered for a short time therefore.
+#[inline]
+pub fn moment() -> u64 {
+    cycles() >> MOMENT_BITS
 }
 
 /// A monotonic time, in nanoseconds.

@@ -8,6 +8,7 @@ mod environment;
 mod launcher;
 mod links;
 mod listings;
+mod moments;
 mod moves;
 mod operations;
 mod quiet;
