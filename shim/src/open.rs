@@ -153,30 +153,43 @@ pub unsafe fn attempt(directory: c_int, path: *const c_char, flags: c_int, mode:
                 _ => paths::resolve_to_create(directory, path, last),
             }
         };
-        let mut entry = match resolution {
+        let entry = match resolution {
             Resolution::Foreign => return None,
             Resolution::Failed(error) => return Some(Err(error)),
+            Resolution::Ours(entry) if ends_in_slash && !entry.ends_in_dots => return Some(Err(Errno(libc::EISDIR))),
             Resolution::Ours(entry) => entry,
         };
-        let step = match entry.kind {
-            _ if ends_in_slash && !entry.ends_in_dots => Step::Done(Err(Errno(libc::EISDIR))),
-            Kind::Managed => open_managed(configuration, &mut entry, flags),
-            Kind::Unmanaged => open_unmanaged(configuration, &mut entry, flags, mode),
-            Kind::Directory => Step::Native,
-        };
-        match step {
-            Step::Native => {
-                log::decision(configuration, "open", entry.canonical(), "the program's own call");
-                return entry.is_detour.then(|| system::openat(AT_FDCWD, entry.real_path_and_end(), flags, mode));
-            }
-            Step::Done(result) => {
-                log::decision(configuration, "open", entry.canonical(), "in the stage");
-                return Some(result);
-            }
+        match open_entry(configuration, entry, flags, mode) {
+            Step::Native => return None,
+            Step::Done(result) => return Some(result),
             Step::Again => {}
         }
     }
     None
+}
+
+/// In a frame of its own, because most opens do not concern Sheaf.
+#[inline(never)]
+fn open_entry(configuration: &Configuration, mut entry: Entry, flags: c_int, mode: mode_t) -> Step {
+    let step = match entry.kind {
+        Kind::Managed => open_managed(configuration, &mut entry, flags),
+        Kind::Unmanaged => open_unmanaged(configuration, &mut entry, flags, mode),
+        Kind::Directory => Step::Native,
+    };
+    match step {
+        Step::Native => {
+            log::decision(configuration, "open", entry.canonical(), "the program's own call");
+            match entry.is_detour {
+                true => Step::Done(system::openat(AT_FDCWD, entry.real_path_and_end(), flags, mode)),
+                false => Step::Native,
+            }
+        }
+        Step::Done(_) => {
+            log::decision(configuration, "open", entry.canonical(), "in the stage");
+            step
+        }
+        Step::Again => step,
+    }
 }
 
 fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {

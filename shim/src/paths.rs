@@ -321,6 +321,7 @@ pub unsafe fn resolve_to_create(directory: c_int, path: *const c_char, last: Las
     unsafe { resolve_for(directory, path, Aim { last, creates: true }) }
 }
 
+/// What costs most calls nothing more than this decision stands here, the rest in another frame.
 #[inline]
 unsafe fn resolve_for(directory: c_int, path: *const c_char, aim: Aim) -> Resolution {
     let Some(configuration) = configuration::active() else { return Resolution::Foreign };
@@ -329,11 +330,11 @@ unsafe fn resolve_for(directory: c_int, path: *const c_char, aim: Aim) -> Resolu
     }
     // SAFETY: the caller's contract.
     let path = unsafe { CStr::from_ptr(path) };
-    let resolution = match path.to_bytes().first() {
-        None => Resolution::Foreign,
-        Some(b'/') => resolve_absolute(configuration, path, aim),
-        Some(_) => resolve_relative(configuration, directory, path.to_bytes(), aim).unwrap_or(Resolution::Foreign),
-    };
+    if is_plainly_foreign(configuration, path, aim.last) {
+        log::meaning(path.to_bytes(), || Resolution::Foreign.meaning());
+        return Resolution::Foreign;
+    }
+    let resolution = resolve_further(configuration, directory, path, aim).unwrap_or(Resolution::Foreign);
     log::meaning(path.to_bytes(), || resolution.meaning());
     resolution
 }
@@ -373,13 +374,12 @@ impl Resolution {
     }
 }
 
+/// Whether an absolute path can be told without a look at its directory.
 #[inline]
-fn resolve_absolute(configuration: &'static Configuration, path: &CStr, aim: Aim) -> Resolution {
+fn is_plainly_foreign(configuration: &Configuration, path: &CStr, last: Last) -> bool {
     let text = path.to_bytes();
-    if configuration.is_system_path(text) || leads_nowhere(configuration, text, path, aim.last) {
-        return Resolution::Foreign;
-    }
-    resolve_further(configuration, text, aim).unwrap_or(Resolution::Foreign)
+    text.first() == Some(&b'/')
+        && (configuration.is_system_path(text) || leads_nowhere(configuration, text, path, last))
 }
 
 /// The hash of a path's directory part, if the last component is a plain name and not on the way to a checkpoint.
@@ -402,7 +402,16 @@ fn leads_nowhere(configuration: &Configuration, text: &[u8], path: &CStr, last: 
 }
 
 #[inline(never)]
-fn resolve_further(configuration: &'static Configuration, text: &[u8], aim: Aim) -> Option<Resolution> {
+fn resolve_further(
+    configuration: &'static Configuration,
+    directory: c_int,
+    path: &CStr,
+    aim: Aim,
+) -> Option<Resolution> {
+    let text = path.to_bytes();
+    if text.first()? != &b'/' {
+        return resolve_relative(configuration, directory, text, aim);
+    }
     if text.len() > PATH_MAX {
         return None;
     }
@@ -411,7 +420,6 @@ fn resolve_further(configuration: &'static Configuration, text: &[u8], aim: Aim)
     Some(walk(configuration, scratch, configuration.starts_in_zone(text), aim))
 }
 
-#[inline(never)]
 fn resolve_relative(
     configuration: &'static Configuration,
     directory: c_int,
