@@ -37,8 +37,6 @@ const SYSTEM_INITIALS: u32 = {
     }
     bits
 };
-/// Those of them in which anybody makes links.
-const SHARED_DIRECTORIES: [&[u8]; 2] = [b"/dev/shm", b"/dev/mqueue"];
 
 unsafe extern "C" {
     static environ: *const *const c_char;
@@ -514,9 +512,19 @@ fn is_free(patterns: &[Pattern], directory: &[u8]) -> bool {
     })
 }
 
+/// Whether a path in a system directory may lead out of it: where anybody makes links, or by the kernel's own links to
+/// where a process or one of its directories is.
+fn leads_elsewhere(path: &[u8]) -> bool {
+    let is_shared = match names(path).next() {
+        Some(b"dev") => matches!(names(path).nth(1), Some(b"shm" | b"mqueue")),
+        _ => false,
+    };
+    is_shared || goes_through_process(path)
+}
+
 /// Whether a path goes, by the kernel's own links, to where a process or one of its directories is.
 pub fn goes_through_process(path: &[u8]) -> bool {
-    let mut names = pattern::components(path);
+    let mut names = names(path);
     match names.next() {
         Some(b"proc") => {}
         Some(b"dev") => return names.next() == Some(b"fd") && names.count() > 1,
@@ -528,6 +536,11 @@ pub fn goes_through_process(path: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// The names in a path that mean something.
+fn names(path: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b"."))
 }
 
 /// Whether a component of a path may be `..`: whether one starts so.
@@ -564,10 +577,7 @@ impl Configuration {
         }
         let is_start = |directory: &&[u8]| path.starts_with(directory);
         let found = SYSTEM_DIRECTORIES.iter().position(is_start);
-        found.and_then(|index| self.skipped.get(index)) == Some(&true)
-            && !has_parent(path)
-            && !SHARED_DIRECTORIES.iter().any(|directory| path.starts_with(directory))
-            && !goes_through_process(path)
+        found.and_then(|index| self.skipped.get(index)) == Some(&true) && !has_parent(path) && !leads_elsewhere(path)
     }
 
     /// Whether a canonical directory can hold something that Sheaf manages: it is at or below a fixed prefix and a

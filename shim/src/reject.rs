@@ -9,7 +9,11 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use crate::paths::is_no_address;
 
 /// The directories. Their fourth bytes, taken modulo [`PLACES`], are all different.
-const DIRECTORIES: [&[u8]; 6] = [b"/usr/", b"/lib", b"/etc/", b"/bin/", b"/sbin/", b"/sys/"];
+const DIRECTORIES: [&[u8]; 7] = [b"/usr/", b"/lib", b"/etc/", b"/bin/", b"/sbin/", b"/sys/", DEVICES];
+const DEVICES: &[u8] = b"/dev/";
+/// What is among the devices, and yet may lead anywhere.
+const NO_DEVICES: [u64; 3] =
+    [u64::from_le_bytes(*b"/dev/shm"), u64::from_le_bytes(*b"/dev/mqu"), u64::from_le_bytes(*b"/dev/fd/")];
 /// Places in the table, a power of two.
 const PLACES: usize = 32;
 /// Bytes that are looked at at once, at the start of a path.
@@ -21,13 +25,14 @@ const SMALLEST_PAGE: usize = 4096;
 struct Start {
     bytes: u64,
     mask: u64,
+    is_devices: bool,
 }
 
 /// The directories that hold no checkpoints, each at its place.
 pub struct Table([Start; PLACES]);
 
 /// Bytes that nothing masked by zero can be.
-const NOWHERE: Start = Start { bytes: 1, mask: 0 };
+const NOWHERE: Start = Start { bytes: 1, mask: 0, is_devices: false };
 static EMPTY: Table = Table([NOWHERE; PLACES]);
 static CURRENT: AtomicPtr<Table> = AtomicPtr::new((&raw const EMPTY).cast_mut());
 
@@ -41,7 +46,7 @@ impl Table {
                 (bytes[0][index], bytes[1][index]) = (*byte, u8::MAX);
             }
             let [bytes, mask] = bytes.map(u64::from_le_bytes);
-            table.0[directory[3] as usize % PLACES] = Start { bytes, mask };
+            table.0[directory[3] as usize % PLACES] = Start { bytes, mask, is_devices: directory == DEVICES };
         }
         table
     }
@@ -67,9 +72,16 @@ pub unsafe fn rejects(path: *const c_char) -> bool {
     unsafe {
         let table = &*CURRENT.load(Ordering::Acquire);
         let word = scan::word(path);
-        let start = table.0[(word >> 24) as usize % PLACES];
-        word & start.mask == start.bytes && !scan::has_two_dots(path)
+        let start = &table.0[(word >> 24) as usize % PLACES];
+        word & start.mask == start.bytes && !(start.is_devices && is_no_device(word)) && !scan::has_two_dots(path)
     }
+}
+
+/// Whether what follows the directory of devices is not the name of one for certain.
+#[inline(always)]
+fn is_no_device(word: u64) -> bool {
+    let next = word.to_le_bytes()[DEVICES.len()];
+    NO_DEVICES.contains(&word) || next == b'/' || next == b'.'
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -120,7 +120,7 @@ fn a_link_where_everybody_may_make_links_in_system_directories() {
     let script = "
 import os, tempfile
 with open('ckpt/state', 'w') as state: state.write('new and longer')
-for where in ['/var/tmp', '/dev/shm', '/run/lock']:
+for where in ['/var/tmp', '/dev/shm', '/dev//shm', '/dev/./shm', '/run/lock']:
     with tempfile.TemporaryDirectory(dir=where) as directory:
         open(directory + '/other', 'w').close()
         os.symlink(os.path.abspath('ckpt/state'), directory + '/file')
@@ -137,7 +137,8 @@ fn links_of_the_kernel_to_where_a_process_is() {
 import os
 with open('ckpt/state', 'w') as state: state.write('new and longer')
 start, directory = os.getcwd(), os.open('ckpt', os.O_RDONLY)
-for way in ['/proc/self/cwd/ckpt', f'/proc/self/fd/{directory}', f'/dev/fd/{directory}', '/proc/self/root' + start + '/ckpt']:
+for way in ['/proc/self/cwd/ckpt', f'/proc/self/fd/{directory}', f'/dev/fd/{directory}', f'/dev/.//fd/{directory}',
+            '/proc//self/./cwd/ckpt', '/proc/self/root' + start + '/ckpt']:
     print(open(way + '/state').read(), os.stat(way + '/state').st_size)
 os.chdir('/')
 print(os.path.exists('/proc/self/cwd/state'))

@@ -125,6 +125,15 @@ fn untouched(scene: &Scene, program: &Path) -> Vec<Line> {
             lines.push(call(scene, program, Count::Instructions, name, paths, &format!("`{path}`"), SYSTEM_BAR));
         }
     }
+    lines.push(call(
+        scene,
+        program,
+        Count::Instructions,
+        "open",
+        [Path::new("/dev/null"); 2],
+        "`/dev/null`",
+        SYSTEM_BAR,
+    ));
     let paths = [input.as_path(); 2];
     for name in ["open", "stat", "lstat", "access", "fopen"] {
         let what = "`/tmp/sheaf-costs-XXXXXX/input.dat`";
