@@ -15,6 +15,8 @@
 //! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
 
+use core::ffi::CStr;
+
 /// The captured namespace below a stage directory.
 pub const TREE: &str = "tree";
 /// Unwatched directory for files on their way into the tree.
@@ -49,6 +51,10 @@ pub const STUB_BIT: u32 = 0o1000;
 ///
 /// Without it a directory of the tree is only walked through. The sticky bit does no harm there: the stage has one user.
 pub const POPULATED_BIT: u32 = 0o1000;
+
+/// A directory that is always root's, the real one's: in a container of a user's own, which has no number for him, its
+/// owner is the number that stands for him and for everybody else who has none.
+pub const OF_ROOT: &CStr = c"/proc/sys";
 
 /// Longest stage directory in bytes, so that the socket's path fits into `sun_path` (unix(7): 108 bytes).
 pub const STAGE_PATH_MAX: usize = 96;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with,
 };
@@ -44,6 +44,8 @@ pub struct Reply {
 pub enum ClientError {
     /// Nobody listens in this stage.
     NoFlusher(PathBuf),
+    /// Another user, of this id, listens in this stage.
+    Stranger(PathBuf, u32),
     /// A system call on the socket failed.
     System(PathBuf, io::Error),
     /// The flusher said nothing for the protocol's silence limit.
@@ -64,6 +66,9 @@ impl fmt::Display for ClientError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ClientError::NoFlusher(stage) => write!(formatter, "no flusher serves the stage {}", stage.display()),
+            ClientError::Stranger(stage, user) => {
+                write!(formatter, "user {user} listens in {}: choose another SHEAF_STAGE", stage.display())
+            }
             ClientError::System(stage, error) => {
                 write!(formatter, "cannot talk to the flusher of {}: {error}", stage.display())
             }
@@ -124,6 +129,10 @@ impl Client {
             Errno::AGAIN => ClientError::Silent(stage.to_path_buf()),
             other => failed(other),
         })?;
+        let listener = socket_peercred(&socket).map_err(failed)?.uid;
+        if listener != rustix::process::geteuid() {
+            return Err(ClientError::Stranger(stage.to_path_buf(), listener.as_raw()));
+        }
         Ok(Client { stage: stage.to_path_buf(), socket })
     }
 

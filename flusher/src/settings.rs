@@ -179,6 +179,7 @@ impl Settings {
         let stage = self.stage_directory(tier);
         let existing = stage.ancestors().take(2).filter(|path| path.symlink_metadata().is_ok());
         let stranger = existing.filter_map(|path| stage::check_private(path).err()).last();
+        let stranger = stranger.or_else(|| stage::check_ancestors(tier).err());
         stranger.map(|error| error.to_string()).or_else(|| stage::refuse_file_system(tier).err())
     }
 }

@@ -435,14 +435,16 @@ fn find_stage(arena: &mut Arena, store: &CStr) -> Option<&'static [u8]> {
             _ => {}
         }
         let tier = if tier.is_empty() { c"/" } else { arena.keep(&[tier])? };
-        if usable.is_none() && stage.to_bytes().len() <= layout::STAGE_PATH_MAX && can_serve(tier) {
+        let fits = stage.to_bytes().len() <= layout::STAGE_PATH_MAX;
+        if usable.is_none() && fits && can_serve(tier) && has_safe_ancestors(arena, tier, user) {
             usable = Some(stage.to_bytes());
         }
     }
     if usable.is_none() {
         log::complain(format_args!(
             "sheaf: SHEAF_STAGE: no directory of '{}' can hold the stage: it takes node-local directories on tmpfs, ext4 \
-             or xfs that this user can write to, and in which nobody else has made 'sheaf-{user}'; running without Sheaf",
+             or xfs that this user can write to, and in which nobody else has made 'sheaf-{user}' or can exchange it; \
+             running without Sheaf",
             Shown(tiers)
         ));
     }
@@ -473,6 +475,29 @@ fn can_serve(tier: &CStr) -> bool {
     directory.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
         && system::access(tier, libc::W_OK | libc::X_OK).is_ok()
         && system::file_system(tier).is_ok_and(|kind| !REFUSED_FILE_SYSTEMS.contains(&kind))
+}
+
+/// Whether nobody can put another directory in the place of what lies in a tier: as the flusher checks it, who makes the
+/// stage. It, everything above it, and every link on the way belong to root or to this user; what everybody may write to
+/// has the sticky bit.
+fn has_safe_ancestors(arena: &mut Arena, tier: &CStr, user: u32) -> bool {
+    let Some(resolved) = canonical(arena, tier.to_bytes()) else { return false };
+    let trusted = [0, user, system::lstat(layout::OF_ROOT).map_or(user, |stat| stat.st_uid)];
+    let Some(mut scratch) = Scratch::claim() else { return false };
+    let is_safe = |path: &[u8]| {
+        if scratch.other.set(path).is_err() {
+            return false;
+        }
+        system::lstat(scratch.other.c_str()).is_ok_and(|stat| {
+            let is_link = stat.st_mode & libc::S_IFMT == libc::S_IFLNK;
+            trusted.contains(&stat.st_uid) && (is_link || stat.st_mode & (libc::S_ISVTX | 0o002) != 0o002)
+        })
+    };
+    let both = [tier.to_bytes(), resolved.to_bytes()];
+    let mut ancestors = both
+        .into_iter()
+        .flat_map(|path| core::iter::successors(Some(path), |path| (path.len() > 1).then(|| parent(path))));
+    ancestors.all(is_safe)
 }
 
 /// A number in decimal digits.

@@ -122,6 +122,10 @@ fn connect(configuration: &Configuration) -> Result<Descriptor> {
     }
     let socket = system::packet_socket()?;
     system::retry(|| system::connect(&socket, &address(configuration)))?;
+    // Whoever has exchanged a directory since it was looked at: what answers must be this user's.
+    if system::peer_user(&socket)? != system::user_id() {
+        return Err(Errno(libc::EACCES));
+    }
     Ok(socket)
 }
 

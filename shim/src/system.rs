@@ -530,6 +530,16 @@ pub fn connect(socket: &Descriptor, address: &libc::sockaddr_un) -> Result<()> {
     unsafe { call!(libc::SYS_connect, socket.number(), &raw const *address, length) }.map(drop)
 }
 
+/// Whose process listened on the socket that this one is connected to: its effective user id at that time.
+pub fn peer_user(socket: &Descriptor) -> Result<c_uint> {
+    let mut peer = libc::ucred { pid: 0, uid: c_uint::MAX, gid: c_uint::MAX };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    let (level, name, value) = (libc::SOL_SOCKET, libc::SO_PEERCRED, &raw mut peer);
+    // SAFETY: the kernel writes at most the given length of the structure, and the length.
+    unsafe { call!(libc::SYS_getsockopt, socket.number(), level, name, value, &raw mut length) }?;
+    Ok(peer.uid)
+}
+
 /// send(2) without SIGPIPE.
 pub fn send(socket: &Descriptor, bytes: &[u8]) -> Result<usize> {
     let flags = libc::MSG_NOSIGNAL;

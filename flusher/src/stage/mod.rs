@@ -305,6 +305,41 @@ pub fn check_private(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Checks that nobody can put another directory in the place of what lies in `tier`: it, everything above it, and every
+/// link on the way belong to root or to this user, and what everybody may write to has the sticky bit. Groups are whom the
+/// owner has put into them.
+///
+/// # Errors
+/// Which directory is not to be trusted, with what to do about it.
+pub fn check_ancestors(tier: &Path) -> io::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    let trusted = [0, own, root_number().unwrap_or(own)];
+    let resolved = tier.canonicalize()?;
+    for path in tier.ancestors().chain(resolved.ancestors()) {
+        let metadata = fs::symlink_metadata(path)?;
+        if !trusted.contains(&metadata.uid()) {
+            return Err(io::Error::other(format!(
+                "{} belongs to user {}, who can exchange what is in it; choose another SHEAF_STAGE",
+                path.display(),
+                metadata.uid()
+            )));
+        }
+        if !metadata.is_symlink() && metadata.mode() & 0o1002 == 0o002 {
+            return Err(io::Error::other(format!(
+                "{} is open to everybody (mode {:o}), who can exchange what is in it; set its sticky bit with chmod +t",
+                path.display(),
+                metadata.mode() & 0o7777
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The number under which root owns files here; see [`layout::OF_ROOT`].
+fn root_number() -> Option<u32> {
+    rustix::fs::lstat(layout::OF_ROOT).ok().map(|stat| stat.st_uid)
+}
+
 /// Says why the file system under `directory` cannot hold a stage, if so.
 ///
 /// # Errors
