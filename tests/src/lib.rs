@@ -5,6 +5,7 @@
 
 pub mod differential;
 pub mod disk;
+pub mod forge;
 pub mod process;
 pub mod scene;
 pub mod seccomp;

@@ -7,6 +7,8 @@ use super::checksum::FileChecksums;
 
 /// Longest path or link text, in bytes (`PATH_MAX` without the terminating zero).
 pub const PATH_MAX: usize = 4095;
+/// Latest time of an operation: in the year 2262. Whoever goes on after the latest record can always count on from it.
+const TIME_MAX_NS: u64 = i64::MAX as u64;
 /// First component of every name in an aggregate that is not the user's.
 pub const RESERVED: &[u8] = b".sheaf";
 
@@ -177,7 +179,8 @@ impl Entry {
             _ if !self.target.is_empty() => return Err(Problem::LinkText),
             _ => {}
         }
-        if self.attributes.mtime_nanoseconds >= 1_000_000_000 || self.attributes.mode > 0o7777 {
+        let in_range = self.attributes.mtime_nanoseconds < 1_000_000_000 && self.operation_time_ns <= TIME_MAX_NS;
+        if !in_range || self.attributes.mode > 0o7777 {
             return Err(Problem::Attributes);
         }
         if !self.has_data() && (self.size != 0 || !self.extents.is_empty()) {

@@ -158,6 +158,16 @@ fn what_is_written_comes_back() {
 }
 
 #[test]
+fn a_time_that_nothing_can_come_after_is_refused() {
+    let mut builder = Builder::new(1);
+    for time_ns in [1 << 63, u64::MAX] {
+        let (entry, _) = entry(Kind::Unlink, "run/a", "", time_ns);
+        let plan = SegmentPlan::new(&builder.identity, 1, vec![entry], &mut builder.names);
+        assert_eq!(plan.map(|_| ()).unwrap_err().problem, Problem::Attributes);
+    }
+}
+
+#[test]
 fn an_aggregate_that_grows_is_read_on_from_its_last_end() {
     let mut builder = sample();
     let before = recover(&builder.finished()).unwrap();
@@ -423,7 +433,7 @@ fn entry_strategy() -> impl Strategy<Value = (Entry, Vec<u8>)> {
         Kind::RemoveDirectory,
         Kind::SetAttributes,
     ]);
-    let times = (any::<u64>(), any::<i64>(), any::<u64>(), any::<u32>());
+    let times = (0..=i64::MAX as u64, any::<i64>(), any::<u64>(), any::<u32>());
     (kind, name_strategy(), name_strategy(), attributes_strategy(), content_strategy(), times).prop_map(
         |(kind, path, target, attributes, (content, extents), (operation_time_ns, change_time_ns, inode, flags))| {
             let is_file = kind == Kind::File;

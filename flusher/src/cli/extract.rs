@@ -143,7 +143,10 @@ impl Extraction<'_> {
         }
         // Last, and the deepest first: its own mode may forbid, and its time would not survive, what came before.
         for (path, attributes) in plan.directories.iter().rev() {
-            self.note(path, self.directory(path).and_then(|directory| self.restore(directory.as_fd(), attributes)));
+            self.note(
+                path,
+                self.directory(path).and_then(|directory| self.restore(directory.as_fd(), attributes, 0o3777)),
+            );
         }
         self.progress.finish();
     }
@@ -208,7 +211,7 @@ impl Extraction<'_> {
             rustix::fs::unlinkat(&directory, name, AtFlags::empty())?;
             return Err(error);
         }
-        self.restore(file.as_fd(), &version.attributes)
+        self.restore(file.as_fd(), &version.attributes, 0o777)
     }
 
     fn hard_link(&self, path: &[u8], first: &[u8]) -> io::Result<()> {
@@ -230,9 +233,10 @@ impl Extraction<'_> {
         Ok(rustix::fs::utimensat(&directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Owners only for those who may set them; set-id bits only when the owner is right.
-    fn restore(&self, file: std::os::fd::BorrowedFd<'_>, attributes: &Attributes) -> io::Result<()> {
-        let mut mode = attributes.mode & 0o7777;
+    /// Owners only for those who may set them. `kept` are the mode bits that may be: no file gets set-id bits, because
+    /// whoever may write to the store could make root hand out its rights.
+    fn restore(&self, file: std::os::fd::BorrowedFd<'_>, attributes: &Attributes, kept: u32) -> io::Result<()> {
+        let mut mode = attributes.mode & kept;
         if self.privileged {
             let (uid, gid) = owner(attributes);
             rustix::fs::fchown(file, uid, gid)?;

@@ -52,10 +52,15 @@ pub(super) fn stored_path(path: &[u8]) -> &[u8] {
 
 /// A path as a line on a terminal: control characters cannot play tricks there. Programs get the bytes as they are.
 pub(super) fn printable(path: &[u8]) -> Vec<u8> {
-    if io::stdout().is_terminal() && (std::str::from_utf8(path).is_err() || path.iter().any(u8::is_ascii_control)) {
+    if io::stdout().is_terminal() && !is_plain(path) {
         return path.escape_ascii().to_string().into_bytes();
     }
     path.to_vec()
+}
+
+/// Whether a terminal shows nothing but text: terminals obey control characters in two bytes, too.
+fn is_plain(path: &[u8]) -> bool {
+    std::str::from_utf8(path).is_ok_and(|text| !text.chars().any(char::is_control))
 }
 
 /// Does `count` jobs on all CPUs, in no particular order.
@@ -120,6 +125,14 @@ mod tests {
     fn typed_paths_lose_their_outer_slashes() {
         for (typed, stored) in [("/a/b", "a/b"), ("a/b/", "a/b"), ("//a//", "a"), ("/", ""), ("", "")] {
             assert_eq!(stored_path(typed.as_bytes()), stored.as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_plain() {
+        assert!(is_plain("/a b/\u{e9}".as_bytes()));
+        for path in [&b"/a\x1b[2J"[..], b"/a\n", "/a\u{9b}2J".as_bytes(), b"/a\xff", b"/a\x7f"] {
+            assert!(!is_plain(path), "{}", path.escape_ascii());
         }
     }
 

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::offline::{self, Progress};
 use super::{COULD_NOT, FOUND_A_PROBLEM, Failure};
 use crate::aggregate::{Damage, FormatError, ReadError, Record, Recovered, Segment, Stop, check_record, recover};
-use crate::store::aggregate_files;
+use crate::store::{aggregate_files, open_file};
 
 /// Check every published byte of a store or of single aggregates
 ///
@@ -106,7 +106,10 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     }
     for Finding { offset, path, what } in damage {
         match path {
-            Some(path) => writeln!(out, "{aggregate}: byte {offset}: {path}: {what}")?,
+            Some(path) => {
+                let shown = offline::printable(path.as_bytes());
+                writeln!(out, "{aggregate}: byte {offset}: {}: {what}", String::from_utf8_lossy(&shown))?;
+            }
             None => writeln!(out, "{aggregate}: byte {offset}: {what}")?,
         }
     }
@@ -119,7 +122,7 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
 
 fn verify(path: &Path, progress: &Progress) -> Report {
     let aggregate = path.display().to_string();
-    let recovered = File::open(path).map_err(ReadError::from).and_then(|file| Ok((recover(&file)?, file)));
+    let recovered = open_file(path).map_err(ReadError::from).and_then(|file| Ok((recover(&file)?, file)));
     match recovered {
         Ok((recovered, file)) => {
             let mut report = Report {

@@ -22,6 +22,9 @@ use super::tracker::{Stubs, Tracker, is_at_or_below, join};
 use crate::aggregate::Attributes;
 use crate::store::{Link, Node, View, split};
 
+/// Longest name in a directory, in bytes. Only an aggregate that no flusher wrote has longer ones.
+const NAME_MAX: usize = 255;
+
 /// Makes the mirror of `directory` and of all its ancestors down from its zone, each with what `view` holds in it; the
 /// same for directories that hold other names of its files, so that every file has all its names. Yields the stubs that
 /// it made.
@@ -187,6 +190,10 @@ fn fill(
     for (name, node) in view.children(directory) {
         let path = join(directory, name);
         let place = aside.join(OsStr::from_bytes(name));
+        if name.len() > NAME_MAX {
+            log::error!("/{}: no file can have a name of {} bytes", path.escape_ascii(), name.len());
+            continue;
+        }
         if let Some(beside) = unmanaged.get(name)
             && newer_outside(stage, &path, node, beside)
         {
@@ -202,14 +209,18 @@ fn fill(
                 }
             }
             Node::Symlink(_) | Node::File(_) => {
-                let names = view.names(node);
-                filled
-                    .beside
-                    .extend(names.iter().map(|name| split(name).0).filter(|d| *d != directory).map(<[u8]>::to_vec));
-                let elsewhere = || other_name(stage, tracker, &names, &path);
-                match origins.get(&node.origin()).cloned().or_else(elsewhere) {
+                // All names of a file are looked for once: a directory may hold thousands of them.
+                match origins.get(&node.origin()) {
                     Some(first) => fs::hard_link(first, &place).map_err(errno)?,
-                    None => make(&place, node)?,
+                    None => {
+                        let names = view.names(node);
+                        let others = names.iter().map(|name| split(name).0).filter(|d| *d != directory);
+                        filled.beside.extend(others.map(<[u8]>::to_vec));
+                        match other_name(stage, tracker, &names, &path) {
+                            Some(first) => fs::hard_link(first, &place).map_err(errno)?,
+                            None => make(&place, node)?,
+                        }
+                    }
                 }
                 origins.insert(node.origin(), place.clone());
             }

@@ -3,14 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{Aggregate, AggregateId, MergeKey, Store, View, aggregate_files};
+use super::{Aggregate, AggregateId, MergeKey, Store, View, aggregate_files, open_file};
 use crate::aggregate::{
     BLOCK, FIRST_SEQUENCE, FormatError, ReadError, Record, Recovered, Segment, Stop, recover, recover_from,
 };
@@ -132,7 +131,7 @@ impl Store {
     }
 
     fn read_one(&self, file: &Path, known: Option<usize>) -> Result<Recovered, ReadError> {
-        let source = File::open(file)?;
+        let source = open_file(file)?;
         match known.map(|index| &self.aggregates[index]) {
             Some(aggregate) => recover_from(&source, aggregate.published_end, aggregate.next_sequence),
             None => recover(&source),

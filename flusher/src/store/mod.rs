@@ -7,8 +7,9 @@ mod merge;
 mod read;
 mod view;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,6 +68,15 @@ pub fn aggregate_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Opens an aggregate's file. What only has the name of one, and would keep a reader waiting, is refused.
+///
+/// # Errors
+/// From open(2), or when it is no regular file.
+pub(crate) fn open_file(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 impl Store {
@@ -154,7 +164,7 @@ impl Store {
     pub fn reader(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
         let open = |version: &Arc<Version>| {
             let path = self.aggregate(version.aggregate)?.path.clone();
-            let file = File::open(&path).map_err(|error| {
+            let file = open_file(&path).map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot open aggregate {}: {error}", path.display()))
             })?;
             Ok::<_, io::Error>((path, file))

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Version;
+use super::{Version, open_file};
 use crate::aggregate::{DataError, FileData};
 
 /// Data that cannot be had intact.
@@ -98,7 +98,7 @@ fn file_data(version: &Version) -> FileData<'_> {
 }
 
 fn is_intact(version: &Version, path: &Path) -> bool {
-    let Ok(file) = File::open(path) else { return false };
+    let Ok(file) = open_file(path) else { return false };
     let data = file_data(version);
     let mut buffer = Vec::new();
     (0..data.chunk_count()).all(|chunk| data.read_chunk(&file, chunk, &mut buffer).is_ok())

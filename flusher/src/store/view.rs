@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::aggregate::{Attributes, Entry, Extent, FileChecksums, Kind, Record, check_name};
+use crate::aggregate::{Attributes, Entry, Extent, FileChecksums, Kind, PATH_MAX, Record, check_name};
 
 /// How many superseded versions of a path are remembered, to be named when the newest one is damaged.
 const OLDER_MAX: usize = 2;
@@ -186,7 +186,8 @@ impl View {
         children.map(|(name, place)| (&name[..], &self.slot(*place).node))
     }
 
-    /// Everything but the root: each directory before what is in it, names in byte order.
+    /// Everything but the root: each directory before what is in it, names in byte order. What hostile renames have given a
+    /// longer path than a file can have is left out, with all below it.
     pub fn iter(&self) -> Iter<'_> {
         Iter { view: self, stack: vec![self.slot(ROOT).children.iter()], path: Vec::new(), lengths: vec![0] }
     }
@@ -483,6 +484,10 @@ impl<'a> Iterator for Iter<'a> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(name);
+            if self.path.len() > PATH_MAX {
+                // Renames can make it; no file system could, and nobody could open it.
+                continue;
+            }
             let slot = self.view.slot(*place);
             if !slot.children.is_empty() {
                 self.stack.push(slot.children.iter());
