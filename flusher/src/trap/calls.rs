@@ -58,6 +58,8 @@ pub struct Call<'a> {
     pub other: &'a CStr,
     /// Directories that are being listed.
     pub listings: &'a Listings,
+    /// Whether the caller still waits: its thread's number may be another's by now.
+    pub is_waiting: &'a dyn Fn() -> bool,
 }
 
 impl Call<'_> {
@@ -75,8 +77,27 @@ impl Call<'_> {
 
     /// Writes a result to where the program wants it.
     fn deliver(&self, index: usize, bytes: &[u8], value: i64) -> io::Result<Answer> {
+        self.require_caller()?;
         self.target.write(self.argument(index), bytes)?;
         Ok(Answer::Value(value))
+    }
+
+    /// Ends a call whose caller is gone. To be asked before anything is written to its memory, and after everything was
+    /// read from there that is to be acted on.
+    pub fn require_caller(&self) -> io::Result<()> {
+        if (self.is_waiting)() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    }
+
+    /// Reads a string that an argument points to, besides the paths.
+    fn string(&self, index: usize) -> io::Result<CString> {
+        let text = self.target.read_string(self.argument(index))?;
+        self.require_caller().map(|()| text)
+    }
+
+    /// Reads numbers that an argument points to.
+    fn numbers<const COUNT: usize>(&self, index: usize) -> io::Result<[i64; COUNT]> {
+        let numbers = self.target.read_numbers(self.argument(index))?;
+        self.require_caller().map(|()| numbers)
     }
 
     /// Gives this thread the umask of the program, for files that are about to be made.
@@ -203,7 +224,7 @@ fn is_directory(call: &Call<'_>) -> bool {
 
 /// Restrictions on the way to the file are the kernel's to keep, as in the library.
 fn openat2(call: &Call<'_>) -> io::Result<Answer> {
-    let [flags, mode, resolve] = call.target.read_numbers(call.argument(2))?;
+    let [flags, mode, resolve] = call.numbers(2)?;
     let has_more = call.argument(3) != size_of::<[i64; 3]>() as u64;
     if has_more || resolve != 0 || c_int::try_from(flags).is_err() {
         return Ok(Answer::Native);
@@ -255,7 +276,7 @@ fn link(call: &Call<'_>, flags: c_int) -> io::Result<Answer> {
 }
 
 fn symlink(call: &Call<'_>) -> io::Result<Answer> {
-    let text: CString = call.target.read_string(call.argument(0))?;
+    let text = call.string(0)?;
     // SAFETY: C strings.
     Ok(Answer::of(unsafe { libc::symlinkat(text.as_ptr(), AT_FDCWD, call.path.as_ptr()) }))
 }
@@ -307,8 +328,8 @@ fn set_times(call: &Call<'_>, times: Option<[libc::timespec; 2]>, flags: c_int) 
 fn utimensat(call: &Call<'_>) -> io::Result<Answer> {
     let times = match call.argument(2) {
         0 => None,
-        address => {
-            let [first, first_ns, second, second_ns] = call.target.read_numbers(address)?;
+        _ => {
+            let [first, first_ns, second, second_ns] = call.numbers(2)?;
             let time = |tv_sec, tv_nsec| libc::timespec { tv_sec, tv_nsec };
             Some([time(first, first_ns), time(second, second_ns)])
         }
@@ -320,8 +341,8 @@ fn utimensat(call: &Call<'_>) -> io::Result<Answer> {
 fn utimes(call: &Call<'_>, index: usize) -> io::Result<Answer> {
     let times = match call.argument(index) {
         0 => None,
-        address => {
-            let [first, first_us, second, second_us] = call.target.read_numbers(address)?;
+        _ => {
+            let [first, first_us, second, second_us] = call.numbers(index)?;
             if [first_us, second_us].iter().any(|part| !(0..1_000_000).contains(part)) {
                 return Ok(Answer::Error(libc::EINVAL));
             }
@@ -336,8 +357,8 @@ fn utimes(call: &Call<'_>, index: usize) -> io::Result<Answer> {
 fn utime(call: &Call<'_>) -> io::Result<Answer> {
     let times = match call.argument(1) {
         0 => None,
-        address => {
-            let times: [i64; 2] = call.target.read_numbers(address)?;
+        _ => {
+            let times: [i64; 2] = call.numbers(1)?;
             Some(times.map(|tv_sec| libc::timespec { tv_sec, tv_nsec: 0 }))
         }
     };
@@ -361,7 +382,7 @@ fn fetch(call: &Call<'_>, buffer: usize, get: impl Fn(*mut u8, usize) -> isize) 
 }
 
 fn getxattr(call: &Call<'_>, get: Get) -> io::Result<Answer> {
-    let name = call.target.read_string(call.argument(1))?;
+    let name = call.string(1)?;
     // SAFETY: C strings, and a buffer of this length.
     fetch(call, 2, |bytes, length| unsafe { get(call.path.as_ptr(), name.as_ptr(), bytes.cast(), length) })
 }
@@ -372,20 +393,21 @@ fn listxattr(call: &Call<'_>, list: List) -> io::Result<Answer> {
 }
 
 fn setxattr(call: &Call<'_>, set: Set) -> io::Result<Answer> {
-    let name = call.target.read_string(call.argument(1))?;
+    let name = call.string(1)?;
     let size = call.argument(3) as usize;
     if size > RESULT_MAX {
         return Ok(Answer::Error(libc::E2BIG));
     }
     let mut value = vec![0u8; size];
     call.target.read(call.argument(2), &mut value)?;
+    call.require_caller()?;
     // SAFETY: C strings, and a buffer of this length.
     let result = unsafe { set(call.path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), call.number(4)) };
     Ok(Answer::of(result))
 }
 
 fn removexattr(call: &Call<'_>, remove: Remove) -> io::Result<Answer> {
-    let name = call.target.read_string(call.argument(1))?;
+    let name = call.string(1)?;
     // SAFETY: C strings.
     Ok(Answer::of(unsafe { remove(call.path.as_ptr(), name.as_ptr()) }))
 }

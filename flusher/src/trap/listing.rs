@@ -59,6 +59,7 @@ impl Listings {
 pub fn read(call: &Call<'_>, descriptor: i32, buffer: u64, size: u32) -> io::Result<Answer> {
     let process = call.target.identity().ok_or(io::ErrorKind::NotFound)?.process;
     let shared = call.target.share_descriptor(process, descriptor)?;
+    call.require_caller()?;
     let directory = rustix::fs::fstat(&shared)?;
     let key = Key { process, descriptor, device: directory.st_dev, inode: directory.st_ino };
     let position = rustix::fs::seek(&shared, SeekFrom::Current(0))? as usize;
@@ -93,6 +94,7 @@ fn hand_over(
     if bytes.is_empty() {
         return Ok(if next < records.len() { Answer::Error(libc::EINVAL) } else { Answer::Value(0) });
     }
+    call.require_caller()?;
     call.target.write(buffer, &bytes)?;
     rustix::fs::seek(shared, SeekFrom::Start(next as u64))?;
     Ok(Answer::Value(bytes.len() as i64))

@@ -137,7 +137,9 @@ impl Supervisor {
         if !self.listener.is_waiting(notification.id) {
             return None;
         }
-        let call = Call { target: &target, arguments, path: &path, other: &other, listings: &self.listings };
+        let is_waiting = || self.listener.is_waiting(notification.id);
+        let listings = &self.listings;
+        let call = Call { target: &target, arguments, path: &path, other: &other, listings, is_waiting: &is_waiting };
         match (kind.perform)(&call) {
             Ok(answer) => Some(answer),
             Err(error) => error.raw_os_error().map(Answer::Error),
