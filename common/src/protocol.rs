@@ -134,6 +134,14 @@ impl Reply {
     }
 }
 
+/// The path in a payload without its leading slash, if it is a canonical one: no way leads out of the tree by it.
+pub fn canonical_path(payload: &[u8]) -> Option<&[u8]> {
+    let path = payload.strip_prefix(b"/")?;
+    let normal =
+        |component: &[u8]| !component.is_empty() && component != b"." && component != b".." && !component.contains(&0);
+    path.split(|byte| *byte == b'/').all(normal).then_some(path)
+}
+
 /// Checks what requests and replies have in common; yields the `u16` at offset 6 and the payload's length.
 fn decode_start(packet: &[u8], header: usize, length_at: usize) -> Result<(u16, usize), MessageError> {
     if packet.len() < header {
@@ -180,6 +188,14 @@ mod tests {
         }
         let reply = Reply { status: 5, value: u64::MAX, payload_length: 0 };
         assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
+    }
+
+    #[test]
+    fn only_canonical_paths_are_accepted() {
+        assert_eq!(canonical_path(b"/scratch/ckpt"), Some(&b"scratch/ckpt"[..]));
+        for refused in [&b"scratch"[..], b"/", b"/a//b", b"/a/../b", b"/a/.", b"/a/", b"/a\0b", b""] {
+            assert_eq!(canonical_path(refused), None, "{}", refused.escape_ascii());
+        }
     }
 
     proptest! {

@@ -64,9 +64,9 @@ impl<'a> Marker<'a> {
         head
     }
 
-    /// Reads a marker; `None` when it is not whole.
+    /// Reads a marker; `None` when it is not whole, or of no absolute path.
     pub fn parse(bytes: &'a [u8]) -> Option<Marker<'a>> {
-        let (head, path) = bytes.split_at_checked(HEAD_LENGTH)?;
+        let (head, path) = bytes.split_at_checked(HEAD_LENGTH).filter(|(_, path)| path.first() == Some(&b'/'))?;
         let mut numbers = [0; HEAD_LENGTH / 8];
         for (number, bytes) in numbers.iter_mut().zip(head.chunks_exact(8)) {
             *number = u64::from_le_bytes(bytes.try_into().ok()?);
@@ -87,6 +87,8 @@ mod tests {
         let bytes = [&marker.head()[..], marker.path].concat();
         assert_eq!(Marker::parse(&bytes), Some(marker));
         assert_eq!(Marker::parse(&bytes[..31]), None);
+        let relative = [&marker.head()[..], b"a"].concat();
+        assert_eq!(Marker::parse(&relative), None);
     }
 
     #[test]

@@ -13,7 +13,9 @@ use rustix::net::{
     send, socket_with, sockopt,
 };
 use sheaf_common::layout;
-use sheaf_common::protocol::{IN_PROGRESS, Kind, PAYLOAD_MAX, PROGRESS_INTERVAL_MS, REQUEST_HEADER, Reply, Request};
+use sheaf_common::protocol::{
+    IN_PROGRESS, Kind, PAYLOAD_MAX, PROGRESS_INTERVAL_MS, REQUEST_HEADER, Reply, Request, canonical_path,
+};
 
 use super::watcher::Command;
 use super::{Shared, hydrate};
@@ -120,7 +122,7 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             shared.wake();
             connection.reply(0, 0, b"")
         }
-        Kind::Populate | Kind::Hydrate => match canonical(payload) {
+        Kind::Populate | Kind::Hydrate => match canonical_path(payload) {
             Some(path) if kind == Kind::Populate => {
                 let (sender, receiver) = bounded(1);
                 shared.commands.send(Command::Populate(path.to_vec(), sender));
@@ -159,14 +161,6 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
     }
 }
 
-/// The path of a request without its leading slash, if it is a canonical one.
-fn canonical(payload: &[u8]) -> Option<&[u8]> {
-    let path = payload.strip_prefix(b"/")?;
-    let normal =
-        |component: &[u8]| !component.is_empty() && component != b"." && component != b".." && !component.contains(&0);
-    path.split(|byte| *byte == b'/').all(normal).then_some(path)
-}
-
 fn status(result: Result<(), Errno>) -> i32 {
     result.err().map_or(0, Errno::raw_os_error)
 }
@@ -201,19 +195,6 @@ fn wait<T>(connection: &Connection, receiver: &Receiver<T>, limit: Option<Durati
             Err(RecvTimeoutError::Timeout) if limit.is_some_and(|limit| start.elapsed() >= limit) => return Ok(None),
             Err(RecvTimeoutError::Timeout) => connection.reply(IN_PROGRESS, 0, b"")?,
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the watcher thread has ended")),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::canonical;
-
-    #[test]
-    fn only_canonical_paths_are_accepted() {
-        assert_eq!(canonical(b"/scratch/ckpt"), Some(&b"scratch/ckpt"[..]));
-        for refused in [&b"scratch"[..], b"/", b"/a//b", b"/a/../b", b"/a/.", b"/a/", b"/a\0b", b""] {
-            assert_eq!(canonical(refused), None, "{}", refused.escape_ascii());
         }
     }
 }

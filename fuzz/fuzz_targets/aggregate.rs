@@ -1,0 +1,5 @@
+//! See `aggregate` in ../src/lib.rs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| sheaf_fuzz::aggregate(input));

@@ -1,0 +1,5 @@
+//! See `messages` in ../src/lib.rs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| sheaf_fuzz::messages(input));
