@@ -153,6 +153,12 @@ impl Source {
         state.torn || (state.leased && expired)
     }
 
+    /// Whether nobody can have written to the file since it was opened here: the lease is still whole.
+    pub fn is_unwritten(&self) -> bool {
+        let state = self.state.lock();
+        state.leased && lease::is_whole(state.file.as_fd())
+    }
+
     /// The descriptor that lease notices name.
     fn descriptor(&self) -> RawFd {
         self.state.lock().file.as_raw_fd()

@@ -8,7 +8,7 @@
 //! It must never forget a completed file, and never call a file published that could have changed since: when in
 //! doubt it publishes again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -107,6 +107,11 @@ pub struct Batch {
     pub bytes: u64,
     /// Older files on the parallel file system that may go when the batch is published.
     pub replaced: Vec<Replaced>,
+    /// The name to which further names of a file were linked last, by inode: with thousands of names, each would be
+    /// looked for among all others.
+    targets: HashMap<u64, StagedPath>,
+    /// Files of several names that are in the batch with their data, by inode.
+    contents: HashMap<u64, (StagedPath, Arc<Source>)>,
 }
 
 /// A marker of an older file whose successor is published as soon as every batch so far is.
@@ -127,6 +132,8 @@ pub struct Tracker {
     /// The fixed prefixes of the patterns: only at and below them directories are mirrors.
     zones: Vec<StagedPath>,
     held: BTreeMap<StagedPath, Held>,
+    /// The held names of every inode. Made when it is first needed: most programs make no links.
+    held_names: Option<HashMap<u64, BTreeSet<StagedPath>>>,
     dirty: BTreeMap<StagedPath, u64>,
     work: BTreeMap<u64, Work>,
     /// Names of files with several.
@@ -215,6 +222,7 @@ impl Tracker {
             keeper,
             zones,
             held: BTreeMap::new(),
+            held_names: None,
             dirty: BTreeMap::new(),
             work: BTreeMap::new(),
             links: Links::default(),
@@ -426,7 +434,7 @@ impl Tracker {
             drop(hydrated);
         }
         // What was written through one name is to be read under the others, whatever becomes of this one.
-        for name in self.known_others(&path) {
+        for name in self.known_others(&path).into_iter().chain(self.named_since(&path)) {
             self.mark_dirty(name);
         }
         self.mark_dirty(path);
@@ -436,6 +444,15 @@ impl Tracker {
     fn known_others(&self, path: &[u8]) -> Vec<StagedPath> {
         let others = |name: &&StagedPath| *name != path;
         self.links.names_with(path).filter(others).cloned().collect()
+    }
+
+    /// The names of a file that had none when it was opened: of such a one (O_TMPFILE) the kernel says for ever that it is
+    /// called "#" and its inode's number.
+    fn named_since(&self, path: &[u8]) -> Vec<StagedPath> {
+        let number = split(path).1.strip_prefix(b"#").and_then(|digits| std::str::from_utf8(digits).ok());
+        let Some(inode) = number.and_then(|digits| digits.parse().ok()) else { return Vec::new() };
+        let unfinished = self.unfinished.iter().filter(|name| self.is_name_of(name, inode));
+        self.links.names_of(inode).chain(unfinished).cloned().collect()
     }
 
     /// A file got another name. By now the name may be gone again, and what was written through it must not be missed.
@@ -457,11 +474,22 @@ impl Tracker {
     /// Takes note that `path` is one of several names of an inode, and finds the names that are already held.
     fn remember_links(&mut self, path: &[u8], inode: u64) {
         if !self.links.knows(inode) {
-            for (name, _) in self.held.iter().filter(|(_, held)| held.inode == inode) {
-                self.links.add(inode, name.clone());
+            for name in self.held_names_of(inode) {
+                self.links.add(inode, name);
             }
         }
         self.links.add(inode, path.to_vec());
+    }
+
+    fn held_names_of(&mut self, inode: u64) -> BTreeSet<StagedPath> {
+        let held_names = self.held_names.get_or_insert_with(|| {
+            let mut names: HashMap<_, BTreeSet<_>> = HashMap::new();
+            for (name, held) in &self.held {
+                names.entry(held.inode).or_default().insert(name.clone());
+            }
+            names
+        });
+        held_names.get(&inode).cloned().unwrap_or_default()
     }
 
     fn deleted(&mut self, path: &[u8]) {
@@ -580,8 +608,7 @@ impl Tracker {
 
     fn directory_deleted(&mut self, path: &[u8]) {
         // Its names were deleted one by one before; what is left in the tables was never watched.
-        for (gone, held) in take_below(&mut self.held, path) {
-            self.resident_bytes -= held.resident_bytes();
+        for (gone, _) in self.unhold_below(path) {
             self.operate(Kind::Unlink, &gone, b"", Attributes::default());
         }
         for (_, position) in take_below(&mut self.dirty, path) {
@@ -618,9 +645,8 @@ impl Tracker {
         }
         self.links.rename(from, to);
         let mut moved = Vec::new();
-        for (path, mut held) in take_below(&mut self.held, from) {
+        for (path, mut held) in self.unhold_below(from) {
             (held.named_at, held.batch) = (self.next_position, NO_BATCH);
-            self.resident_bytes -= held.resident_bytes();
             self.hold(renamed(&path), held);
             moved.push(renamed(&path));
         }
@@ -739,6 +765,7 @@ impl Tracker {
     /// must be published before [`Tracker::rescan`].
     pub fn forget_files(&mut self) {
         self.held.clear();
+        self.held_names = None;
         self.resident_bytes = 0;
         self.links.clear();
         self.unfinished.clear();
@@ -1014,16 +1041,31 @@ impl Tracker {
     }
 
     fn hold(&mut self, path: StagedPath, held: Held) {
+        self.unhold(&path);
         self.resident_bytes += held.resident_bytes();
-        if let Some(old) = self.held.insert(path, held) {
-            self.resident_bytes -= old.resident_bytes();
+        if let Some(names) = &mut self.held_names {
+            names.entry(held.inode).or_default().insert(path.clone());
         }
+        self.held.insert(path, held);
     }
 
     fn unhold(&mut self, path: &[u8]) -> Option<Held> {
         let held = self.held.remove(path)?;
         self.resident_bytes -= held.resident_bytes();
+        if let Some(held_names) = &mut self.held_names
+            && let Some(names) = held_names.get_mut(&held.inode)
+        {
+            names.remove(path);
+            if names.is_empty() {
+                held_names.remove(&held.inode);
+            }
+        }
         Some(held)
+    }
+
+    fn unhold_below(&mut self, directory: &[u8]) -> Vec<(StagedPath, Held)> {
+        let paths: Vec<StagedPath> = below(&self.held, directory).collect();
+        paths.into_iter().filter_map(|path| self.unhold(&path).map(|held| (path, held))).collect()
     }
 
     fn touches(&self, change: &Change, candidate: &Candidate) -> bool {
@@ -1130,7 +1172,7 @@ impl Tracker {
             return Ok(());
         }
         self.remember_links(&path, stat.st_ino);
-        if let Some(first) = self.same_content(position, &path, stat) {
+        if let Some(first) = self.same_content(batch, position, &path, stat) {
             let extents = Vec::new();
             batch.entries.push(Entry {
                 kind: Kind::HardLink,
@@ -1144,28 +1186,58 @@ impl Tracker {
             return Ok(());
         }
         batch.entries.push(entry);
+        batch.contents.insert(stat.st_ino, (path.clone(), source.clone()));
         batch.sources.push(Some(source));
-        // The other names show the new content, too: the next batch links them to this one.
-        for name in self.other_names(&path, stat) {
+        // The other names show the new content, too. Those that wait already are linked to this one in their turn.
+        let settled = |name: &&StagedPath| !self.dirty.contains_key(*name) && self.is_name_of(name, stat.st_ino);
+        let others: Vec<_> = self.other_names(&path, stat.st_ino).filter(settled).cloned().collect();
+        for name in others {
             self.mark_dirty(name);
         }
         Ok(())
     }
 
-    /// The other names of a file with several, as far as they are known and still its own.
-    fn other_names(&self, path: &[u8], stat: &Stat) -> Vec<StagedPath> {
-        let names = self.links.names_of(stat.st_ino);
-        let own = |name: &&StagedPath| self.stat(name).is_some_and(|other| other.st_ino == stat.st_ino);
-        names.filter(|name| *name != path).filter(own).cloned().collect()
+    /// The other names of a file with several, as far as they are known.
+    fn other_names<'a>(&'a self, path: &'a [u8], inode: u64) -> impl Iterator<Item = &'a StagedPath> {
+        self.links.names_of(inode).filter(move |name| *name != path)
     }
 
-    /// Another name of the same file under which its present content is published, or is about to be: a name that it
-    /// had before `position`, or the record would point to what does not exist yet.
-    fn same_content(&self, position: u64, path: &[u8], stat: &Stat) -> Option<StagedPath> {
+    /// Whether a name is still one of this inode.
+    fn is_name_of(&self, name: &[u8], inode: u64) -> bool {
+        self.stat(name).is_some_and(|stat| stat.st_ino == inode)
+    }
+
+    /// Another name of the same file, to which `path` can be linked: one that is held as `fits` demands, since before
+    /// `position`, or the record would point to what does not exist yet.
+    fn link_target(
+        &self,
+        batch: &mut Batch,
+        (position, path): (u64, &[u8]),
+        inode: u64,
+        fits: impl Fn(&StagedPath, &Held) -> bool,
+    ) -> Option<StagedPath> {
+        let is_target = |name: &&StagedPath| {
+            self.held.get(*name).is_some_and(|held| held.named_at < position && fits(name, held))
+                && self.is_name_of(name, inode)
+        };
+        let last = batch.targets.get(&inode).filter(|name| *name != path);
+        let target = last.into_iter().chain(self.other_names(path, inode)).find(is_target)?.clone();
+        batch.targets.insert(inode, target.clone());
+        Some(target)
+    }
+
+    /// Another name of the same file under which its present content is published, or is about to be.
+    /// A lease proves that, too: a file's names come and go, and each changes its change time.
+    fn same_content(&self, batch: &mut Batch, position: u64, path: &[u8], stat: &Stat) -> Option<StagedPath> {
+        if let Some((name, source)) = batch.contents.get(&stat.st_ino)
+            && name != path
+            && source.is_unwritten()
+        {
+            return Some(name.clone());
+        }
         let present = Held::new(stat);
-        let fits = |held: &Held| held.is_same(&present) && held.named_at < position;
-        let is_same = |name: &StagedPath| self.held.get(name).is_some_and(fits) && !self.dirty.contains_key(name);
-        self.other_names(path, stat).into_iter().find(is_same)
+        let is_same = |name: &StagedPath, held: &Held| held.is_same(&present) && !self.dirty.contains_key(name);
+        self.link_target(batch, (position, path), stat.st_ino, is_same)
     }
 
     /// A new name of a file whose data is only in the store: a link to the name that is held.
@@ -1175,8 +1247,7 @@ impl Tracker {
             return;
         }
         self.remember_links(&path, stat.st_ino);
-        let is_older = |name: &StagedPath| self.held.get(name).is_some_and(|held| held.named_at < position);
-        let Some(target) = self.other_names(&path, stat).into_iter().find(is_older) else {
+        let Some(target) = self.link_target(batch, (position, &path), stat.st_ino, |_, _| true) else {
             self.overflowed = true;
             return;
         };
@@ -1208,9 +1279,8 @@ impl Tracker {
         entry.inode = stat.st_ino;
         if stat.st_nlink > 1 {
             self.remember_links(&path, stat.st_ino);
-            let is_older = |name: &StagedPath| self.held.get(name).is_some_and(|held| held.named_at < position);
-            let clean = |name: &StagedPath| is_older(name) && !self.dirty.contains_key(name);
-            if let Some(first) = self.other_names(&path, stat).into_iter().find(clean) {
+            let is_clean = |name: &StagedPath, _: &Held| !self.dirty.contains_key(name);
+            if let Some(first) = self.link_target(batch, (position, &path), stat.st_ino, is_clean) {
                 (entry.kind, entry.target) = (Kind::HardLink, first);
             }
         }

@@ -166,3 +166,39 @@ print('all')
 ";
     same(&[("ckpt/state", "old\n")], script);
 }
+
+/// Thousands of names of one file and thousands of links, of which most go again, also while the flusher reads them. The
+/// flusher once looked at every name for every name, and was hours behind.
+#[test]
+fn thousands_of_names() {
+    const SCRIPT: &str = "
+import os, random
+random.seed(5)
+with open('ckpt/file', 'w') as file: file.write('content')
+for number in range(6000):
+    os.link('ckpt/file', f'ckpt/hard-{number}')
+    os.symlink('file', f'ckpt/soft-{number}')
+print(os.stat('ckpt/file').st_nlink)
+for number in random.sample(range(6000), 5000):
+    os.unlink(f'ckpt/hard-{number}')
+    os.rename(f'ckpt/soft-{number}', 'ckpt/soft')
+with open('ckpt/file', 'a') as file: file.write(' and more')
+os.makedirs('ckpt/below')
+for number in range(300):
+    with open(f'ckpt/below/{number}', 'w') as file: file.write(str(number))
+for number in range(300): os.link(f'ckpt/below/{number}', f'ckpt/below/second-{number}')
+print(os.stat('ckpt/file').st_nlink, os.stat('ckpt/below/7').st_nlink, len(os.listdir('ckpt')))
+";
+    let scene = Scene::new(Engine::IoUring);
+    let native = scene.native(&["python3", "-c", SCRIPT]).expect_success();
+    let captured = scene.preloaded(&["python3", "-c", SCRIPT]).expect_success();
+    assert_eq!(captured.text(), native.text(), "{}", captured.describe());
+    scene.drain();
+    scene.verify();
+    scene.wipe_stage();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "from the aggregates");
+    let links = "import os; print(os.stat('ckpt/file').st_nlink, os.stat('ckpt/below/second-9').st_nlink)";
+    let restarted = scene.preloaded(&["python3", "-c", links]).expect_success();
+    assert_eq!(restarted.text(), "1001 2\n");
+    scene.drain();
+}
