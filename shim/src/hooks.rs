@@ -18,7 +18,8 @@ use crate::open::OpenHow;
 use crate::system::{Stat, set_errno};
 use crate::walk::{Order, Visit, VisitPlace};
 use crate::{
-    actions, directory, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall, reject, stdio, walk,
+    actions, directory, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall, reject, stdio,
+    tree_walk, walk,
 };
 
 /// A function of the C library, or of another library that was preloaded behind this one.
@@ -399,6 +400,14 @@ hooks! {
 
         ftw [ftw64] (path: *const c_char, visit: Visit, streams: c_int) -> c_int = walk::ftw;
         nftw [nftw64] (path: *const c_char, visit: VisitPlace, streams: c_int, flags: c_int) -> c_int = walk::nftw;
+        fts_open [fts64_open] (roots: *const *mut c_char, options: c_int, compare: Compare) -> *mut tree_walk::Walk
+            = tree_walk::open;
+        fts_read [fts64_read] (walk: *mut tree_walk::Walk) -> *mut tree_walk::Item = tree_walk::read;
+        fts_children [fts64_children] (walk: *mut tree_walk::Walk, options: c_int) -> *mut tree_walk::Item
+            = tree_walk::children;
+        fts_set [fts64_set] (walk: *mut tree_walk::Walk, item: *mut tree_walk::Item, instruction: c_int) -> c_int
+            = tree_walk::set;
+        fts_close [fts64_close] (walk: *mut tree_walk::Walk) -> c_int = tree_walk::close;
         chdir [] (path: *const c_char) -> c_int = rare::chdir;
         statfs [statfs64 __statfs] (path: *const c_char, buffer: *mut libc::statfs) -> c_int = rare::statfs;
         statvfs [statvfs64] (path: *const c_char, buffer: *mut libc::statvfs) -> c_int = rare::statvfs;

@@ -12,7 +12,7 @@
 //! | [`configuration`], [`paths`], [`reject`] | what the environment says; which name of ours a path means; which means none |
 //! | [`flusher`] | finding, starting and asking the flusher |
 //! | [`concern`] | what the supervisor of trapped programs asks |
-//! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`rare`], [`walk`], [`raw_syscall`] | the calls |
+//! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`rare`], [`walk`], [`tree_walk`], [`raw_syscall`] | the calls |
 //! | [`exec`], [`actions`], [`kept`] | programs and libraries in checkpoint paths; files of programs that are started |
 #![no_std]
 #![deny(missing_docs)]
@@ -43,6 +43,7 @@ mod scratch;
 mod spawn;
 mod stdio;
 mod system;
+mod tree_walk;
 mod walk;
 
 /// A panic is a bug; nothing may unwind into the program.

@@ -365,20 +365,30 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
         return if is_managed { fail(libc::EFAULT) } else { native() };
     }
     let new = match new {
-        // SAFETY: both paths have been resolved, so they are C strings.
-        Resolution::Failed(error) => return fail(unsafe { source_error(old.as_ref(), from, last) }.unwrap_or(error).0),
+        Resolution::Failed(error) => {
+            // SAFETY: both paths have been resolved, so they are C strings.
+            let first = unsafe { source_error(old.as_ref(), from, flags) };
+            return fail(first.unwrap_or(error).0);
+        }
         new => ours(new),
     };
     if new.as_ref().is_some_and(|new| new.kind == Kind::Managed) {
         // SAFETY: as above.
-        return fail(unsafe { source_error(old.as_ref(), from, last) }.map_or(libc::EEXIST, |error| error.0));
+        return fail(unsafe { source_error(old.as_ref(), from, flags) }.map_or(libc::EEXIST, |error| error.0));
     }
-    let outcome = match &old {
-        Some(old) if old.kind == Kind::Managed => {
+    // SAFETY: the path has been resolved, so it is a C string.
+    let staged = match unsafe { staged_source(configuration, old.as_ref(), from, flags) } {
+        Err(error) => return fail(error.0),
+        Ok(staged) => staged,
+    };
+    let outcome = match (&old, staged) {
+        (_, Some(source)) => {
             // SAFETY: the path has been resolved, so it is a C string.
-            link_managed(configuration, old, new, (to.directory, unsafe { CStr::from_ptr(to.path) }))
+            link_staged(configuration, &source, new, (to.directory, unsafe { CStr::from_ptr(to.path) }))
         }
-        _ if old.as_ref().is_some_and(|old| old.is_detour) || new.as_ref().is_some_and(|new| new.is_detour) => {
+        (old, None)
+            if old.as_ref().is_some_and(|old| old.is_detour) || new.as_ref().is_some_and(|new| new.is_detour) =>
+        {
             // SAFETY: both paths have been resolved, so they are C strings.
             let (source, target) = unsafe { (from.for_kernel(old.as_ref()), to.for_kernel(new.as_ref())) };
             system::link(source, target, flags)
@@ -392,18 +402,63 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
 }
 
 /// What is wrong with the file that is to get another name, if anything; that counts first.
-unsafe fn source_error(old: Option<&Entry>, from: Given, last: Last) -> Option<Errno> {
+unsafe fn source_error(old: Option<&Entry>, from: Given, flags: c_int) -> Option<Errno> {
     if old.is_some_and(|old| old.kind == Kind::Managed) {
         return None;
     }
     // SAFETY: the caller has resolved the path, so it is a C string.
     let (directory, path) = unsafe { from.for_kernel(old) };
-    let flags = if last == Last::Follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
-    system::statat(directory, path, flags).err()
+    system::statat(directory, path, flags_for_stat(flags)).err()
 }
 
-/// A managed file gets another name; only inside the patterns, as inside one file system.
-fn link_managed(configuration: &Configuration, old: &Entry, new: Option<Entry>, to: (c_int, &CStr)) -> Result<()> {
+/// Flags of linkat(2) for a look at the same file.
+fn flags_for_stat(flags: c_int) -> c_int {
+    let follow = if flags & libc::AT_SYMLINK_FOLLOW != 0 { 0 } else { libc::AT_SYMLINK_NOFOLLOW };
+    flags & libc::AT_EMPTY_PATH | follow
+}
+
+/// A file in the stage that is to get another name: how the kernel finds it, and its inode.
+struct Source<'a> {
+    place: (c_int, &'a CStr),
+    flags: c_int,
+    inode: u64,
+}
+
+/// The source of a link, if it lies in the stage: a managed name, or a file that the program has open there and names by its
+/// descriptor, with or without a name of its own.
+///
+/// # Safety
+/// The program's path must be a C string.
+unsafe fn staged_source<'a>(
+    configuration: &Configuration,
+    old: Option<&'a Entry>,
+    from: Given,
+    flags: c_int,
+) -> Result<Option<Source<'a>>> {
+    if let Some(old) = old {
+        if old.kind != Kind::Managed {
+            return Ok(None);
+        }
+        let inode = old.staged().map(|stat| stat.st_ino).ok_or(Errno(libc::ENOENT))?;
+        return Ok(Some(Source { place: (AT_FDCWD, old.tree_path()), flags: 0, inode }));
+    }
+    // SAFETY: the caller's contract; the program keeps its path for the length of the call.
+    let path: &'a CStr = unsafe { CStr::from_ptr(from.path) };
+    let shown = match flags & (libc::AT_EMPTY_PATH | libc::AT_SYMLINK_FOLLOW) {
+        bits if bits & libc::AT_EMPTY_PATH != 0 && path.is_empty() => paths::path_of(from.directory),
+        bits if bits & libc::AT_SYMLINK_FOLLOW != 0 => paths::target_of(from.directory, path),
+        _ => None,
+    };
+    if shown.is_none_or(|shown| configuration.without_tree(shown.pending.as_bytes()).is_none()) {
+        return Ok(None);
+    }
+    let place = (from.directory, path);
+    let stat = system::statat(place.0, place.1, flags_for_stat(flags))?;
+    Ok(Some(Source { place, flags, inode: stat.st_ino }))
+}
+
+/// A staged file gets another name; only inside the patterns, as inside one file system.
+fn link_staged(configuration: &Configuration, old: &Source, new: Option<Entry>, to: (c_int, &CStr)) -> Result<()> {
     let Some(mut new) = new.filter(|new| new.is_checkpoint) else { return Err(no_way_to(to)) };
     match (new.kind, new.real()) {
         (Kind::Directory, _) => return Err(Errno(libc::EEXIST)),
@@ -420,11 +475,10 @@ fn link_managed(configuration: &Configuration, old: &Entry, new: Option<Entry>, 
 
 /// Links by way of a directory that the flusher watches: it learns of which file the new name is, even when the name is
 /// gone before it can look.
-fn announce_link(configuration: &Configuration, old: &Entry, new: &mut Entry) -> Result<()> {
-    let Some(inode) = old.staged().map(|stat| stat.st_ino) else { return Err(Errno(libc::ENOENT)) };
+fn announce_link(configuration: &Configuration, old: &Source, new: &mut Entry) -> Result<()> {
     let (tree_path, name) = new.tree_path_and_spare();
-    start_link_name(configuration, inode, name).map_err(|_| Errno(libc::ENAMETOOLONG))?;
-    let mut outcome = make_unique(name, |name| system::link((AT_FDCWD, old.tree_path()), (AT_FDCWD, name), 0));
+    start_link_name(configuration, old.inode, name).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    let mut outcome = make_unique(name, |name| system::link(old.place, (AT_FDCWD, name), old.flags));
     if outcome.is_ok() {
         outcome = system::rename((AT_FDCWD, name.c_str()), (AT_FDCWD, tree_path), RENAME_NOREPLACE);
         if outcome.is_err() {
@@ -434,7 +488,7 @@ fn announce_link(configuration: &Configuration, old: &Entry, new: &mut Entry) ->
     match outcome {
         // Kernels and file systems without the flag; a stage without the directory.
         Err(Errno(libc::ENOSYS | libc::EINVAL | libc::ENOENT)) => {
-            system::link((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0)
+            system::link(old.place, (AT_FDCWD, new.tree_path()), old.flags)
         }
         outcome => outcome,
     }

@@ -10,6 +10,7 @@ use libc::{O_TRUNC, mode_t, size_t};
 use sheaf_common::layout::{self, STUB_BIT};
 
 use crate::configuration::{self, Configuration};
+use crate::copy;
 use crate::flusher;
 use crate::hooks::{fail, real};
 use crate::log;
@@ -20,6 +21,13 @@ use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
 
 /// How often a name is looked at again because it changed meanwhile.
 const ATTEMPTS: u32 = 16;
+/// The restrictions of openat2(2) that are known.
+const RESTRICTIONS: u64 = libc::RESOLVE_NO_XDEV
+    | libc::RESOLVE_NO_MAGICLINKS
+    | libc::RESOLVE_NO_SYMLINKS
+    | libc::RESOLVE_BENEATH
+    | libc::RESOLVE_IN_ROOT
+    | libc::RESOLVE_CACHED;
 /// What the kernel heeds beside O_PATH.
 const PATH_FLAGS: c_int = O_PATH | O_NOFOLLOW | O_DIRECTORY | libc::O_CLOEXEC;
 
@@ -63,16 +71,84 @@ pub unsafe fn openat_2(directory: c_int, path: *const c_char, flags: c_int) -> c
     unsafe { open_or(directory, path, flags, 0, || real::__openat_2(directory, path, flags)) }
 }
 
-/// openat2(2). Restrictions on the way to the file are the kernel's to keep: such calls pass through.
+/// openat2(2).
 pub unsafe fn openat2(directory: c_int, path: *const c_char, how: *const OpenHow, size: size_t) -> c_int {
     // SAFETY: the program's arguments; the structure is only read when the program says that it is large enough.
     unsafe {
-        if how.is_null() || size < size_of::<OpenHow>() || (*how).resolve != 0 {
+        if how.is_null() || size < size_of::<OpenHow>() || paths::is_no_address(path) {
             return openat2_natively(directory, path, how, size);
         }
         let (flags, mode) = ((*how).flags as c_int, (*how).mode as mode_t);
-        open_or(directory, path, flags, mode, || openat2_natively(directory, path, how, size))
+        match is_way_free(directory, CStr::from_ptr(path), flags, (*how).resolve) {
+            Err(Errno(number)) => fail(number),
+            Ok(false) => openat2_natively(directory, path, how, size),
+            Ok(true) => open_or(directory, path, flags, mode, || openat2_natively(directory, path, how, size)),
+        }
     }
+}
+
+/// Whether an open with restrictions on the way to the file may be made as those without: false when the whole call is
+/// the kernel's, an error when the restrictions forbid it. The way through real directories is the kernel's to judge;
+/// links that only the tree has must end below the directory where links must stay below it.
+fn is_way_free(directory: c_int, path: &CStr, flags: c_int, resolve: u64) -> Result<bool> {
+    if resolve == 0 || resolve & !RESTRICTIONS != 0 {
+        return Ok(resolve == 0);
+    }
+    let is_entry = flags & O_NOFOLLOW != 0 || flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
+    let last = if is_entry { Last::Entry } else { Last::Follow };
+    // SAFETY: a C string.
+    let entry = match unsafe { paths::resolve(directory, path.as_ptr(), last) } {
+        Resolution::Ours(entry) if entry.kind == Kind::Managed => entry,
+        Resolution::Ours(entry) if entry.kind == Kind::Unmanaged && entry.is_checkpoint => entry,
+        _ => return Ok(false),
+    };
+    if resolve & libc::RESOLVE_CACHED != 0 {
+        return Err(Errno(libc::EAGAIN));
+    }
+    let stays = paths::path_of(directory)
+        .is_some_and(|start| configuration::is_at_or_below(entry.canonical(), start.pending.as_bytes()));
+    let follows = last == Last::Follow;
+    let is_link = entry.is_detour || follows && system::readlinkat(directory, path, &mut [0]).is_ok();
+    if !entry.is_detour {
+        let way = directory_of(directory, path.to_bytes(), resolve)?;
+        let is_another = |parent: Stat| (parent.st_dev, parent.st_ino) != (way.st_dev, way.st_ino);
+        if !is_link && parent_of(&entry).is_none_or(is_another) {
+            // The root of RESOLVE_IN_ROOT gives the path another meaning.
+            return Ok(false);
+        }
+    }
+    match resolve {
+        bits if is_link && bits & libc::RESOLVE_NO_SYMLINKS != 0 => Err(Errno(libc::ELOOP)),
+        bits if is_link && !stays && bits & (libc::RESOLVE_BENEATH | libc::RESOLVE_IN_ROOT) != 0 => {
+            Err(Errno(libc::EXDEV))
+        }
+        _ => Ok(true),
+    }
+}
+
+/// What the kernel comes to on its way to the directory that a path lies in, under restrictions.
+fn directory_of(directory: c_int, path: &[u8], resolve: u64) -> Result<Stat> {
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let parts: [&[u8]; 2] = [copy::directory_part(path), b"."];
+    if parts.into_iter().any(|part| scratch.other.push(part).is_err()) {
+        return Err(Errno(libc::ENAMETOOLONG));
+    }
+    let how = OpenHow { flags: (O_PATH | O_DIRECTORY | libc::O_CLOEXEC) as u64, mode: 0, resolve };
+    let (path, how) = (scratch.other.c_str().as_ptr() as usize, &raw const how as usize);
+    // SAFETY: a C string, and a structure of the size that is given.
+    let fd = unsafe { system::syscall(libc::SYS_openat2, [directory as usize, path, how, size_of::<OpenHow>(), 0, 0]) };
+    if fd < 0 {
+        return Err(Errno(-fd as c_int));
+    }
+    system::fstat(Descriptor::take(fd as c_int).number())
+}
+
+/// What is at the canonical directory of a name.
+fn parent_of(entry: &Entry) -> Option<Stat> {
+    let mut scratch = Scratch::claim()?;
+    scratch.other.set(entry.parent()).ok()?;
+    scratch.other.push(b"/").ok()?;
+    system::statat(AT_FDCWD, scratch.other.c_str(), 0).ok()
 }
 
 /// The real function, or the system call, which is older.
@@ -174,7 +250,7 @@ fn open_entry(configuration: &Configuration, mut entry: Entry, flags: c_int, mod
     let step = match entry.kind {
         Kind::Managed => open_managed(configuration, &mut entry, flags),
         Kind::Unmanaged => open_unmanaged(configuration, &mut entry, flags, mode),
-        Kind::Directory => Step::Native,
+        Kind::Directory => open_in_directory(configuration, &entry, flags, mode),
     };
     match step {
         Step::Native => {
@@ -353,6 +429,32 @@ fn open_unmanaged(configuration: &Configuration, entry: &mut Entry, flags: c_int
         None => capture(entry, flags, mode),
         Some(real) => capture_replacing(configuration, entry, flags, &real),
     }
+}
+
+/// A directory is the program's own affair, but a file without a name that is made in it may get one by linkat(2): it has
+/// to lie where its names will be.
+fn open_in_directory(configuration: &Configuration, entry: &Entry, flags: c_int, mode: mode_t) -> Step {
+    // With O_EXCL it never gets a name.
+    let can_be_named = flags & (O_TMPFILE | O_EXCL) == O_TMPFILE;
+    if !can_be_named || !entry.is_zone || !holds_checkpoints(configuration, entry) || !flusher::ensure(configuration) {
+        return Step::Native;
+    }
+    if !entry.has_mirror() && flusher::populate(configuration, entry.canonical()).is_err() {
+        return Step::Native;
+    }
+    match open_staged(entry.tree_path(), flags, mode) {
+        Ok(file) => Step::Done(Ok(file.release())),
+        Err(error @ Errno(libc::EACCES | libc::EINVAL | libc::EMFILE | libc::ENFILE)) => Step::Done(Err(error)),
+        Err(_) => Step::Native,
+    }
+}
+
+/// Whether any new name in a directory is that of a checkpoint.
+fn holds_checkpoints(configuration: &Configuration, entry: &Entry) -> bool {
+    let Some(mut scratch) = Scratch::claim() else { return false };
+    let name = &mut scratch.other;
+    let parts = [entry.canonical(), b"/#"];
+    parts.into_iter().all(|part| name.push(part).is_ok()) && configuration.is_checkpoint(name.as_bytes())
 }
 
 /// Whether the program is about to throw away the content of a file that nothing but this name leads to.

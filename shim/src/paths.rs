@@ -493,6 +493,13 @@ pub fn path_of(fd: c_int) -> Option<Scratch> {
     Some(scratch)
 }
 
+/// What a symbolic link says, in the slot's pending text; of those below /proc, what the kernel calls the open file.
+pub fn target_of(directory: c_int, path: &CStr) -> Option<Scratch> {
+    let mut scratch = Scratch::claim()?;
+    scratch.pending.fill(|room| system::readlinkat(directory, path, room)).ok()?;
+    Some(scratch)
+}
+
 /// A path that leads to the open file itself, whatever its name.
 pub fn set_to_descriptor(path: &mut Text, fd: c_int) -> Option<()> {
     if fd == AT_FDCWD {

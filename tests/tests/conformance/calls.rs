@@ -92,3 +92,54 @@ fn walks_visit_what_they_visit_natively() {
     compile(&scene, "walks.c", "walks", &[]);
     assert_same_answers(&scene, "walks");
 }
+
+#[test]
+fn trees_are_walked_as_natively() {
+    let scene = prepared();
+    compile(&scene, "trees.c", "trees", &[]);
+    assert_same_answers(&scene, "trees");
+}
+
+/// O_TMPFILE with linkat(2), in every way in which an open file can be named, and the restrictions of openat2(2).
+#[test]
+fn files_without_a_name_are_captured_when_they_get_one() {
+    let scene = prepared();
+    compile(&scene, "unnamed.c", "unnamed", &[]);
+    assert_same_answers(&scene, "unnamed");
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    let real = fs::read_dir(scene.checkpoints()).expect("the directory is real");
+    let names: Vec<_> = real.map(|entry| entry.expect("the directory is ours").file_name()).collect();
+    let escaped = |name: &&std::ffi::OsString| name.to_string_lossy().contains("named-");
+    assert_eq!(names.iter().find(escaped), None, "among the real names");
+    scene.drain();
+    scene.verify();
+    scene.wipe_stage();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "from the aggregates");
+}
+
+/// The kernel calls such a file by a name that it never had, also when it is closed.
+#[test]
+fn a_file_that_gets_its_name_while_it_is_written_is_published_when_it_is_closed() {
+    const PROGRAM: &str = "
+import os, subprocess, sys
+for name in ['before', 'moved']:
+    fd = os.open('ckpt', os.O_TMPFILE | os.O_RDWR, 0o600)
+    os.write(fd, b'early ')
+    os.link(f'/proc/self/fd/{fd}', 'ckpt/' + name, src_dir_fd=0)
+    if name == 'moved':
+        os.rename('ckpt/moved', 'ckpt/after')
+    os.write(fd, b'late')
+    os.close(fd)
+wait = dict(os.environ)
+del wait['LD_PRELOAD']
+subprocess.run([sys.argv[1], 'wait'], env=wait, check=True, stdout=subprocess.DEVNULL)
+for name in ['before', 'after']:
+    subprocess.run([sys.argv[1], 'cat', 'ckpt/.sheaf', os.path.abspath('ckpt/' + name)], env=wait, check=True)
+";
+    let scene = Scene::new(Engine::IoUring);
+    let sheaf = sheaf_tests::scene::artefact("sheaf");
+    let mut program = scene.preloaded_command("python3");
+    let finished = process::run(program.args(["-c", PROGRAM]).arg(sheaf)).expect_success();
+    assert_eq!(finished.text(), "early lateearly late");
+    scene.drain();
+}
