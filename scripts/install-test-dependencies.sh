@@ -33,6 +33,7 @@ node                                         nodejs
 javac                                        default-jdk-headless
 ncgen                                        netcdf-bin
 /usr/lib/python3/dist-packages/netCDF4       python3-netcdf4
+/usr/lib/python3/dist-packages/torch         python3-torch
 stress-ng                                    stress-ng
 valgrind                                     valgrind
 nm                                           binutils
@@ -80,13 +81,13 @@ for suite in fsx@0.3.2 pjdfstest@0.2.2; do
     fi
 done
 
-# The Python that the tests run: Debian's, with its numpy and h5py, and the ratarmount library on top.
+# The Python that the tests run: Debian's, with its numpy and h5py, and modules of PyPI on top.
 venv=$root/target/test-venv
-if ! "$venv/bin/python3" -c 'import numpy, h5py, ratarmountcore' 2>/dev/null; then
+if ! "$venv/bin/python3" -c 'import numpy, h5py, ratarmountcore, safetensors' 2>/dev/null; then
     rm -rf "$venv"
     /usr/bin/python3 -m venv --system-site-packages "$venv"
-    "$venv/bin/python3" -m pip install --quiet --disable-pip-version-check 'ratarmountcore==0.10.4'
-    "$venv/bin/python3" -c 'import numpy, h5py, ratarmountcore'
+    "$venv/bin/python3" -m pip install --quiet --disable-pip-version-check 'ratarmountcore==0.10.4' 'safetensors==0.8.0'
+    "$venv/bin/python3" -c 'import numpy, h5py, ratarmountcore, safetensors'
 fi
 
 # Other releases' C libraries, with a shell and tools.

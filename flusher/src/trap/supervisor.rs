@@ -130,7 +130,7 @@ impl Supervisor {
             return None;
         }
         if target.surroundings()? != self.own_surroundings?
-            || target.is_served_by_library(&executable, notification.data.instruction_pointer)
+            || target.is_served_by_library(notification.data.instruction_pointer)
         {
             return None;
         }

@@ -3,12 +3,12 @@
 //! Everything here is read while one of its threads waits for an answer. System calls are raw (rustix), so the library
 //! that is preloaded into this process has no part in them.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -185,13 +185,23 @@ impl Target {
     }
 
     /// Whether the preloaded library has seen the call that was made at `instruction`, or makes it: then it is none of
-    /// ours. Calls that such a program makes itself, past its C library, the library has not seen.
-    pub fn is_served_by_library(&self, executable: &OsStr, instruction: u64) -> bool {
+    /// ours. Calls that such a program or one of its other libraries makes itself, past its C library, the library has
+    /// not seen.
+    pub fn is_served_by_library(&self, instruction: u64) -> bool {
         let Ok(maps) = fs::read(self.proc("maps")) else { return false };
-        let lines = || maps.split(|byte| *byte == b'\n');
-        let own_code = || lines().filter(|line| mapped_file(line) == Some(executable.as_bytes())).filter_map(range);
-        lines().any(|line| line.ends_with(LIBRARY)) && !own_code().any(|range| range.contains(&instruction))
+        let mut lines = maps.split(|byte| *byte == b'\n');
+        let is_here = |line: &&[u8]| range(line).is_some_and(|range| range.contains(&instruction));
+        let caller = lines.clone().find(is_here).and_then(mapped_file);
+        lines.any(|line| line.ends_with(LIBRARY)) && caller.is_none_or(makes_calls_of_others)
     }
+}
+
+/// Whether a file's code makes system calls in the name of others: the C library (called libc.so.6 or libc-2.31.so, and
+/// in pieces before 2.34), its loader, and the preloaded library.
+fn makes_calls_of_others(file: &[u8]) -> bool {
+    let name = file.rsplit(|byte| *byte == b'/').next().unwrap_or(file);
+    let starts: [&[u8]; 6] = [b"libc.so", b"libc-2.", b"libpthread.so", b"libpthread-2.", b"ld-", b"ld.so"];
+    file.ends_with(LIBRARY) || starts.iter().any(|start| name.starts_with(start))
 }
 
 type Copy = unsafe extern "C" fn(
@@ -217,6 +227,8 @@ fn mapped_file(line: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn own() -> Target {
@@ -267,8 +279,21 @@ mod tests {
         assert_eq!(target.surroundings(), main.surroundings());
         let identity = target.identity().unwrap();
         assert_eq!(identity.process, std::process::id());
-        let executable = target.executable().unwrap();
-        assert_eq!(executable, std::env::current_exe().unwrap().into_os_string());
-        assert!(!target.is_served_by_library(&executable, 0));
+        assert!(!target.is_served_by_library(0));
+    }
+
+    #[test]
+    fn the_c_library_makes_the_calls_of_others() {
+        for file in [
+            "/lib/libc.so.6",
+            "/lib/x86_64-linux-gnu/libpthread-2.31.so",
+            "/lib64/ld-linux-x86-64.so.2",
+            "/opt/libsheaf.so",
+        ] {
+            assert!(makes_calls_of_others(file.as_bytes()), "{file}");
+        }
+        for file in ["/bin/program", "/lib/libcrypto.so.3", "/venv/_safetensors_rust.abi3.so"] {
+            assert!(!makes_calls_of_others(file.as_bytes()), "{file}");
+        }
     }
 }

@@ -68,6 +68,25 @@ fn go() {
     whole_way(&scene, &program, [&["write"], &["read"]]);
 }
 
+/// Python is served by the preloaded library; its module renames past the C library.
+#[test]
+fn a_module_that_calls_the_kernel_itself() {
+    let scene = Scene::new(Engine::IoUring);
+    let script = workspace().join("tests/apps/tensors.py");
+    for phase in ["write", "restart"] {
+        let mut native = scene.native_command("python3");
+        let mut trapped = scene.sheaf_command();
+        trapped.args(["run", "--trap=always", "--", "python3"]).arg(&script).arg(phase);
+        same_both_ways(&scene, native.arg(&script).arg(phase), &mut trapped);
+        scene.drain();
+        scene.assert_no_captured_files_on_pfs();
+        scene.verify();
+        scene.wipe_stage();
+    }
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "what the aggregates yield");
+    scene.drain();
+}
+
 const BUSYBOX_WRITE: &str = "
     set -e
     bb() { /bin/busybox \"$@\"; }
