@@ -2,6 +2,7 @@
 
 mod attributes;
 mod calls;
+mod crowd;
 mod descriptors;
 mod engines;
 mod environment;

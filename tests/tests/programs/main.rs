@@ -65,6 +65,7 @@ macro_rules! programs {
 }
 
 programs! {
+    coreutils_and_tar: ["bash"], "tools.sh", [];
     git: ["bash"], "git.sh", ["/index"];
     sqlite: ["bash"], "sqlite.sh", ["-wal", "-shm", "-journal"];
     gcc_and_make: ["bash"], "build.sh", [];
@@ -74,5 +75,6 @@ programs! {
     node: ["node"], "states.js", [];
     java: ["java"], "States.java", [];
     netcdf: ["bash"], "grids.sh", [];
+    torch: ["python3"], "networks.py", [" old.pt", " script.pt"];
     stress_ng: ["bash"], "stress.sh", [];
 }
