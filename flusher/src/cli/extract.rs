@@ -3,7 +3,7 @@
 //! Never writes outside that directory, whatever the store says: every component is opened without following links,
 //! and symbolic links are made when everything else is done. A file whose data is damaged is left out, with a message.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
@@ -60,6 +61,7 @@ pub fn run(arguments: ExtractArgs) -> Result<ExitCode, Failure> {
         privileged: rustix::process::geteuid().is_root(),
         progress: Progress::new(plan.files.iter().map(|(_, version)| version.size).sum()),
         failed: AtomicBool::new(false),
+        unwritten: Mutex::default(),
     };
     extraction.extract(&plan);
     Ok(offline::exit_code(extraction.failed.into_inner() || !store.notes().is_empty()))
@@ -124,6 +126,8 @@ struct Extraction<'a> {
     privileged: bool,
     progress: Progress,
     failed: AtomicBool,
+    /// Files that could not be extracted: what lies under their names was there before, and gets no further ones.
+    unwritten: Mutex<HashSet<Vec<u8>>>,
 }
 
 impl Extraction<'_> {
@@ -133,7 +137,11 @@ impl Extraction<'_> {
         }
         offline::in_parallel(plan.files.len(), |index| {
             let (path, version) = &plan.files[index];
-            self.note(path, self.file(path, version));
+            let outcome = self.file(path, version);
+            if outcome.is_err() {
+                self.unwritten.lock().insert(path.clone());
+            }
+            self.note(path, outcome);
         });
         for (path, first) in &plan.hard_links {
             self.note(path, self.hard_link(path, first));
@@ -215,6 +223,9 @@ impl Extraction<'_> {
     }
 
     fn hard_link(&self, path: &[u8], first: &[u8]) -> io::Result<()> {
+        if self.unwritten.lock().contains(first) {
+            return Err(io::Error::other(format!("it is another name of /{}", first.escape_ascii())));
+        }
         let (directory, name) = self.place(path)?;
         let slash = first.iter().rposition(|byte| *byte == b'/');
         let first_directory = self.directory(slash.map_or(b"", |slash| &first[..slash]))?;
@@ -344,6 +355,30 @@ mod tests {
         assert_eq!(fs::read(outside.join("victim")).unwrap(), b"keep");
         assert_eq!(fs::read(directory.join("run/a")).unwrap(), b"new");
         assert!(!fs::symlink_metadata(directory.join("run/a")).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn what_was_there_before_gets_no_further_names() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut aggregate = Builder::new(1);
+        aggregate.segment(vec![file("a", b"new", 1), entry(Kind::HardLink, "b", "a", 2)]);
+        let (source, out) = (scratch.path().join("n.tar"), scratch.path().join("out"));
+        fs::write(&source, aggregate.finished()).unwrap();
+        let store = Store::open(scratch.path()).unwrap();
+        fs::remove_file(&source).unwrap();
+        fs::create_dir(&out).unwrap();
+        fs::write(out.join("a"), b"before").unwrap();
+        let extraction = Extraction {
+            store: &store,
+            root: File::open(&out).unwrap().into(),
+            privileged: false,
+            progress: Progress::new(0),
+            failed: AtomicBool::new(false),
+            unwritten: Mutex::default(),
+        };
+        extraction.extract(&Plan::new(&store, &matcher(&[]).unwrap()));
+        assert!(extraction.failed.into_inner());
+        assert!(!out.join("b").exists(), "an older file under a new name");
     }
 
     #[test]
