@@ -138,14 +138,16 @@ fn publish() -> *mut Configuration {
 }
 
 /// Reads the environment as the process was started with it, and says what is wrong with it. No file system is looked
-/// at: most processes never name a path that matters.
+/// at: most processes never name a path that matters. Only if every call is to be told, all is read now.
 pub fn prepare() {
     // SAFETY: a plain read of a pointer.
     if unsafe { environ }.is_null() || !CURRENT.load(Ordering::Acquire).is_null() {
         return;
     }
-    if read_variables().is_none() {
-        let _ = CURRENT.compare_exchange(ptr::null_mut(), none(), Ordering::AcqRel, Ordering::Acquire);
+    match read_variables() {
+        None => drop(CURRENT.compare_exchange(ptr::null_mut(), none(), Ordering::AcqRel, Ordering::Acquire)),
+        Some((_, (Level::Trace, _))) => drop(active()),
+        Some(_) => {}
     }
 }
 

@@ -106,12 +106,16 @@ pub fn say_escapes(settings: &Settings, started: SystemTime) {
     if found.escapes.is_empty() {
         return;
     }
-    let count = found.escapes.len();
-    eprintln!("sheaf: {count} checkpoint files were written past Sheaf, straight to the parallel file system:");
+    let files = match found.escapes.len() {
+        1 => "1 checkpoint file was".to_string(),
+        count => format!("{count} checkpoint files were"),
+    };
+    eprintln!("sheaf: {files} written past Sheaf, straight to the parallel file system:");
     for escape in found.escapes.iter().take(NAMED_MAX) {
         eprintln!("sheaf:   {}", escape.place.as_os_str().as_bytes().escape_ascii());
     }
-    eprintln!("sheaf: `sheaf report` lists them all; `sheaf doctor -- PROGRAM` says whether a program can be captured");
+    eprintln!("sheaf: `sheaf report`, with the same SHEAF_PATHS, lists them all");
+    eprintln!("sheaf: `sheaf doctor -- PROGRAM` says whether a program can be captured, and how");
 }
 
 /// Looks through the directories that can hold checkpoint files.

@@ -69,6 +69,8 @@ fn every_call_is_told_when_that_is_asked_for_and_only_in_the_file() {
     let quiet = scene.preloaded(&["cat", "/etc/hostname", "ckpt/a"]).expect_success();
     assert_eq!((told.text(), told.stderr), (quiet.text(), quiet.stderr));
     let lines = fs::read_to_string(&log).expect("the log was written");
+    let first = lines.lines().next().unwrap_or_default();
+    assert!(!first.contains("]   "), "the call comes before what its path means: {first}");
     let meaning = |path: &str| lines.lines().find(|line| line.contains(path)).map(|line| line.contains("captured"));
     assert_eq!(meaning("  /etc/hostname: "), Some(false), "{lines}");
     assert_eq!(meaning("  ckpt/a: "), Some(true), "{lines}");
