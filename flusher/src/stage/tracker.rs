@@ -494,17 +494,26 @@ impl Tracker {
 
     fn deleted(&mut self, path: &[u8]) {
         self.unmark_dirty(path);
-        self.links.remove(path);
+        self.forget_link(path);
         if let Some(held) = self.unhold(path) {
             self.operate(Kind::Unlink, path, b"", held.attributes);
         }
+    }
+
+    /// A name goes that may be one of several. Whoever has the file open by this name writes on, and nothing tells when
+    /// that ends: the other names are to be looked at again.
+    fn forget_link(&mut self, path: &[u8]) {
+        for name in self.known_others(path) {
+            self.mark_dirty(name);
+        }
+        self.links.remove(path);
     }
 
     fn moved(&mut self, from: &[u8], to: &[u8]) {
         let was_dirty = self.unmark_dirty(from);
         let was_unfinished = !was_dirty && !self.held.contains_key(from);
         self.unmark_dirty(to);
-        self.links.remove(to);
+        self.forget_link(to);
         self.links.rename(from, to);
         if let Some(mut held) = self.unhold(from) {
             (held.named_at, held.batch) = (self.next_position, NO_BATCH);
@@ -775,27 +784,37 @@ impl Tracker {
     }
 
     /// A stub that does not fit what the store holds under its name was renamed shortly before a flusher died. Its
-    /// version is the one of the same size and time whose own name is gone or taken; when several could be meant, none
-    /// is taken and none removed.
+    /// version is one of the same size and time that is not where the store holds it; see [`Lost::take`]. As long as it is
+    /// not clear which, none of them is removed.
     fn match_orphans(&mut self, view: &View, scan: &mut Scan) {
         if scan.orphans.is_empty() {
             return;
         }
-        let mut lost: HashMap<_, Vec<(StagedPath, Arc<Version>)>> = HashMap::new();
+        let mut lost: HashMap<_, Lost> = HashMap::new();
         for (path, node) in view.iter() {
             if let Node::File(version) = node
-                && (scan.displaced.contains(&path) || self.stat(&path).is_none())
+                && !scan.matched.contains(&path)
             {
-                lost.entry(identity(version)).or_default().push((path, version.clone()));
+                lost.entry(identity(version)).or_default().names.push((path, version.clone()));
             }
         }
-        let mut found = Vec::new();
+        let (mut found, mut unclear) = (Vec::new(), Vec::new());
         for (path, stat) in std::mem::take(&mut scan.orphans) {
-            let Some(candidates) = lost.get(&stub_identity(&stat)) else { continue };
-            scan.gone.retain(|gone| !candidates.iter().any(|(candidate, _)| candidate == gone));
-            if let [(old, version)] = &candidates[..] {
-                scan.stubs.push((stat.st_ino, version.clone()));
-                found.push((old.clone(), path, stat));
+            match lost.get_mut(&stub_identity(&stat)).and_then(Lost::take) {
+                Some((old, version)) => {
+                    scan.gone.retain(|gone| *gone != old);
+                    scan.stubs.push((stat.st_ino, version));
+                    found.push((old, path, stat));
+                }
+                None => unclear.push((path, stat)),
+            }
+        }
+        for (path, stat) in unclear {
+            if scan.stubs.iter().any(|(inode, _)| *inode == stat.st_ino) {
+                // One more name of a file that is known: it is to be linked.
+                scan.changed.push((change_time_ns(&stat), path));
+            } else if let Some(lost) = lost.get(&stub_identity(&stat)) {
+                scan.gone.retain(|gone| !lost.names.iter().any(|(name, _)| name == gone));
             }
         }
         // By way of names of their own, because one's new name may be another's old one.
@@ -836,22 +855,22 @@ impl Tracker {
         }
         match view.get(&path) {
             Some(Node::File(version)) if stub && identity(version) == stub_identity(stat) => {
+                scan.matched.insert(path.clone());
                 scan.stubs.push((stat.st_ino, version.clone()));
                 if version.attributes != attributes(stat) {
                     scan.attributes.push((path.clone(), attributes(stat)));
                 }
             }
-            _ if stub => {
-                scan.displaced.insert(path.clone());
-                return scan.orphans.push((path, *stat));
-            }
+            _ if stub => return scan.orphans.push((path, *stat)),
             Some(Node::File(version)) if !symlink => {
                 let unchanged = version.inode == stat.st_ino
                     && version.size == stat.st_size as u64
                     && version.change_time_ns != 0
                     && version.change_time_ns == change_time_ns(stat);
                 let proof = (change_time_ns(stat), version.sequence, version.operation_time_ns);
-                if !unchanged && self.proven.get(&stat.st_ino) != Some(&proof) {
+                if unchanged || self.proven.get(&stat.st_ino) == Some(&proof) {
+                    scan.matched.insert(path.clone());
+                } else {
                     scan.changed.push((change_time_ns(stat), path.clone()));
                 }
             }
@@ -1300,12 +1319,28 @@ struct Scan {
     attributes: Vec<(StagedPath, Attributes)>,
     /// Stubs that do not fit what the store holds under their name.
     orphans: Vec<(StagedPath, Stat)>,
-    /// Their names.
-    displaced: HashSet<StagedPath>,
+    /// Names under which the tree has what the store holds.
+    matched: HashSet<StagedPath>,
     /// Names that the store holds in a mirrored directory and the mirror lacks.
     gone: Vec<StagedPath>,
     /// The same for directories, the deepest first.
     gone_directories: Vec<StagedPath>,
+}
+
+/// Versions of one size and time that are not where the store holds them, with their names there.
+#[derive(Default)]
+struct Lost {
+    names: Vec<(StagedPath, Arc<Version>)>,
+}
+
+impl Lost {
+    /// The version that a stub stands for, with a name that no other stub has taken. Nothing when several could be meant.
+    fn take(&mut self) -> Option<(StagedPath, Arc<Version>)> {
+        let origin = |version: &Version| (version.aggregate, version.sequence);
+        let (_, first) = self.names.first()?;
+        let is_clear = self.names.iter().all(|(_, version)| origin(version) == origin(first));
+        is_clear.then(|| self.names.remove(0))
+    }
 }
 
 impl Scan {
@@ -1316,7 +1351,7 @@ impl Scan {
             self.gone.push(path);
             return;
         }
-        if fs::symlink_metadata(super::mirror::absolute(&path)).is_ok() {
+        if fs::symlink_metadata(super::mirror::absolute(&path)).is_ok_and(|real| real.is_dir()) {
             return;
         }
         for (name, below) in view.children(&path) {

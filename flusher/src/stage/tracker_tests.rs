@@ -602,3 +602,35 @@ fn what_took_the_place_of_a_directory_unseen_and_moved_on_leaves_nothing_behind(
     fs::rename(scene.at("g"), scene.at("i")).unwrap();
     scene.check();
 }
+
+#[test]
+fn a_stub_that_moved_unseen_is_found_though_a_directory_took_its_name() {
+    let mut scene = scene_with_stub();
+    fs::rename(scene.at("a"), scene.at("b")).unwrap();
+    fs::create_dir(scene.at("a")).unwrap();
+    let inode = fs::metadata(scene.at("b")).unwrap().ino();
+    let stubs = scene.restart();
+    assert_eq!(stubs.iter().map(|(inode, _)| *inode).collect::<Vec<_>>(), [inode]);
+    scene.check();
+}
+
+#[test]
+fn both_names_of_a_stub_that_moved_unseen_are_found() {
+    let mut scene = Scene::new();
+    for name in ["d", "e"] {
+        fs::create_dir(scene.at(name)).unwrap();
+    }
+    fs::write(scene.at("d/a"), b"data").unwrap();
+    scene.check();
+    let (inode, path) = (fs::metadata(scene.at("d/a")).unwrap().ino(), [ZONE, b"/d/a"].concat());
+    assert!(super::mirror::evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap());
+    fs::hard_link(scene.at("d/a"), scene.at("d/b")).unwrap();
+    scene.settle();
+    fs::rename(scene.at("d/a"), scene.at("e/x")).unwrap();
+    fs::rename(scene.at("d/b"), scene.at("e/y")).unwrap();
+    fs::hard_link(scene.at("e/x"), scene.at("e/z")).unwrap();
+    assert!(scene.restart().iter().any(|(known, _)| *known == inode));
+    scene.check();
+    let names = scene.store.view().names(scene.store.view().get(b"s/e/x").unwrap());
+    assert_eq!(names.len(), 3, "{names:?}");
+}
