@@ -7,6 +7,7 @@
 //! | `STAGE/tree/ABSOLUTE/PATH` | the captured namespace, as ordinary files, directories and symbolic links |
 //! | `STAGE/scratch/` | unwatched room for files that are renamed into the tree, on the same file system |
 //! | `STAGE/links/` | second names of captured files on their way into the tree |
+//! | `STAGE/moving/` | one file for each directory that is taking another name: both names, each with a NUL behind it |
 //! | `STAGE/replaced/` | one file per checkpoint path whose older, unmanaged file still lies on the parallel file system |
 //! | `STAGE/socket` | the flusher's Unix socket (`SOCK_SEQPACKET`) |
 //! | `STAGE/pulse` | a FIFO that the flusher holds open for reading: opening it for writing fails with `ENXIO` when no flusher lives |
@@ -24,6 +25,8 @@ pub const SCRATCH: &str = "scratch";
 /// Directory in which a captured file's second name is made before it moves to its place in the tree, so that the
 /// flusher learns whose name it is: `INODE-...`, the inode's number in decimal.
 pub const LINKS: &str = "links";
+/// Directory of words about directories of which the real one moves first and its mirror then: `PROCESS-...`.
+pub const MOVING: &str = "moving";
 /// Directory of markers for unmanaged files that a capture replaced; see [`marker_name`].
 pub const REPLACED: &str = "replaced";
 /// The flusher's `SOCK_SEQPACKET` socket.

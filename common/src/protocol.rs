@@ -44,14 +44,26 @@ pub enum Kind {
     Drain = 6,
     /// "I capture no more": the flusher need not stay for the peer process. Value: processes that it still stays for.
     Goodbye = 7,
+    /// As `Populate`, with everything below the directory: before it takes another name.
+    PopulateBelow = 8,
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 8] = [
+        Kind::Hello,
+        Kind::Populate,
+        Kind::Hydrate,
+        Kind::Wait,
+        Kind::Status,
+        Kind::Drain,
+        Kind::Goodbye,
+        Kind::PopulateBelow,
+    ];
+
     /// The kind of this number, if there is one.
     pub fn from_number(number: u16) -> Option<Kind> {
-        [Kind::Hello, Kind::Populate, Kind::Hydrate, Kind::Wait, Kind::Status, Kind::Drain, Kind::Goodbye]
-            .into_iter()
-            .find(|kind| *kind as u16 == number)
+        Kind::ALL.into_iter().find(|kind| *kind as u16 == number)
     }
 }
 
@@ -178,7 +190,7 @@ mod tests {
 
     #[test]
     fn requests_and_replies_survive_the_wire() {
-        for kind in [Kind::Hello, Kind::Populate, Kind::Hydrate, Kind::Wait, Kind::Status, Kind::Drain, Kind::Goodbye] {
+        for kind in Kind::ALL {
             let request = Request { kind, payload_length: 3 };
             let mut packet = request.encode().to_vec();
             packet.extend(b"abc");

@@ -55,8 +55,17 @@ pub fn ensure(configuration: &Configuration) -> bool {
 
 /// Has the flusher make the mirror of a directory.
 pub fn populate(configuration: &Configuration, directory: &[u8]) -> Result<()> {
+    make_mirrors(configuration, Kind::Populate, directory)
+}
+
+/// Has the flusher make the mirrors of a directory and of all below it.
+pub fn populate_below(configuration: &Configuration, directory: &[u8]) -> Result<()> {
+    make_mirrors(configuration, Kind::PopulateBelow, directory)
+}
+
+fn make_mirrors(configuration: &Configuration, kind: Kind, directory: &[u8]) -> Result<()> {
     let directory = if directory.is_empty() { b"/" } else { directory };
-    let outcome = request(configuration, Kind::Populate, directory);
+    let outcome = request(configuration, kind, directory);
     log::decision(configuration, "populate", directory, if outcome.is_ok() { "done" } else { "not possible" });
     outcome
 }

@@ -30,6 +30,7 @@ mod listing;
 mod loader;
 mod log;
 mod metadata;
+mod moving;
 mod names;
 mod namespace;
 mod open;

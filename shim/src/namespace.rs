@@ -11,10 +11,11 @@ use sheaf_common::layout;
 
 use crate::configuration::{self, Configuration};
 use crate::hooks::{Failure, fail, real};
+use crate::moving::Word;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::redirect;
 use crate::scratch::{Scratch, Text, TooLong, make_unique};
-use crate::system::{self, AT_FDCWD, Errno, Result};
+use crate::system::{self, AT_FDCWD, Errno, Result, Stat};
 use crate::{copy, flusher, listing, log, open, replaced};
 
 fn report(outcome: Result<()>) -> c_int {
@@ -196,12 +197,12 @@ fn leave(configuration: &Configuration, old: &Entry, to: (c_int, &CStr), flags: 
         return Err(Errno(libc::EINVAL));
     }
     if old.wants_directory {
-        return Err(parent_error(to).unwrap_or(Errno(libc::ENOTDIR)));
+        return Err(target_error(to).unwrap_or(Errno(libc::ENOTDIR)));
     }
     // Held until the name is gone, so that nobody starts to write to what has been copied.
     let _held = match copy::move_out(configuration, old, to, flags) {
         Ok(held) => held,
-        Err(error) => return Err(parent_error(to).unwrap_or(error)),
+        Err(error) => return Err(target_error(to).unwrap_or(error)),
     };
     take_away(configuration, old, || system::unlink(old.tree_path()))
 }
@@ -253,6 +254,7 @@ unsafe fn move_real(
     if !was_marked {
         let _ = replaced::mark_whatever_comes(configuration, new.real_path());
     }
+    remove_second_name(&stat, new.real_path())?;
     let mut outcome = system::rename(source, (AT_FDCWD, new.real_path()), flags);
     if outcome.is_ok() {
         outcome = match system::unlink(new.tree_path()) {
@@ -266,6 +268,14 @@ unsafe fn move_real(
     outcome
 }
 
+/// An older file that waits at `place` under a managed name may be the very file that is to come there: the kernel leaves
+/// both of two names of one file, and the program has only seen the other. So the one that waits goes.
+fn remove_second_name(file: &Stat, place: &CStr) -> Result<()> {
+    let is_same =
+        |waiting: Stat| (waiting.st_dev, waiting.st_ino) == (file.st_dev, file.st_ino) && waiting.st_nlink > 1;
+    if system::lstat(place).is_ok_and(is_same) { system::unlink(place) } else { Ok(()) }
+}
+
 /// A directory that can hold managed names takes another name.
 unsafe fn move_directory(
     configuration: &Configuration,
@@ -273,7 +283,10 @@ unsafe fn move_directory(
     (new, to): (Option<Entry>, Given),
     flags: c_uint,
 ) -> Result<()> {
-    old.populate_from_store(configuration);
+    if paths::store_exists(configuration) {
+        // A flusher that dies before the move is published finds what moved by what is in the tree.
+        let _ = flusher::populate_below(configuration, old.canonical());
+    }
     let mut new = new;
     match &new {
         // The kernel looks at this first.
@@ -301,14 +314,22 @@ unsafe fn move_directory(
     if flags & !RENAME_NOREPLACE != 0 || !keeps_mirror && !is_empty {
         // SAFETY: as above.
         let target = unsafe { to.for_kernel(new.as_ref()) };
-        return Err(parent_error(target).unwrap_or(Errno(libc::EXDEV)));
+        return Err(target_error(target).unwrap_or(Errno(libc::EXDEV)));
     }
+    flusher::ensure(configuration);
     replaced::remove_below(configuration, old.canonical())?;
+    let followed = new.as_ref().filter(|_| keeps_mirror);
+    let _word = followed.and_then(|new| Word::leave(configuration, old.canonical(), new.canonical()));
     // SAFETY: as above.
     system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags)?;
-    match &new {
-        Some(new) if keeps_mirror => system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0),
-        _ => system::rmdir(old.tree_path()),
+    let outcome = match followed {
+        Some(new) => system::rename((AT_FDCWD, old.tree_path()), (AT_FDCWD, new.tree_path()), 0),
+        None => system::rmdir(old.tree_path()),
+    };
+    match outcome {
+        // A flusher has read the word and was faster.
+        Err(Errno(libc::ENOENT)) => Ok(()),
+        outcome => outcome,
     }
 }
 
@@ -384,7 +405,7 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
     let outcome = match (&old, staged) {
         (_, Some(source)) => {
             // SAFETY: the path has been resolved, so it is a C string.
-            link_staged(configuration, &source, new, (to.directory, unsafe { CStr::from_ptr(to.path) }))
+            unsafe { link_staged(configuration, &source, new, to) }
         }
         (old, None)
             if old.as_ref().is_some_and(|old| old.is_detour) || new.as_ref().is_some_and(|new| new.is_detour) =>
@@ -458,8 +479,15 @@ unsafe fn staged_source<'a>(
 }
 
 /// A staged file gets another name; only inside the patterns, as inside one file system.
-fn link_staged(configuration: &Configuration, old: &Source, new: Option<Entry>, to: (c_int, &CStr)) -> Result<()> {
-    let Some(mut new) = new.filter(|new| new.is_checkpoint) else { return Err(no_way_to(to)) };
+///
+/// # Safety
+/// The path of the new name must be a C string.
+unsafe fn link_staged(configuration: &Configuration, old: &Source, new: Option<Entry>, to: Given) -> Result<()> {
+    let mut new = match new {
+        Some(new) if new.is_checkpoint => new,
+        // SAFETY: the caller has resolved the path.
+        new => return Err(no_way_to(unsafe { to.for_kernel(new.as_ref()) })),
+    };
     match (new.kind, new.real()) {
         (Kind::Directory, _) => return Err(Errno(libc::EEXIST)),
         (_, Some(_)) => return Err(Errno(if new.ends_in_dots { libc::ENOTDIR } else { libc::EEXIST })),
@@ -468,7 +496,8 @@ fn link_staged(configuration: &Configuration, old: &Source, new: Option<Entry>, 
     }
     flusher::ensure(configuration);
     if !new.make_parent_mirror(configuration) {
-        return Err(no_way_to(to));
+        // SAFETY: as above.
+        return Err(no_way_to(unsafe { to.for_kernel(Some(&new)) }));
     }
     announce_link(configuration, old, &mut new)
 }
@@ -505,19 +534,28 @@ fn start_link_name(configuration: &Configuration, inode: u64, name: &mut Text) -
 fn no_way_to(to: (c_int, &CStr)) -> Errno {
     match system::statat(to.0, to.1, libc::AT_SYMLINK_NOFOLLOW) {
         Ok(_) => Errno(libc::EEXIST),
-        Err(Errno(libc::ENOENT)) => parent_error(to).unwrap_or(Errno(libc::EXDEV)),
+        Err(Errno(libc::ENOENT)) => target_error(to).unwrap_or(Errno(libc::EXDEV)),
         Err(error) => error,
     }
 }
 
+/// What is wrong with the directory that a new name is to lie in, if anything. One that was removed takes no names.
+fn target_error(to: (c_int, &CStr)) -> Option<Errno> {
+    look_at_parent(to).map_or_else(Some, |parent| (parent.st_nlink == 0).then_some(Errno(libc::ENOENT)))
+}
+
 /// What is wrong with the directory that a path lies in, if anything.
-fn parent_error((directory, path): (c_int, &CStr)) -> Option<Errno> {
-    let Some(mut scratch) = Scratch::claim() else { return Some(Errno(libc::ENOMEM)) };
+fn parent_error(from: (c_int, &CStr)) -> Option<Errno> {
+    look_at_parent(from).err()
+}
+
+fn look_at_parent((directory, path): (c_int, &CStr)) -> Result<Stat> {
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
     let parts: [&[u8]; 2] = [copy::directory_part(path.to_bytes()), b"."];
     if parts.into_iter().any(|part| scratch.other.push(part).is_err()) {
-        return Some(Errno(libc::ENAMETOOLONG));
+        return Err(Errno(libc::ENAMETOOLONG));
     }
-    system::statat(directory, scratch.other.c_str(), 0).err()
+    system::statat(directory, scratch.other.c_str(), 0)
 }
 
 /// symlink(2).

@@ -290,6 +290,13 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
     {
         return Step::Done(Err(error));
     }
+    if flags & O_PATH != 0 {
+        // Such a descriptor would not keep the data in the stage, but lead to the file again, by way of /proc/self/fd.
+        match open_in_place(entry, flags & !O_PATH) {
+            Step::Done(Err(Errno(libc::EACCES))) => {}
+            step => return step,
+        }
+    }
     match open_in_place(entry, if only_reads { flags & !O_TRUNC } else { flags }) {
         Step::Done(Ok(fd)) if only_reads && flags & O_TRUNC != 0 => Step::Done(truncate(Descriptor::take(fd))),
         step => step,

@@ -20,6 +20,7 @@ struct Client {
 #[derive(Debug, Default)]
 pub struct Clients {
     living: Vec<Client>,
+    have_ended: bool,
 }
 
 impl Clients {
@@ -40,7 +41,14 @@ impl Clients {
 
     /// Drops those that have ended.
     pub fn forget_dead(&mut self) {
+        let before = self.living.len();
         self.living.retain(Client::is_alive);
+        self.have_ended |= self.living.len() < before;
+    }
+
+    /// Whether some have ended since this was asked last.
+    pub fn have_ended(&mut self) -> bool {
+        std::mem::take(&mut self.have_ended)
     }
 
     /// How many live.

@@ -32,6 +32,7 @@ use crate::engine;
 use crate::settings::{OnExit, Settings};
 use crate::stage::Stage;
 use crate::stage::lease;
+use crate::stage::moving;
 use crate::stage::source::LeaseKeeper;
 use crate::stage::tracker::{Hydrated, Tracker};
 use crate::store::{Store, Version};
@@ -177,6 +178,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let zones: Vec<Vec<u8>> = zones(&settings);
     let keeper = LeaseKeeper::start(stage.path(layout::SCRATCH))?;
     clear_scratch(&stage)?;
+    moving::finish(&stage)?;
     let (mut tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), store.view())?;
     tracker.limit_batch_files(raise_limits() / 4);
     let (commands, command_receiver) = Commands::new()?;
@@ -255,6 +257,9 @@ fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result
         // Read first: whoever says hello is registered before it stops being served.
         let serving = shared.serving.load(Ordering::SeqCst) > 0;
         shared.clients.lock().forget_dead();
+        if shared.clients.lock().have_ended() {
+            moving::finish(&shared.stage)?;
+        }
         if shared.needed.swap(false, Ordering::SeqCst) || !shared.clients.lock().is_empty() {
             idle_since = Instant::now();
             finishing = None;

@@ -19,6 +19,7 @@ use sheaf_common::protocol::{
 
 use super::watcher::Command;
 use super::{Shared, hydrate};
+use crate::stage::mirror::Extent;
 
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
 /// How long the watcher may take to make a mirror: it is only ever late when the store does not answer.
@@ -122,10 +123,11 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             shared.wake();
             connection.reply(0, 0, b"")
         }
-        Kind::Populate | Kind::Hydrate => match canonical_path(payload) {
-            Some(path) if kind == Kind::Populate => {
+        Kind::Populate | Kind::PopulateBelow | Kind::Hydrate => match canonical_path(payload) {
+            Some(path) if kind != Kind::Hydrate => {
                 let (sender, receiver) = bounded(1);
-                shared.commands.send(Command::Populate(path.to_vec(), sender));
+                let extent = if kind == Kind::Populate { Extent::Directory } else { Extent::Subtree };
+                shared.commands.send(Command::Populate(path.to_vec(), extent, sender));
                 // A program waits for this: rather pass its call through than hold it up any longer.
                 let result = wait(connection, &receiver, Some(POPULATE_LIMIT))?.unwrap_or(Err(Errno::TIMEDOUT));
                 connection.reply(status(result), 0, b"")

@@ -14,8 +14,9 @@ use rustix::io::Errno;
 use super::Shared;
 use super::writer::Job;
 use crate::aggregate::Kind;
-use crate::stage::mirror;
-use crate::stage::tracker::{BATCH_FILES_MAX, Tracker};
+use crate::stage::mirror::{self, Extent};
+use crate::stage::moving;
+use crate::stage::tracker::{BATCH_FILES_MAX, Stubs, Tracker};
 use crate::store::Node;
 
 /// How long finished work may wait for more, before it is written.
@@ -34,7 +35,7 @@ type PopulateReply = Sender<Result<(), Errno>>;
 #[derive(Debug)]
 pub enum Command {
     /// Make a mirror; answers when it is there.
-    Populate(Vec<u8>, PopulateReply),
+    Populate(Vec<u8>, Extent, PopulateReply),
     /// Publish what is complete now; answers with the number of files still open for writing.
     Wait(Sender<u64>),
     /// As `Wait`, after looking again at every file that was open: for the end of a job.
@@ -92,7 +93,7 @@ pub struct Watcher {
     jobs: Sender<Job>,
     waiters: Vec<Waiter>,
     /// Mirrors that cannot be made yet; see [`Watcher::knows_names`].
-    populates: Vec<(Vec<u8>, PopulateReply)>,
+    populates: Vec<(Vec<u8>, Extent, PopulateReply)>,
     submitted: u64,
     /// The last batch that renames something.
     renaming: u64,
@@ -243,10 +244,12 @@ impl Watcher {
     }
 
     fn obey(&mut self, command: Command) -> io::Result<()> {
+        // Whoever asks must not miss what is still under its directory's old name.
+        moving::finish(&self.shared.stage)?;
         match command {
-            Command::Populate(directory, reply) => {
+            Command::Populate(directory, extent, reply) => {
                 self.follow()?;
-                self.populates.push((directory, reply));
+                self.populates.push((directory, extent, reply));
                 self.answer_populates();
             }
             Command::Wait(reply) => {
@@ -283,18 +286,19 @@ impl Watcher {
         // Whether names are known takes a look at all the work, which nobody needs when nobody asks.
         while !self.populates.is_empty()
             && self.knows_names()
-            && let Some((directory, reply)) = self.populates.pop()
+            && let Some((directory, extent, reply)) = self.populates.pop()
         {
-            let _ = reply.send(self.populate(&directory));
+            let _ = reply.send(self.populate(&directory, extent));
         }
     }
 
-    fn populate(&mut self, directory: &[u8]) -> Result<(), Errno> {
-        let store = self.shared.store.read();
-        let stubs =
-            mirror::populate(&self.shared.stage, &mut self.tracker, &self.shared.zones, store.view(), directory)?;
+    fn populate(&mut self, directory: &[u8], extent: Extent) -> Result<(), Errno> {
+        let (store, zones, mut stubs) = (self.shared.store.read(), &self.shared.zones, Stubs::new());
+        let wanted = (directory, extent);
+        let outcome = mirror::populate(&self.shared.stage, &mut self.tracker, zones, store.view(), wanted, &mut stubs);
+        // Those that were made before it failed are in the tree, too.
         self.shared.stubs.lock().extend(stubs);
-        Ok(())
+        outcome
     }
 
     /// Makes batches while there is something to write and room for it.
@@ -381,12 +385,17 @@ impl Watcher {
                 break;
             }
             // Known before the file shows as a stub, so that a hydration can never come too early.
-            self.shared.stubs.lock().insert(inode, version);
+            let known = self.shared.stubs.lock().insert(inode, version);
             if mirror::evict(&self.shared.stage, &mut self.tracker, &path, inode)? {
                 log::debug!("evicted /{}", path.escape_ascii());
-            } else {
-                self.shared.stubs.lock().remove(&inode);
+                continue;
             }
+            // A name that is gone by now may be that of a file which was evicted a moment ago by its other name.
+            let mut stubs = self.shared.stubs.lock();
+            match known {
+                Some(known) => stubs.insert(inode, known),
+                None => stubs.remove(&inode),
+            };
         }
         Ok(())
     }

@@ -25,9 +25,18 @@ use crate::store::{Link, Node, View, split};
 /// Longest name in a directory, in bytes. Only an aggregate that no flusher wrote has longer ones.
 const NAME_MAX: usize = 255;
 
-/// Makes the mirror of `directory` and of all its ancestors down from its zone, each with what `view` holds in it; the
-/// same for directories that hold other names of its files, so that every file has all its names. Yields the stubs that
-/// it made.
+/// What is to be populated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// The directory.
+    Directory,
+    /// The directory and all that are below it.
+    Subtree,
+}
+
+/// Makes the mirror of a directory and of all its ancestors down from its zone, each with what `view` holds in it; the
+/// same for directories that hold other names of its files, so that every file has all its names. The stubs that it made
+/// are added to `stubs`, also when it fails then.
 ///
 /// # Errors
 /// `ENOENT` when neither the parallel file system nor the store knows the directory, `EINVAL` when it is in no zone,
@@ -37,23 +46,33 @@ pub fn populate(
     tracker: &mut Tracker,
     zones: &[Vec<u8>],
     view: &View,
-    directory: &[u8],
-) -> Result<Stubs, Errno> {
-    let mut filled = Filled::default();
-    populate_path(stage, tracker, zones, view, directory, &mut filled)?;
+    (directory, extent): (&[u8], Extent),
+    stubs: &mut Stubs,
+) -> Result<(), Errno> {
+    let mut filled = Filled { stubs, beside: Vec::new() };
+    let mut directories = vec![directory.to_vec()];
+    while let Some(directory) = directories.pop() {
+        populate_path(stage, tracker, zones, view, &directory, &mut filled)?;
+        if extent == Extent::Subtree {
+            let below = view.children(&directory).filter(|(_, node)| matches!(node, Node::Directory(_)));
+            let below = below.map(|(name, _)| join(&directory, name));
+            // A mirror's directories are all real: one that is missing now was removed.
+            let is_there = |path: &Vec<u8>| fs::symlink_metadata(absolute(path)).is_ok_and(|found| found.is_dir());
+            directories.extend(below.filter(is_there));
+        }
+    }
     while let Some(beside) = filled.beside.pop() {
         // A file that has lost a name is still a file.
         if let Err(error) = populate_path(stage, tracker, zones, view, &beside, &mut filled) {
             log::warn!("/{}, with other names of files: {error}", beside.escape_ascii());
         }
     }
-    Ok(filled.stubs)
+    Ok(())
 }
 
 /// What populating has made.
-#[derive(Default)]
-struct Filled {
-    stubs: Stubs,
+struct Filled<'a> {
+    stubs: &'a mut Stubs,
     /// Directories that hold other names of the same files.
     beside: Vec<Vec<u8>>,
 }
@@ -64,7 +83,7 @@ fn populate_path(
     zones: &[Vec<u8>],
     view: &View,
     directory: &[u8],
-    filled: &mut Filled,
+    filled: &mut Filled<'_>,
 ) -> Result<(), Errno> {
     let zone = zones
         .iter()
@@ -90,7 +109,7 @@ fn populate_one(
     tracker: &mut Tracker,
     view: &View,
     directory: &[u8],
-    filled: &mut Filled,
+    filled: &mut Filled<'_>,
 ) -> Result<(), Errno> {
     let location = stage.tree_path(directory);
     let existing = fs::symlink_metadata(&location).ok();
@@ -134,7 +153,7 @@ fn take_group(real: &Path, mirror: &Path) -> u32 {
 }
 
 /// Moves a mirror to its place, also into one whose real directory may not be written to.
-fn rename_into(aside: &Path, location: &Path) -> Result<(), Errno> {
+pub(super) fn rename_into(aside: &Path, location: &Path) -> Result<(), Errno> {
     let parent = location.parent().ok_or(Errno::INVAL)?;
     match rustix::fs::rename(aside, location) {
         Err(Errno::ACCESS) => {}
@@ -177,7 +196,7 @@ fn fill(
     directory: &[u8],
     real: &Path,
     aside: &Path,
-    filled: &mut Filled,
+    filled: &mut Filled<'_>,
 ) -> Result<(), Errno> {
     let mut unmanaged: HashMap<Vec<u8>, PathBuf> = HashMap::new();
     if view.children(directory).next().is_some() {

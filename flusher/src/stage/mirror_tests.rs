@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
 use sheaf_common::replaced::Marker;
 
-use super::mirror::{evict, populate};
+use super::mirror::{self, Extent, evict};
+use super::tracker::Stubs;
 use super::tracker_tests::Scene;
 use crate::store::Node;
 
@@ -20,6 +21,17 @@ fn scene() -> (Scene, Vec<u8>, PathBuf) {
     fs::create_dir(&real).unwrap();
     let zone = real.as_os_str().as_bytes()[1..].to_vec();
     (Scene::with_zone(tier, zone.clone()), zone, real)
+}
+
+/// Has a directory populated; yields the stubs.
+fn populate(scene: &mut Scene, zone: &[u8], directory: &[u8]) -> Result<Stubs, Errno> {
+    populate_all(scene, zone, directory, Extent::Directory)
+}
+
+fn populate_all(scene: &mut Scene, zone: &[u8], directory: &[u8], extent: Extent) -> Result<Stubs, Errno> {
+    let (zones, mut stubs) = ([zone.to_vec()], Stubs::new());
+    let (stage, view) = (&scene.stage, scene.store.view());
+    mirror::populate(stage, &mut scene.tracker, &zones, view, (directory, extent), &mut stubs).map(|()| stubs)
 }
 
 /// As after the loss of the node: an empty tree that nobody has looked at.
@@ -40,8 +52,7 @@ fn a_populated_mirror_shows_everything_and_holds_no_data() {
     scene.check();
     let before = fs::metadata(scene.at("a")).unwrap();
     wipe(&mut scene);
-    let stubs =
-        populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
+    let stubs = populate(&mut scene, &zone, &zone).unwrap();
     let stub = fs::metadata(scene.at("a")).unwrap();
     assert_eq!((stub.len(), stub.blocks(), stub.mode() & 0o7777), (10_000, 0, 0o640 | STUB_BIT));
     assert_eq!((stub.mtime(), stub.mtime_nsec()), (before.mtime(), before.mtime_nsec()));
@@ -66,7 +77,7 @@ fn a_file_of_several_names_has_them_all_and_what_is_written_through_one_is_publi
     scene.check();
     wipe(&mut scene);
     let path = [&zone, &b"/x"[..]].concat();
-    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).unwrap();
+    populate(&mut scene, &zone, &path).unwrap();
     assert_eq!(fs::metadata(scene.at("x/a")).unwrap().nlink(), 2);
     scene.follow();
     // As after a hydration: the data is there and the mark is gone.
@@ -83,7 +94,7 @@ fn what_was_only_brought_back_is_not_published_again_by_the_next_flusher() {
     fs::write(scene.at("changed"), b"data").unwrap();
     scene.check();
     wipe(&mut scene);
-    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
+    populate(&mut scene, &zone, &zone).unwrap();
     for name in ["kept", "changed"] {
         let Some(Node::File(version)) = scene.store.view().get(&[&zone[..], b"/", name.as_bytes()].concat()) else {
             panic!("{name} is gone")
@@ -112,7 +123,7 @@ fn directories_are_populated_from_the_zone_down() {
     wipe(&mut scene);
     let mut ask = |directory: &str| {
         let path = [&zone, directory.as_bytes()].concat();
-        populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).map(drop)
+        populate(&mut scene, &zone, &path).map(drop)
     };
     assert_eq!(ask("/none"), Err(Errno::NOENT));
     assert_eq!(ask("beside"), Err(Errno::INVAL));
@@ -131,7 +142,7 @@ fn a_store_that_was_moved_brings_its_directories_along() {
     wipe(&mut scene);
     assert!(!real.join("step1").exists());
     let path = [&zone, &b"/step1"[..]].concat();
-    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).unwrap();
+    populate(&mut scene, &zone, &path).unwrap();
     assert!(real.join("step1").is_dir());
     assert_eq!(fs::metadata(scene.at("step1/r0")).unwrap().len(), 4);
 }
@@ -146,7 +157,7 @@ fn of_two_files_of_one_name_the_newer_counts() {
     scene.check();
     wipe(&mut scene);
     fs::write(real.join("newer-outside"), b"x").unwrap();
-    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
+    populate(&mut scene, &zone, &zone).unwrap();
     assert!(fs::symlink_metadata(scene.at("older-outside")).is_ok());
     assert!(fs::symlink_metadata(scene.at("newer-outside")).is_err());
     let markers = scene.stage.replaced().unwrap();
@@ -197,7 +208,7 @@ fn a_file_with_names_in_two_directories_is_one_file_again() {
     wipe(&mut scene);
     for directory in [&b"/x"[..], b"/y"] {
         let path = [&zone, directory].concat();
-        populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &path).unwrap();
+        populate(&mut scene, &zone, &path).unwrap();
     }
     for (one, other) in [("x/a", "y/b"), ("x/l", "y/l")] {
         let inode = |name: &str| fs::symlink_metadata(scene.at(name)).unwrap().ino();
@@ -212,7 +223,7 @@ fn stubs_that_changed_places_unseen_keep_their_data() {
     fs::write(scene.at("b"), b"22").unwrap();
     scene.check();
     wipe(&mut scene);
-    populate(&scene.stage, &mut scene.tracker, std::slice::from_ref(&zone), scene.store.view(), &zone).unwrap();
+    populate(&mut scene, &zone, &zone).unwrap();
     let inodes = ["a", "b"].map(|name| fs::metadata(scene.at(name)).unwrap().ino());
     for (from, to) in [("a", "t"), ("b", "a"), ("t", "b")] {
         fs::rename(scene.at(from), scene.at(to)).unwrap();
@@ -227,4 +238,41 @@ fn stubs_that_changed_places_unseen_keep_their_data() {
         _ => panic!("{name} is gone"),
     });
     assert_eq!(sizes, [2, 1]);
+}
+
+#[test]
+fn a_directory_is_populated_with_all_that_is_below_it() {
+    let (mut scene, zone, real) = scene();
+    fs::create_dir_all(real.join("one/two/three")).unwrap();
+    fs::create_dir_all(scene.at("one/two/three")).unwrap();
+    fs::write(scene.at("one/two/three/deep"), b"data").unwrap();
+    scene.check();
+    wipe(&mut scene);
+    let one = [&zone[..], b"/one"].concat();
+    assert_eq!(populate(&mut scene, &zone, &one).unwrap().len(), 0);
+    assert!(!scene.at("one/two").exists());
+    assert_eq!(populate_all(&mut scene, &zone, &one, Extent::Subtree).unwrap().len(), 1);
+    assert!(scene.at("one/two/three/deep").exists());
+    // What was removed does not come back.
+    fs::remove_file(scene.at("one/two/three/deep")).unwrap();
+    for side in [scene.at("one/two/three"), real.join("one/two/three")] {
+        fs::remove_dir(side).unwrap();
+    }
+    populate_all(&mut scene, &zone, &one, Extent::Subtree).unwrap();
+    assert!(!real.join("one/two/three").exists());
+}
+
+#[test]
+fn stubs_that_were_made_before_populating_failed_are_known() {
+    let (mut scene, zone, real) = scene();
+    fs::write(scene.at("a"), b"data").unwrap();
+    scene.check();
+    wipe(&mut scene);
+    fs::write(real.join("file"), b"").unwrap();
+    let (zones, mut stubs) = ([zone.clone()], Stubs::new());
+    let (stage, view) = (&scene.stage, scene.store.view());
+    let below = (&[&zone[..], b"/file"].concat()[..], Extent::Directory);
+    let outcome = mirror::populate(stage, &mut scene.tracker, &zones, view, below, &mut stubs);
+    assert_eq!(outcome, Err(Errno::NOTDIR));
+    assert_eq!(stubs.len(), 1);
 }

@@ -8,6 +8,7 @@ mod links;
 pub mod mirror;
 #[cfg(test)]
 mod mirror_tests;
+pub mod moving;
 pub mod source;
 pub mod tracker;
 #[cfg(test)]
@@ -79,7 +80,7 @@ impl Stage {
         }
         refuse_file_system(directory).map_err(failed)?;
         let mut stage = Stage { directory: directory.to_path_buf(), tree: 0 };
-        for name in [layout::TREE, layout::SCRATCH, layout::LINKS, layout::REPLACED] {
+        for name in [layout::TREE, layout::SCRATCH, layout::LINKS, layout::MOVING, layout::REPLACED] {
             make_private(&stage.path(name)).map_err(|error| failed(error.to_string()))?;
         }
         let identity = stage.path(layout::IDENTITY);
