@@ -129,7 +129,12 @@ impl Scene {
     /// `sheaf drain`: everything is published and the flusher is gone.
     pub fn drain(&self) {
         self.sheaf(&["drain"]).expect_success();
-        // One that was started for a program that has ended, and came too late to be told, finds nothing to do.
+        self.await_flushers();
+    }
+
+    /// After `sheaf drain`: waits for flushers that were started for a program that has ended, and came too late to be
+    /// told. They find nothing to do.
+    pub fn await_flushers(&self) {
         for flusher in self.flushers() {
             let ended = process::poll_end(flusher, Duration::from_secs(20)).unwrap_or(true);
             assert!(ended, "a flusher stays after `sheaf drain`");

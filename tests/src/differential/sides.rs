@@ -118,9 +118,9 @@ impl Sides {
         compare_answers(phase, &read(&native), &read(&captured), counts)?;
         match phase.after {
             None | Some("keep") => Ok(()),
-            Some("drain") => self.sheaf("drain"),
+            Some("drain") => self.drain(),
             Some("wipe") => {
-                self.sheaf("drain")?;
+                self.drain()?;
                 self.scene.wipe_stage();
                 Ok(())
             }
@@ -164,6 +164,12 @@ impl Sides {
         }
         let status = acting.end()?;
         if status { Ok(()) } else { Err(format!("the {side} side failed in phase {phase}: {}", read(&said))) }
+    }
+
+    fn drain(&self) -> Result<(), String> {
+        self.sheaf("drain")?;
+        self.scene.await_flushers();
+        Ok(())
     }
 
     fn sheaf(&self, what: &str) -> Result<(), String> {

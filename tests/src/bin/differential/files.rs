@@ -60,6 +60,7 @@ impl Worker {
         if flags & libc::O_TRUNC != 0 {
             self.guard_truncation(&place)?;
         }
+        self.guard_place(&place, flags)?;
         self.slots[slot] = match place.directory {
             // SAFETY: the path is a C string.
             libc::AT_FDCWD => unsafe { libc::open(place.path.as_ptr(), flags, mode) },
@@ -174,6 +175,7 @@ impl Worker {
     }
 
     pub fn truncate_file(&self, fd: c_int, size: i64) -> Answer {
+        self.guard_size(fstat(fd), size)?;
         // SAFETY: takes integers.
         done(unsafe { libc::ftruncate(fd, size) })
     }

@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | a checkpoint leaves the checkpoint directories while it is open or has another name | it is copied |
 //! | truncation by name of a file that is open only for reading, or that lies in its place and is open | a new inode |
+//! | O_PATH on a captured file | it is opened for reading |
+//! | truncation of a file that is not staged to the size that it has | its times are the file system's affair |
 //! | links, exchanges, moved directories and in-kernel copies between stage and parallel file system | refused: EXDEV |
 
 use std::path::{Path, PathBuf};
@@ -80,6 +82,25 @@ impl Worker {
         }
     }
 
+    /// Before an open that yields no more than a place: a captured file is opened for reading then, because nothing else
+    /// keeps its data in the stage.
+    pub fn guard_place(&self, place: &Place, flags: libc::c_int) -> Result<(), Stop> {
+        let is_staged_file = |stat: libc::stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG && self.is_staged(&stat);
+        let is_place = !self.is_native && flags & libc::O_PATH != 0;
+        if is_place && place.stat(flags & libc::O_NOFOLLOW == 0).is_ok_and(is_staged_file) {
+            return Err(Stop::Skipped("a place of a captured file"));
+        }
+        Ok(())
+    }
+
+    /// Before a truncation that is not part of an open: to the size that a file has already, some file systems set times
+    /// then and others do not. A file that is not staged lies on another one than its twin.
+    pub fn guard_size(&self, stat: std::io::Result<libc::stat>, size: i64) -> Result<(), Stop> {
+        let is_kept = |stat: libc::stat| stat.st_size == size && !self.is_staged(&stat);
+        let is_other = !self.is_native && stat.is_ok_and(is_kept);
+        if is_other { Err(Stop::Skipped("truncated to its size")) } else { Ok(()) }
+    }
+
     /// Before a rename.
     pub fn guard_departure(&self, from: &Place, to: &Place) -> Result<(), Stop> {
         if self.is_native {
@@ -93,8 +114,9 @@ impl Worker {
         Err(Stop::Skipped("leaves while open or linked"))
     }
 
-    /// After an operation on two names: whether a refusal is one between two file systems.
-    pub fn guard_refusal(&self, from: &Place, to: &Place, exchanges: bool, stop: Stop) -> Stop {
+    /// After an operation on two names: whether a refusal is one between two file systems. `follows`: what the first name
+    /// leads to is meant.
+    pub fn guard_refusal(&self, (from, follows): (&Place, bool), to: &Place, exchanges: bool, stop: Stop) -> Stop {
         let is_candidate = match stop {
             Stop::Errno(libc::EXDEV) => true,
             Stop::Errno(_) => exchanges,
@@ -103,7 +125,7 @@ impl Worker {
         if self.is_native || !is_candidate {
             return stop;
         }
-        let (source, target) = (from.stat(false), to.stat(false));
+        let (source, target) = (from.stat(follows), to.stat(false));
         let Ok(source) = source else { return stop };
         let crosses = match &target {
             Ok(target) => source.st_dev != target.st_dev || is_directory(target),

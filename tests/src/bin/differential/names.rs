@@ -236,7 +236,7 @@ impl Worker {
             }
         };
         let exchanges = flags.is_some_and(|flags| flags & libc::RENAME_EXCHANGE != 0);
-        done(result).map_err(|stop| self.guard_refusal(from, to, exchanges, stop))
+        done(result).map_err(|stop| self.guard_refusal((from, false), to, exchanges, stop))
     }
 
     pub fn link(&self, from: &Place, to: &Place, follows: bool) -> Answer {
@@ -250,6 +250,6 @@ impl Worker {
                 false => libc::linkat(from.directory, old, to.directory, new, flags),
             }
         };
-        done(result).map_err(|stop| self.guard_refusal(from, to, false, stop))
+        done(result).map_err(|stop| self.guard_refusal((from, follows), to, false, stop))
     }
 }

@@ -161,7 +161,11 @@ impl Worker {
             ["access", path, mode] => self.place(path).access(parse(mode)),
             ["chmod", path, mode] => self.place(path).chmod(octal(mode)),
             ["utimens", path, seconds, how] => self.place(path).set_times(parse(seconds), how == "follow"),
-            ["truncate", path, size] => self.place(path).truncate(parse(size)),
+            ["truncate", path, size] => {
+                let place = self.place(path);
+                self.guard_size(place.stat(true), parse(size))?;
+                place.truncate(parse(size))
+            }
             ["readlink", path] => self.read_link(&self.place(path)),
             ["realpath", path] => self.real_path(&self.place(path)),
             ["cat", path] => self.cat(&self.place(path)),
