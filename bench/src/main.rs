@@ -1,0 +1,121 @@
+//! `scripts/bench.sh`: Sheaf beside what its users would pick instead, all in one run, in interleaved rounds.
+//!
+//! Figures are for people. It must never decide whether a change is good: machines are shared and noisy, so what it says
+//! are medians with quartiles, and ratios within one run.
+
+mod measures;
+mod page;
+mod readme;
+mod result;
+mod site;
+mod target;
+mod work;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use result::Report;
+use site::Site;
+use target::{Target, TargetKind};
+
+/// Measures Sheaf beside writing to the target, to the stage, and fio, cp, tar and rsync.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Measure, and write results.json and index.html.
+    Run(Options),
+    /// Put the figures of a results.json into a README, between its marks.
+    Readme {
+        /// What `run` wrote.
+        results: PathBuf,
+        /// The page to change.
+        readme: PathBuf,
+    },
+    /// One of the measured programs; started by `run`.
+    #[command(subcommand, hide = true)]
+    Work(work::Work),
+}
+
+#[derive(Debug, clap::Args)]
+struct Options {
+    /// Smaller data and fewer rounds: at most five minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds of each comparison. [default: 5, or 3 with --quick]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Targets to measure. [default: all that this machine and user can make]
+    #[arg(long, value_delimiter = ',')]
+    targets: Vec<TargetKind>,
+    /// An empty directory on the file system that the target `local` stands for.
+    #[arg(long)]
+    directory: PathBuf,
+    /// Where results.json and index.html go.
+    #[arg(long)]
+    output: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Action::Run(options) => run(&options),
+        Action::Readme { results, readme } => readme::update(&results, &readme),
+        Action::Work(work) => return work::main(work),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sheaf-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What went wrong, as a sentence.
+type Failure = Box<dyn std::error::Error>;
+
+fn run(options: &Options) -> Result<(), Failure> {
+    fs::create_dir_all(&options.directory)?;
+    fs::create_dir_all(&options.output)?;
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });
+    let mut report = Report::new(options.quick, rounds);
+    let all = options.targets.is_empty();
+    let kinds = if all { TargetKind::ALL.to_vec() } else { options.targets.clone() };
+    for kind in kinds {
+        match Target::make(kind, &options.directory) {
+            Ok(target) => measure_target(&mut report, target, options.quick, rounds)?,
+            // A target that was asked for by name must be there.
+            Err(error) if all => report.left_out.push(format!("{}: {error}", kind.name())),
+            Err(error) => return Err(format!("target {}: {error}", kind.name()).into()),
+        }
+    }
+    let json = serde_json::to_vec_pretty(&report)?;
+    fs::write(options.output.join("results.json"), json)?;
+    fs::write(options.output.join("index.html"), page::render(&report)?)?;
+    print!("{}", report.to_text());
+    println!("written: {0}/results.json and {0}/index.html", options.output.display());
+    Ok(())
+}
+
+fn measure_target(report: &mut Report, target: Target, quick: bool, rounds: usize) -> Result<(), Failure> {
+    let site = Site::new(target)?;
+    let size = measures::Size::of(site.target.kind, quick);
+    eprintln!("{}: large files", site.target.describe());
+    report.groups.push(measures::large::measure(&site, &size, rounds)?);
+    eprintln!("{}: many small files", site.target.describe());
+    report.groups.push(measures::small::measure(&site, &size, rounds)?);
+    if site.target.kind == TargetKind::Local {
+        eprintln!("{}: programs that compute", site.target.describe());
+        report.groups.push(measures::compute::measure(&site, &size, rounds)?);
+        eprintln!("{}: growth", site.target.describe());
+        report.groups.push(measures::growth::measure(&site, quick, rounds)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! How costs grow with processes and files.
+
+use super::{SMALL_BYTES, write};
+use crate::Failure;
+use crate::result::{Bar, Group, Row};
+use crate::site::{Site, resident_mib};
+
+/// Files that each process writes at once.
+const FILES_OF_PROCESS: usize = 64;
+
+/// See the module.
+///
+/// # Errors
+/// When anything of it cannot be run.
+pub fn measure(site: &Site, quick: bool, rounds: usize) -> Result<Group, Failure> {
+    let mut group = Group {
+        title: format!("Processes at once, {FILES_OF_PROCESS} files of 4 KiB each; and files known to one flusher"),
+        target: site.target.describe(),
+        rows: Vec::new(),
+        ratios: Vec::new(),
+    };
+    let processes: &[usize] = if quick { &[1, 16, 64] } else { &[1, 4, 16, 64, 256] };
+    for count in processes {
+        let (native, captured) = (format!("{count} processes, stage"), format!("{count} processes, Sheaf"));
+        group.rows.extend([&native, &captured].map(|what| Row::new(what, "s")));
+        for _ in 0..rounds {
+            let staged = site.stage_place("native")?;
+            let arguments = write(&staged, FILES_OF_PROCESS, SMALL_BYTES, false);
+            group.row(&native).values.push(site.run(*count, false, &arguments)?);
+            std::fs::remove_dir_all(&staged)?;
+            let place = site.place("ckpt")?;
+            let arguments = write(&place, FILES_OF_PROCESS, SMALL_BYTES, false);
+            group.row(&captured).values.push(site.run(*count, true, &arguments)?);
+            site.clear()?;
+        }
+        let bar = (*count == 256).then_some(Bar::AtMost(1.10));
+        group.compare(&format!("{count} processes, against the stage without Sheaf"), &captured, &native, bar);
+    }
+    let files: &[usize] = if quick { &[100, 10_000] } else { &[100, 10_000, 1_000_000] };
+    for count in files {
+        files_known(site, *count, &mut group)?;
+    }
+    Ok(group)
+}
+
+/// Once each: the figure is memory, which noise does not change.
+fn files_known(site: &Site, count: usize, group: &mut Group) -> Result<(), Failure> {
+    let memory = format!("flusher's resident memory with {count} files known");
+    group.rows.push(Row::new(&memory, "MiB"));
+    let place = site.place("ckpt")?;
+    site.run(1, true, &write(&place, count, SMALL_BYTES, false))?;
+    site.sheaf(&["wait"])?;
+    group.row(&memory).values.push(resident_mib(site.flusher()?));
+    let limit = match count {
+        0..=10_000 => 32.0,
+        _ => 256.0,
+    };
+    group.judge(&format!("resident MiB with {count} files known"), &memory, Bar::AtMost(limit));
+    site.clear()
+}

@@ -1,0 +1,148 @@
+//! A checkpoint of a few large files: how long the program is held up, when it is published, what it costs, and restart.
+
+use std::time::Instant;
+
+use super::{Size, read, write};
+use crate::Failure;
+use crate::result::{Bar, Group, Row};
+use crate::site::{Site, drop_caches, fio, process_cpu, resident_mib};
+use crate::target::{CAPPED_BYTES_PER_SECOND, TargetKind};
+
+const STAGE: &str = "the program writing to the stage's file system, without Sheaf";
+const CAPTURED: &str = "the program under Sheaf: how long it is held up";
+const PUBLISHED: &str = "from its start until everything is published";
+const FLUSH: &str = "flush alone: staged to published";
+const FLUSHER_CPU: &str = "flusher, processor time";
+const FLUSHER_MEMORY: &str = "flusher, resident memory without the stage";
+const DIRECT: &str = "the program writing to the target, not synced";
+const SYNCED: &str = "the program writing to the target, fdatasync";
+const FIO: &str = "fio, new file, O_DIRECT, best of 1 MiB x 16 and 4 MiB x 8, fsync";
+const COPIED: &str = "cp from the stage, then sync";
+const COPIED_CPU: &str = "cp from the stage, processor time";
+const TARRED: &str = "tar from the stage, then sync";
+const RSYNCED: &str = "rsync from the stage, then sync";
+const RESTART: &str = "restart: the program reading everything, stage wiped, cold";
+const COLD: &str = "the program reading the same files from the target, cold";
+const FIO_READ: &str = "fio reading a file of that size, O_DIRECT, cold";
+
+/// See the module.
+///
+/// # Errors
+/// When anything of it cannot be run.
+pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure> {
+    let seconds = [STAGE, CAPTURED, PUBLISHED, FLUSH, DIRECT, SYNCED, FIO, COPIED, TARRED, RSYNCED];
+    let reading = [RESTART, COLD, FIO_READ];
+    let mut rows: Vec<Row> = seconds.iter().chain(&reading).map(|what| Row::new(what, "s")).collect();
+    rows.extend([FLUSHER_CPU, COPIED_CPU].map(|what| Row::new(what, "s/GiB")));
+    rows.push(Row::new(FLUSHER_MEMORY, "MiB"));
+    let mut group = Group {
+        title: format!("{} processes, one file of {} MiB each", size.ranks, size.file_bytes >> 20),
+        target: site.target.describe(),
+        rows,
+        ratios: Vec::new(),
+    };
+    for round in 0..rounds {
+        eprintln!("  round {} of {rounds}", round + 1);
+        competitors(site, size, &mut group)?;
+        with_sheaf(site, size, &mut group)?;
+        flush_alone(site, size, &mut group)?;
+    }
+    compare(site, &mut group);
+    Ok(group)
+}
+
+fn with_sheaf(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
+    let captured = site.place("ckpt")?;
+    let programs = site.start(size.ranks, true, &write(&captured, 1, size.file_bytes, false))?;
+    let start = Instant::now();
+    group.row(CAPTURED).values.push(programs.go()?);
+    site.sheaf(&["wait"])?;
+    group.row(PUBLISHED).values.push(start.elapsed().as_secs_f64());
+    site.sheaf(&["drain"])?;
+    site.wipe_stage()?;
+    drop_caches();
+    group.row(RESTART).values.push(site.run(size.ranks, true, &read(&captured, 1))?);
+    site.clear()
+}
+
+/// The flusher is stopped while the files are written, so that what is timed is its work alone.
+fn flush_alone(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
+    let captured = site.place("ckpt")?;
+    let programs = site.start(size.ranks, true, &write(&captured, 1, size.file_bytes, false))?;
+    site.sheaf(&["wait"])?;
+    let flusher = site.flusher()?;
+    // SAFETY: kill takes two integers; the flusher is this site's own.
+    unsafe { libc::kill(flusher, libc::SIGSTOP) };
+    let outcome = programs.go();
+    let before = process_cpu(flusher);
+    let start = Instant::now();
+    // SAFETY: as above.
+    unsafe { libc::kill(flusher, libc::SIGCONT) };
+    outcome?;
+    site.sheaf(&["wait"])?;
+    group.row(FLUSH).values.push(start.elapsed().as_secs_f64());
+    group.row(FLUSHER_CPU).values.push((process_cpu(flusher) - before) / size.gib());
+    group.row(FLUSHER_MEMORY).values.push(resident_mib(flusher));
+    site.clear()
+}
+
+fn competitors(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
+    let staged = site.stage_place("native")?;
+    group.row(STAGE).values.push(site.run(size.ranks, false, &write(&staged, 1, size.file_bytes, false))?);
+    let from = staged.display().to_string();
+    for (name, row) in [("copied", COPIED), ("tarred", TARRED), ("rsynced", RSYNCED)] {
+        let to = site.place(name)?.join("data").display().to_string();
+        let (seconds, cpu) = match row {
+            COPIED => site.copy(&["cp", "-r", &from, &to])?,
+            TARRED => site.copy(&["tar", "-cf", &to, "-C", &from, "."])?,
+            _ => site.copy(&["rsync", "-r", &format!("{from}/"), &to])?,
+        };
+        group.row(row).values.push(seconds);
+        if row == COPIED {
+            group.row(COPIED_CPU).values.push(cpu / size.gib());
+        }
+        std::fs::remove_dir_all(site.target.place.join(name))?;
+    }
+    std::fs::remove_dir_all(&staged)?;
+    let direct = site.place("direct")?;
+    group.row(DIRECT).values.push(site.run(size.ranks, false, &write(&direct, 1, size.file_bytes, false))?);
+    let direct = site.place("direct")?;
+    group.row(SYNCED).values.push(site.run(size.ranks, false, &write(&direct, 1, size.file_bytes, true))?);
+    drop_caches();
+    group.row(COLD).values.push(site.run(size.ranks, false, &read(&direct, 1))?);
+    std::fs::remove_dir_all(&direct)?;
+    let file = site.target.place.join("fio.dat");
+    let best = [(1, 16), (4, 8)].into_iter().filter_map(|(block_mib, depth)| {
+        let _ = std::fs::remove_file(&file);
+        fio(&file, "write", size.bytes(), block_mib, depth)
+    });
+    group.row(FIO).values.push(best.reduce(f64::min).unwrap_or(f64::NAN));
+    drop_caches();
+    group.row(FIO_READ).values.push(fio(&file, "read", size.bytes(), 4, 8).unwrap_or(f64::NAN));
+    let _ = std::fs::remove_file(&file);
+    Ok(())
+}
+
+fn compare(site: &Site, group: &mut Group) {
+    group.compare("held up, against the stage without Sheaf", CAPTURED, STAGE, Some(Bar::AtMost(1.03)));
+    let direct = "held up, against writing to the target with fdatasync";
+    group.compare(direct, CAPTURED, SYNCED, None);
+    if site.target.kind == TargetKind::Capped {
+        let seconds = group.row(CAPTURED).median();
+        let staged = group.row(STAGE).median();
+        let synced = group.row(SYNCED).median();
+        // What the bandwidths alone would give.
+        let ideal = staged / synced;
+        let what = format!("held up, against what {} MB/s allow, of the ideal", CAPPED_BYTES_PER_SECOND / 1_000_000);
+        let value = seconds / synced / ideal;
+        group.ratios.push(crate::result::Ratio { what, value, bar: Some(Bar::AtMost(1.05)) });
+    }
+    group.compare("flush throughput, against fio", FIO, FLUSH, Some(Bar::AtLeast(0.95)));
+    group.compare("flush time, against cp and sync", FLUSH, COPIED, None);
+    group.compare("flush time, against tar and sync", FLUSH, TARRED, None);
+    group.compare("flush time, against rsync and sync", FLUSH, RSYNCED, None);
+    group.judge("flusher, processor seconds per GiB", FLUSHER_CPU, Bar::AtMost(0.15));
+    group.judge("flusher, resident MiB", FLUSHER_MEMORY, Bar::AtMost(32.0));
+    group.compare("restart, against fio reading, O_DIRECT", RESTART, FIO_READ, Some(Bar::AtMost(1.10)));
+    group.compare("restart, against reading the files cold", RESTART, COLD, None);
+}

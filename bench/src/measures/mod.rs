@@ -1,0 +1,65 @@
+//! What is measured. Each measure makes one group of rows, in interleaved rounds.
+
+pub mod compute;
+pub mod growth;
+pub mod large;
+pub mod small;
+
+use crate::target::TargetKind;
+
+/// How much is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Processes that write large files, one each.
+    pub ranks: usize,
+    /// Bytes of each large file.
+    pub file_bytes: u64,
+    /// Small files, of [`SMALL_BYTES`] each.
+    pub small_files: usize,
+}
+
+/// Bytes of a small file.
+pub const SMALL_BYTES: u64 = 4096;
+
+impl Size {
+    /// What suits a target.
+    pub fn of(kind: TargetKind, quick: bool) -> Size {
+        let (file_mib, small_files) = match (kind, quick) {
+            (TargetKind::Local | TargetKind::Xfs, false) => (256, 100_000),
+            (TargetKind::Local | TargetKind::Xfs, true) => (64, 10_000),
+            (TargetKind::Capped, false) => (64, 10_000),
+            (TargetKind::Capped, true) => (32, 2_000),
+            (TargetKind::Moosefs, false) => (64, 5_000),
+            (TargetKind::Moosefs, true) => (32, 1_000),
+        };
+        Size { ranks: 4, file_bytes: file_mib << 20, small_files }
+    }
+
+    /// Bytes of all large files.
+    pub fn bytes(&self) -> u64 {
+        self.ranks as u64 * self.file_bytes
+    }
+
+    /// The same in GiB.
+    pub fn gib(&self) -> f64 {
+        self.bytes() as f64 / (1u64 << 30) as f64
+    }
+}
+
+/// Arguments of the measured program that writes: each process a prefix of its own.
+pub fn write(directory: &std::path::Path, files: usize, size_bytes: u64, sync: bool) -> Vec<String> {
+    let mut arguments = vec![
+        "write".to_string(),
+        directory.display().to_string(),
+        "RANK".to_string(),
+        files.to_string(),
+        size_bytes.to_string(),
+    ];
+    arguments.extend(sync.then(|| "--sync".to_string()));
+    arguments
+}
+
+/// Arguments of the measured program that reads the same.
+pub fn read(directory: &std::path::Path, files: usize) -> Vec<String> {
+    vec!["read".to_string(), directory.display().to_string(), "RANK".to_string(), files.to_string()]
+}

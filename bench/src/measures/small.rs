@@ -1,0 +1,112 @@
+//! Many files of 4 KiB: what each costs the program, how fast they are published, and what the target's metadata pays.
+
+use std::time::Instant;
+
+use super::{SMALL_BYTES, Size, write};
+use crate::Failure;
+use crate::result::{Bar, Group, Row};
+use crate::site::Site;
+use crate::target::TargetKind;
+
+const STAGE: &str = "one open, write and close on the stage's file system, without Sheaf";
+const CAPTURED: &str = "one open, write and close under Sheaf";
+const PUBLISH_RATE: &str = "published, from staged on";
+const DURABLE: &str = "under Sheaf, from the program's start until all is published";
+const DIRECT: &str = "file per process on the target, until all is synced";
+const CREATED: &str = "files in the store";
+const OPERATIONS: &str = "operations at the target for all files, under Sheaf";
+const DIRECT_OPERATIONS: &str = "operations at the target, file per process";
+
+/// See the module.
+///
+/// # Errors
+/// When anything of it cannot be run.
+pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure> {
+    let rows = [
+        (STAGE, "us"),
+        (CAPTURED, "us"),
+        (PUBLISH_RATE, "files/s"),
+        (DURABLE, "s"),
+        (DIRECT, "s"),
+        (CREATED, "files"),
+        (OPERATIONS, "operations"),
+        (DIRECT_OPERATIONS, "operations"),
+    ];
+    let mut group = Group {
+        title: format!("{} files of 4 KiB, one process", size.small_files),
+        target: site.target.describe(),
+        rows: rows.iter().map(|(what, unit)| Row::new(what, unit)).collect(),
+        ratios: Vec::new(),
+    };
+    for round in 0..rounds {
+        eprintln!("  round {} of {rounds}", round + 1);
+        one_round(site, size, &mut group)?;
+    }
+    group.rows.retain(|row| !row.values.is_empty());
+    let fifth_more = Some(Bar::AtMost(1.35));
+    group.compare("one captured file, against the stage without Sheaf", CAPTURED, STAGE, fifth_more);
+    let more = group.row(CAPTURED).median() - group.row(STAGE).median();
+    let what = "added to each file, us".to_string();
+    group.ratios.push(crate::result::Ratio { what, value: more, bar: Some(Bar::AtMost(6.0)) });
+    let faster = (site.target.kind == TargetKind::Moosefs).then_some(Bar::AtLeast(20.0));
+    group.compare("until durable: file per process, against Sheaf", DIRECT, DURABLE, faster);
+    if site.target.kind == TargetKind::Local {
+        group.judge("published, files per second", PUBLISH_RATE, Bar::AtLeast(100_000.0));
+    }
+    Ok(group)
+}
+
+fn one_round(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
+    let files = size.small_files;
+    let each_us = |seconds: f64| seconds * 1e6 / files as f64;
+    let staged = site.stage_place("native")?;
+    group.row(STAGE).values.push(each_us(site.run(1, false, &write(&staged, files, SMALL_BYTES, false))?));
+    std::fs::remove_dir_all(&staged)?;
+
+    let before = site.target.metadata_operations();
+    let captured = site.place("ckpt")?;
+    let start = Instant::now();
+    let seconds = site.run(1, true, &write(&captured, files, SMALL_BYTES, false))?;
+    group.row(CAPTURED).values.push(each_us(seconds));
+    site.sheaf(&["wait"])?;
+    group.row(DURABLE).values.push(start.elapsed().as_secs_f64());
+    group.row(CREATED).values.push(site.store_files()? as f64);
+    count_operations(site, before, group.row(OPERATIONS));
+    site.clear()?;
+    group.row(PUBLISH_RATE).values.push(publish_rate(site, files)?);
+
+    let before = site.target.metadata_operations();
+    let direct = site.place("direct")?;
+    let start = Instant::now();
+    site.run(1, false, &write(&direct, files, SMALL_BYTES, false))?;
+    site.copy(&["true"])?;
+    group.row(DIRECT).values.push(start.elapsed().as_secs_f64());
+    count_operations(site, before, group.row(DIRECT_OPERATIONS));
+    std::fs::remove_dir_all(&direct)?;
+    Ok(())
+}
+
+fn count_operations(site: &Site, before: Option<f64>, row: &mut Row) {
+    if let (Some(before), Some(after)) = (before, site.target.metadata_operations()) {
+        row.values.push(after - before);
+    }
+}
+
+/// Files per second from staged to published: the flusher is stopped while they are written.
+fn publish_rate(site: &Site, files: usize) -> Result<f64, Failure> {
+    let captured = site.place("ckpt")?;
+    let programs = site.start(1, true, &write(&captured, files, SMALL_BYTES, false))?;
+    site.sheaf(&["wait"])?;
+    let flusher = site.flusher()?;
+    // SAFETY: kill takes two integers; the flusher is this site's own.
+    unsafe { libc::kill(flusher, libc::SIGSTOP) };
+    let outcome = programs.go();
+    let start = Instant::now();
+    // SAFETY: as above.
+    unsafe { libc::kill(flusher, libc::SIGCONT) };
+    outcome?;
+    site.sheaf(&["wait"])?;
+    let rate = files as f64 / start.elapsed().as_secs_f64();
+    site.clear()?;
+    Ok(rate)
+}

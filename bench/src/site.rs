@@ -1,0 +1,219 @@
+//! One target with a stage in memory, the built library and program, and ways to run programs there.
+//!
+//! Everything starts from the same state: an empty stage, an empty directory, and cold caches where reading is measured.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use crate::Failure;
+use crate::target::Target;
+
+/// See the module.
+pub struct Site {
+    /// What stands for the parallel file system.
+    pub target: Target,
+    stage: tempfile::TempDir,
+    binaries: PathBuf,
+}
+
+/// Programs that are ready, and wait for the word.
+pub struct Ready {
+    programs: Vec<Child>,
+}
+
+impl Site {
+    /// A site on this target, with the binaries beside this program.
+    pub fn new(target: Target) -> Result<Site, Failure> {
+        let program = std::env::current_exe()?;
+        let binaries = program.parent().ok_or("this program has no directory")?.to_path_buf();
+        let stage = tempfile::Builder::new().prefix("sheaf-bench-").tempdir_in("/dev/shm")?;
+        Ok(Site { target, stage, binaries })
+    }
+
+    /// An empty directory on the target.
+    pub fn place(&self, name: &str) -> Result<PathBuf, Failure> {
+        emptied(self.target.place.join(name))
+    }
+
+    /// An empty directory on the stage's file system, outside the stage.
+    pub fn stage_place(&self, name: &str) -> Result<PathBuf, Failure> {
+        emptied(self.stage.path().join(name))
+    }
+
+    fn settings(&self, command: &mut Command) {
+        command.env("SHEAF_PATHS", self.target.place.join("ckpt/**")).env("SHEAF_STAGE", self.stage.path());
+    }
+
+    /// Starts `processes` of the measured programs; each is ready to begin.
+    pub fn start(&self, processes: usize, captured: bool, arguments: &[String]) -> Result<Ready, Failure> {
+        let mut programs = Vec::new();
+        for number in 0..processes {
+            let mut command = Command::new(std::env::current_exe()?);
+            let arguments = arguments.iter().map(|argument| argument.replace("RANK", &format!("rank{number}")));
+            command.arg("work").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+            if captured {
+                command.env("LD_PRELOAD", self.binaries.join("libsheaf.so"));
+                self.settings(&mut command);
+            }
+            programs.push(command.spawn()?);
+        }
+        for program in &mut programs {
+            let mut line = [0; 6];
+            program.stdout.as_mut().ok_or("no output")?.read_exact(&mut line)?;
+            if &line != b"ready\n" {
+                return Err("a measured program is not ready".into());
+            }
+        }
+        Ok(Ready { programs })
+    }
+
+    /// Starts programs and lets them run: the seconds of the slowest.
+    pub fn run(&self, processes: usize, captured: bool, arguments: &[String]) -> Result<f64, Failure> {
+        self.start(processes, captured, arguments)?.go()
+    }
+
+    /// `sheaf` with this site's settings.
+    pub fn sheaf(&self, arguments: &[&str]) -> Result<String, Failure> {
+        let mut command = Command::new(self.binaries.join("sheaf"));
+        self.settings(&mut command);
+        let output = command.args(arguments).output()?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(format!("sheaf {arguments:?}: {text}").into());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The process id of the flusher.
+    pub fn flusher(&self) -> Result<i32, Failure> {
+        let status: serde_json::Value = serde_json::from_str(&self.sheaf(&["status", "--json"])?)?;
+        let process = status["pid"].as_i64().ok_or("no flusher runs")?;
+        Ok(process as i32)
+    }
+
+    /// Removes the stage, as a reboot does.
+    pub fn wipe_stage(&self) -> Result<(), Failure> {
+        for entry in fs::read_dir(self.stage.path())? {
+            fs::remove_dir_all(entry?.path())?;
+        }
+        Ok(())
+    }
+
+    /// Drains, and removes the stage and everything that was captured.
+    pub fn clear(&self) -> Result<(), Failure> {
+        self.sheaf(&["drain"])?;
+        self.wipe_stage()?;
+        fs::remove_dir_all(self.target.place.join("ckpt"))?;
+        Ok(())
+    }
+
+    /// Files in the store.
+    pub fn store_files(&self) -> Result<usize, Failure> {
+        Ok(fs::read_dir(self.target.place.join("ckpt/.sheaf"))?.count())
+    }
+
+    /// Runs a program that copies, and waits until the target has everything: seconds, and processor seconds.
+    pub fn copy(&self, words: &[&str]) -> Result<(f64, f64), Failure> {
+        let before = children_cpu();
+        let start = Instant::now();
+        for words in [words, &["sync", "-f", &self.target.place.display().to_string()]] {
+            let output = Command::new(words[0]).args(&words[1..]).output()?;
+            if !output.status.success() {
+                return Err(format!("{words:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
+            }
+        }
+        Ok((start.elapsed().as_secs_f64(), children_cpu() - before))
+    }
+}
+
+fn emptied(path: PathBuf) -> Result<PathBuf, Failure> {
+    if path.exists() {
+        fs::remove_dir_all(&path)?;
+    }
+    fs::create_dir_all(&path)?;
+    Ok(path)
+}
+
+impl Ready {
+    /// Lets the programs run to their end. One says its own seconds; for several it is the time until the last has ended
+    /// its work, because they share the processors.
+    pub fn go(mut self) -> Result<f64, Failure> {
+        let start = Instant::now();
+        for program in &mut self.programs {
+            program.stdin.as_mut().ok_or("no input")?.write_all(b"go\n")?;
+        }
+        let mut own = 0.0;
+        for program in &mut self.programs {
+            let mut line = String::new();
+            BufReader::new(program.stdout.take().ok_or("no output")?).read_line(&mut line)?;
+            own = line.trim().parse()?;
+        }
+        let all = start.elapsed().as_secs_f64();
+        for program in &mut self.programs {
+            if !program.wait()?.success() {
+                return Err("a measured program failed".into());
+            }
+        }
+        Ok(if self.programs.len() == 1 { own } else { all })
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        for program in &mut self.programs {
+            // One that has ended already cannot be killed, which is as well.
+            let _ = program.kill();
+            let _ = program.wait();
+        }
+    }
+}
+
+/// Empties the page cache. False when that is not allowed: what is read then is warm.
+pub fn drop_caches() -> bool {
+    let _ = Command::new("sync").status();
+    fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
+/// Processor seconds, user and system, of a process so far (proc(5), fields 14 and 15).
+pub fn process_cpu(process: i32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(f64::NAN);
+    // SAFETY: takes an integer.
+    (ticks(11) + ticks(12)) / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
+}
+
+/// Resident memory of a process in MiB, without the mappings of files in memory (the stage).
+pub fn resident_mib(process: i32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let kib = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(f64::NAN)
+    };
+    (kib("RssAnon:") + kib("RssFile:")) / 1024.0
+}
+
+/// Processor seconds of all children that have ended.
+fn children_cpu() -> f64 {
+    // SAFETY: all-zero bytes are a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is a valid place for the answer.
+    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+/// fio's best way through a new or existing file: seconds, or nothing where fio is missing.
+pub fn fio(file: &Path, mode: &str, size_bytes: u64, block_mib: u64, depth: u64) -> Option<f64> {
+    let mut command = Command::new("fio");
+    command.args(["--name=sequential", "--ioengine=io_uring", "--direct=1", "--output-format=json"]);
+    command.args(if mode == "write" { vec!["--rw=write", "--end_fsync=1"] } else { vec!["--rw=read"] });
+    command.arg(format!("--bs={block_mib}M")).arg(format!("--iodepth={depth}"));
+    command.arg(format!("--size={size_bytes}")).arg(format!("--filename={}", file.display()));
+    let output = command.output().ok()?;
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    Some(json["jobs"][0]["job_runtime"].as_f64()? / 1000.0)
+}
