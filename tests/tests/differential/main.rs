@@ -76,7 +76,6 @@ fn plans_that_failed_once() {
 }
 
 #[test]
-#[ignore = "until it has run clean for a million operations; run it with --ignored"]
 fn random_plans() {
     if let Some(path) = std::env::var_os("SHEAF_TEST_PLAN") {
         return check_file(Path::new(&path));
