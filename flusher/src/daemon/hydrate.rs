@@ -75,8 +75,8 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File) -> Result<(), Errno>
         return Err(failed(shared, format!("cannot bring back /{}: {error}", path.escape_ascii())));
     }
     make_resident(shared, &attributes, writer, reader).map_err(errno)?;
+    // Its version stays known: the file may be evicted again by now, and that is all that tells where its data is.
     shared.stage.forget_times(metadata.ino());
-    shared.stubs.lock().remove(&metadata.ino());
     shared.set_error("hydrate", None);
     log::debug!("hydrated /{} ({} bytes)", path.escape_ascii(), version.size);
     Ok(())
