@@ -20,7 +20,7 @@ pub struct Variable {
 }
 
 /// Every variable that Sheaf reads.
-pub const VARIABLES: [Variable; 10] = [
+pub const VARIABLES: [Variable; 12] = [
     Variable {
         name: "SHEAF_PATHS",
         accepts: "absolute globs, colon-separated: `*`, `?`, `[a-z]`, and `**` for any number of directories",
@@ -35,7 +35,7 @@ pub const VARIABLES: [Variable; 10] = [
     },
     Variable {
         name: "SHEAF_STAGE",
-        accepts: "absolute directories on node-local storage, colon-separated; the first usable one serves",
+        accepts: "absolute directories on node-local storage, colon-separated; the first usable one with room serves",
         default: "/dev/shm",
         meaning: "where captured files live until they are published",
     },
@@ -43,13 +43,19 @@ pub const VARIABLES: [Variable; 10] = [
         name: "SHEAF_STAGE_LIMIT",
         accepts: "a size in bytes, with K, M, G or T (powers of 1024)",
         default: "half of what is free when the flusher starts",
-        meaning: "published files are evicted from the stage, oldest first, when it holds more than this",
+        meaning: "published files are evicted from the stage, oldest first, when it holds more than this, or when room is needed",
     },
     Variable {
         name: "SHEAF_STORE",
         accepts: "an absolute directory on the parallel file system",
         default: "`.sheaf` under the fixed prefix of the first pattern",
         meaning: "where the aggregates are written",
+    },
+    Variable {
+        name: "SHEAF_DURABLE",
+        accepts: "`async`, `fsync` or `close`",
+        default: "async",
+        meaning: "`fsync`: fsync and fdatasync on a captured file return when it is published and durable in the store; `close`: close and fclose do so, too; they fail with EIO when that cannot be, and the file stays staged",
     },
     Variable {
         name: "SHEAF_ON_EXIT",
@@ -68,6 +74,12 @@ pub const VARIABLES: [Variable; 10] = [
         accepts: "whole seconds, at least 1",
         default: "600",
         meaning: "how long the store may take nothing before `sheaf run`, `wait` and `drain` give up; what is staged stays",
+    },
+    Variable {
+        name: "SHEAF_TIMEOUT",
+        accepts: "whole seconds, at least 1",
+        default: "30",
+        meaning: "how long a call of the program may wait for a flusher that says nothing, or for room in a full stage; then it goes on without",
     },
     Variable {
         name: "SHEAF_LOG",
@@ -194,6 +206,35 @@ pub fn parse_number(digits: &[u8]) -> Option<u64> {
     Some(number).filter(|number| *number > 0)
 }
 
+/// How long a program waits for a silent flusher or for room in the stage when SHEAF_TIMEOUT is unset, in milliseconds.
+pub const TIMEOUT_MS: u64 = 30_000;
+
+/// Reads SHEAF_TIMEOUT as milliseconds.
+pub fn parse_timeout_ms(value: &[u8]) -> Option<u64> {
+    parse_number(value)?.checked_mul(1000)
+}
+
+/// When a call of the program waits until what was written is in the store (SHEAF_DURABLE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durable {
+    /// Never.
+    Async,
+    /// In fsync(2) and fdatasync(2).
+    Fsync,
+    /// In these, and whenever a file is closed.
+    Close,
+}
+
+/// Reads SHEAF_DURABLE.
+pub fn parse_durable(value: &[u8]) -> Option<Durable> {
+    match value {
+        b"async" => Some(Durable::Async),
+        b"fsync" => Some(Durable::Fsync),
+        b"close" => Some(Durable::Close),
+        _ => None,
+    }
+}
+
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -241,6 +282,13 @@ mod tests {
         for refused in ["", "G", "0", "-1", "1.5G", "1GB", "99999999999T"] {
             assert_eq!(parse_size(refused.as_bytes()), None, "{refused}");
         }
+    }
+
+    #[test]
+    fn times_and_durability() {
+        assert_eq!((parse_timeout_ms(b"2"), parse_timeout_ms(b"0"), parse_timeout_ms(b"1s")), (Some(2000), None, None));
+        assert_eq!(parse_timeout_ms(b"18446744073709551615"), None);
+        assert_eq!((parse_durable(b"close"), parse_durable(b"never")), (Some(Durable::Close), None));
     }
 
     #[test]

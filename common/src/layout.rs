@@ -14,6 +14,7 @@
 //! | `STAGE/lock` | locked with `flock` by the one living flusher |
 //! | `STAGE/starting` | locked with `fcntl` by the process that starts a flusher |
 //! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
+//! | `STAGE/ceiling` | a number of the machine's, 8 bytes: what the stage's file system may hold so that the memory cgroup has room left |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
 
 use core::ffi::CStr;
@@ -33,12 +34,18 @@ pub const REPLACED: &str = "replaced";
 pub const SOCKET: &str = "socket";
 /// FIFO whose reader is the flusher.
 pub const PULSE: &str = "pulse";
+/// Mode bit of the pulse that says "silent": somebody has waited for the flusher in vain, and nobody else need do so until
+/// the flusher takes the bit away again.
+pub const SILENT_BIT: u32 = 0o100;
 /// `flock`ed by the flusher for its whole life.
 pub const LOCK: &str = "lock";
 /// Locked by the process that is starting a flusher.
 pub const STARTING: &str = "starting";
 /// Text file: a line `INODE CTIME_NS SEQUENCE OPERATION_TIME_NS` for each staged file that is what that record published.
 pub const CLEAN: &str = "clean";
+/// File with one `u64` in the machine's byte order: how many bytes may be used on the stage's file system, as far as the
+/// memory cgroup is concerned; the library maps it.
+pub const CEILING: &str = "ceiling";
 /// Text file with the store's absolute path.
 pub const IDENTITY: &str = "identity";
 /// Default name of the store under the first pattern's fixed prefix, and the reserved first component in aggregates.

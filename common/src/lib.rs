@@ -10,3 +10,4 @@ pub mod layout;
 pub mod pattern;
 pub mod protocol;
 pub mod replaced;
+pub mod room;

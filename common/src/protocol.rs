@@ -2,7 +2,7 @@
 //!
 //! A client sends one request and reads packets until the final one. While the flusher works it sends a packet with
 //! status [`IN_PROGRESS`] at least every [`PROGRESS_INTERVAL_MS`]; a client that hears nothing for
-//! [`SILENCE_LIMIT_MS`] gives up. So every wait is bounded by the flusher's liveness, not by the size of the work.
+//! [`SILENCE_LIMIT_MS`] (a program: for SHEAF_TIMEOUT) gives up. So every wait is bounded by the flusher's liveness, not by the size of the work.
 //!
 //! Request, 16 bytes and then the payload: magic `u32`, version `u16`, kind `u16`, flags `u32`, payload length `u32`.
 //! Reply, 24 bytes and then the payload: magic `u32`, version `u16`, reserved `u16`, status `i32` (0, an errno, or
@@ -22,7 +22,7 @@ pub const PAYLOAD_MAX: usize = 16 * 1024;
 pub const IN_PROGRESS: i32 = -1;
 /// Longest time between two packets of a flusher that is at work, in milliseconds.
 pub const PROGRESS_INTERVAL_MS: u64 = 1000;
-/// Silence after which a client gives the flusher up, in milliseconds.
+/// Silence after which the tools give the flusher up, in milliseconds. Programs do so after SHEAF_TIMEOUT.
 pub const SILENCE_LIMIT_MS: u64 = 30_000;
 
 /// What a client asks for.
@@ -46,11 +46,16 @@ pub enum Kind {
     Goodbye = 7,
     /// As `Populate`, with everything below the directory: before it takes another name.
     PopulateBelow = 8,
+    /// Publish the file at a canonical path (payload) as it is now, and answer when it is durable; if somebody still writes
+    /// to it, what is written so far. `EIO` when it cannot be read, or the store takes nothing.
+    Sync = 9,
+    /// Make room in the stage (payload: bytes wanted, `u64`). `ENOSPC` when none can be made.
+    Room = 10,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Hello,
         Kind::Populate,
         Kind::Hydrate,
@@ -59,6 +64,8 @@ impl Kind {
         Kind::Drain,
         Kind::Goodbye,
         Kind::PopulateBelow,
+        Kind::Sync,
+        Kind::Room,
     ];
 
     /// The kind of this number, if there is one.

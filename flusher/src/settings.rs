@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD};
 use sheaf_common::configuration::{self, Level, PATTERN_MAX, PATTERNS_MAX, Reason, VARIABLES, ValueError};
-use sheaf_common::{layout, pattern};
+use sheaf_common::{layout, pattern, room};
 
 use crate::stage;
 
@@ -48,6 +48,8 @@ pub struct Settings {
     pub bandwidth: Option<u64>,
     /// SHEAF_STORE_TIMEOUT.
     pub store_timeout: Duration,
+    /// SHEAF_TIMEOUT.
+    pub timeout: Duration,
     /// SHEAF_LOG's level.
     pub log_level: Level,
     /// SHEAF_LOG's file.
@@ -103,6 +105,7 @@ impl Settings {
         let value =
             |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_bytes().to_vec());
         let paths = value("SHEAF_PATHS");
+        check_durable(value("SHEAF_DURABLE"))?;
         let (log_level, log_file) = match value("SHEAF_LOG") {
             Some(text) => {
                 let (level, file) = configuration::parse_log(&text).ok_or_else(|| not_accepted("SHEAF_LOG", &text))?;
@@ -119,6 +122,7 @@ impl Settings {
             on_exit: on_exit(value("SHEAF_ON_EXIT"))?,
             bandwidth: size("SHEAF_BANDWIDTH", value("SHEAF_BANDWIDTH"))?,
             store_timeout: store_timeout(value("SHEAF_STORE_TIMEOUT"))?,
+            timeout: timeout(value("SHEAF_TIMEOUT"))?,
             log_level,
             log_file,
             variables,
@@ -147,7 +151,8 @@ impl Settings {
             .find(|stage| stage.parent().is_some_and(ours) && ours(stage))
     }
 
-    /// The stage directory that exists, else the one in the first tier that can serve.
+    /// The stage directory that exists, else the one in the first tier that can serve and has room, or that can serve at
+    /// least.
     ///
     /// # Errors
     /// Names every tier and why it cannot serve.
@@ -155,12 +160,15 @@ impl Settings {
         if let Some(stage) = self.existing_stage() {
             return Ok(stage);
         }
-        let mut problems = Vec::new();
+        let (mut usable, mut problems) = (Vec::new(), Vec::new());
         for tier in &self.stage_tiers {
             match self.refuse_tier(tier) {
-                None => return Ok(self.stage_directory(tier)),
+                None => usable.push(tier),
                 Some(problem) => problems.push(format!("{}: {problem}", tier.display())),
             }
+        }
+        if let Some(tier) = usable.iter().find(|tier| has_room(tier)).or(usable.first()) {
+            return Ok(self.stage_directory(tier));
         }
         Err(SettingsError(format!("SHEAF_STAGE: no tier can hold the stage ({})", problems.join("; "))))
     }
@@ -182,6 +190,12 @@ impl Settings {
         let stranger = stranger.or_else(|| stage::check_ancestors(tier).err());
         stranger.map(|error| error.to_string()).or_else(|| stage::refuse_file_system(tier).err())
     }
+}
+
+/// Whether a tier has as much room as is always kept free in a stage.
+fn has_room(tier: &Path) -> bool {
+    rustix::fs::statvfs(tier)
+        .is_ok_and(|status| status.f_bavail * status.f_frsize >= room::reserve_bytes(status.f_blocks * status.f_frsize))
 }
 
 /// An absolute path with the symbolic links of its longest existing ancestor resolved. What does not exist yet is kept
@@ -278,6 +292,20 @@ fn store_timeout(value: Option<Vec<u8>>) -> Result<Duration, SettingsError> {
     Ok(number.transpose()?.map_or(STORE_TIMEOUT, Duration::from_secs))
 }
 
+fn timeout(value: Option<Vec<u8>>) -> Result<Duration, SettingsError> {
+    let milliseconds =
+        value.map(|text| configuration::parse_timeout_ms(&text).ok_or_else(|| not_accepted("SHEAF_TIMEOUT", &text)));
+    Ok(Duration::from_millis(milliseconds.transpose()?.unwrap_or(configuration::TIMEOUT_MS)))
+}
+
+/// Only the library acts on SHEAF_DURABLE; a value that it would refuse is refused here, too.
+fn check_durable(value: Option<Vec<u8>>) -> Result<(), SettingsError> {
+    match value.filter(|text| configuration::parse_durable(text).is_none()) {
+        Some(refused) => Err(not_accepted("SHEAF_DURABLE", &refused)),
+        None => Ok(()),
+    }
+}
+
 fn on_exit(value: Option<Vec<u8>>) -> Result<OnExit, SettingsError> {
     match value.as_deref() {
         None | Some(b"drain") => Ok(OnExit::Drain),
@@ -360,6 +388,8 @@ mod tests {
             ("SHEAF_BANDWIDTH", "1M"),
             ("SHEAF_ON_EXIT", "leave"),
             ("SHEAF_STORE_TIMEOUT", "7"),
+            ("SHEAF_TIMEOUT", "3"),
+            ("SHEAF_DURABLE", "close"),
             ("SHEAF_LOG", "debug,/tmp/log"),
             ("SHEAF_STORE", ""),
         ])
@@ -367,10 +397,10 @@ mod tests {
         assert_eq!(found.stage_tiers, [PathBuf::from("/local"), PathBuf::from("/dev/shm")]);
         assert_eq!((found.stage_limit, found.bandwidth), (Some(4 << 30), Some(1 << 20)));
         assert_eq!(found.on_exit, OnExit::Leave);
-        assert_eq!(found.store_timeout, Duration::from_secs(7));
+        assert_eq!((found.store_timeout, found.timeout), (Duration::from_secs(7), Duration::from_secs(3)));
         assert_eq!((found.log_level, found.log_file), (Level::Debug, Some(PathBuf::from("/tmp/log"))));
         assert_eq!(found.store, Path::new("/nowhere-sheaf/.sheaf"));
-        assert_eq!(found.variables.len(), 8);
+        assert_eq!(found.variables.len(), 10);
     }
 
     #[test]
@@ -384,6 +414,8 @@ mod tests {
             ("SHEAF_ON_EXIT", "stay"),
             ("SHEAF_BANDWIDTH", "0"),
             ("SHEAF_STORE_TIMEOUT", "1M"),
+            ("SHEAF_TIMEOUT", "0"),
+            ("SHEAF_DURABLE", "often"),
             ("SHEAF_LOG", "loud"),
         ] {
             let base = ("SHEAF_PATHS", "/a/**");

@@ -10,8 +10,9 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use sheaf_common::configuration::{self, Level, Reason, ValueError};
-use sheaf_common::{layout, pattern};
+use sheaf_common::{layout, pattern, room};
 
+use crate::durable;
 use crate::log::{self, Shown};
 use crate::paths;
 use crate::reject;
@@ -75,6 +76,8 @@ pub struct Configuration {
     pub tree: &'static [u8],
     /// The stage directory as the kernel shows it, in /proc/self/fd for example.
     pub stage_shown: &'static [u8],
+    /// How long a call of the program may wait for a silent flusher, or for room.
+    pub timeout_ms: u64,
     /// What is said.
     pub log_level: Level,
     /// Where it is said; standard error when there is none.
@@ -266,6 +269,14 @@ fn check(paths: &'static [u8]) -> Result<Option<Log>, ValueError<'static>> {
     {
         return Err(not_accepted("SHEAF_STORE_TIMEOUT", value));
     }
+    if let Some(value) = variable(c"SHEAF_TIMEOUT")
+        && configuration::parse_timeout_ms(value).is_none()
+    {
+        return Err(not_accepted("SHEAF_TIMEOUT", value));
+    }
+    if let Some(value) = variable(c"SHEAF_DURABLE") {
+        durable::set(configuration::parse_durable(value).ok_or(not_accepted("SHEAF_DURABLE", value))?);
+    }
     match variable(c"SHEAF_ON_EXIT") {
         None | Some(b"drain" | b"leave") => {}
         Some(value) => return Err(not_accepted("SHEAF_ON_EXIT", value)),
@@ -337,6 +348,9 @@ fn assemble(paths: &'static [u8], log: Log) -> Option<&'static Configuration> {
         stage_parent,
         tree,
         stage_shown: canonical(&mut arena, stage)?.to_bytes(),
+        timeout_ms: variable(c"SHEAF_TIMEOUT")
+            .and_then(configuration::parse_timeout_ms)
+            .unwrap_or(configuration::TIMEOUT_MS),
         log_level: log.0,
         log_file: match log.1 {
             Some(file) => Some(arena.keep(&[file])?),
@@ -419,14 +433,15 @@ fn trim_end(path: &[u8]) -> &[u8] {
     path.get(..end).unwrap_or_default()
 }
 
-/// The stage directory that exists, in the first tier that has one; else the one in the first tier that can serve.
+/// The stage directory that exists, in the first tier that has one; else the one in the first tier that can serve and has
+/// room, or that can serve at least.
 fn find_stage(arena: &mut Arena, store: &CStr) -> Option<&'static [u8]> {
     let tiers = variable(c"SHEAF_STAGE").unwrap_or(DEFAULT_TIER);
     let name = layout::hex_name(store.to_bytes());
     let user = system::user_id();
     let mut digits = [0; 10];
     let user_text = decimal(user, &mut digits);
-    let mut usable = None;
+    let (mut usable, mut roomy) = (None, None);
     for tier in configuration::entries(tiers) {
         let tier = trim_end(tier);
         let parent = arena.keep(&[tier, b"/sheaf-", user_text])?;
@@ -438,10 +453,12 @@ fn find_stage(arena: &mut Arena, store: &CStr) -> Option<&'static [u8]> {
         }
         let tier = if tier.is_empty() { c"/" } else { arena.keep(&[tier])? };
         let fits = stage.to_bytes().len() <= layout::STAGE_PATH_MAX;
-        if usable.is_none() && fits && can_serve(tier) && has_safe_ancestors(arena, tier, user) {
-            usable = Some(stage.to_bytes());
+        if roomy.is_none() && fits && can_serve(tier) && has_safe_ancestors(arena, tier, user) {
+            usable = usable.or(Some(stage.to_bytes()));
+            roomy = has_room(tier).then_some(stage.to_bytes());
         }
     }
+    let usable = roomy.or(usable);
     if usable.is_none() {
         log::complain(format_args!(
             "sheaf: SHEAF_STAGE: no directory of '{}' can hold the stage: it takes node-local directories on tmpfs, ext4 \
@@ -500,6 +517,10 @@ fn has_safe_ancestors(arena: &mut Arena, tier: &CStr, user: u32) -> bool {
         .into_iter()
         .flat_map(|path| core::iter::successors(Some(path), |path| (path.len() > 1).then(|| parent(path))));
     ancestors.all(is_safe)
+}
+
+fn has_room(tier: &CStr) -> bool {
+    system::space(tier).is_ok_and(|space| space.free_bytes >= room::reserve_bytes(space.total_bytes))
 }
 
 /// A number in decimal digits.
@@ -641,6 +662,11 @@ impl Configuration {
     fn is_own(&self, path: &[u8]) -> bool {
         let own = [self.store.to_bytes(), self.stage, self.stage_shown];
         own.into_iter().any(|directory| is_at_or_below(path, directory))
+    }
+
+    /// The stage directory, for the kernel.
+    pub fn stage_path(&self) -> &CStr {
+        self.stage_path
     }
 
     /// Whether there is a stage, and it is this user's alone. Once it is, nobody else can put another in its place.

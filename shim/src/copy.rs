@@ -13,7 +13,7 @@ use crate::scratch::{Scratch, Slot, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result};
 
 /// Most bytes in one call that copies inside the kernel.
-const CHUNK_BYTES: usize = 1 << 30;
+const CHUNK_BYTES: u64 = 1 << 30;
 /// How often a file is hydrated that is evicted again before it is opened.
 const ATTEMPTS: u32 = 8;
 
@@ -75,21 +75,42 @@ pub fn directory_part(path: &[u8]) -> &[u8] {
 }
 
 fn copy_file(source: &Descriptor, to: (c_int, &CStr), buffer: &mut Text) -> Result<()> {
-    let stat = system::fstat(source.number())?;
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
     let target = Descriptor::own(system::openat(to.0, to.1, flags, 0o600)?)?;
-    let outcome = copy_data(source.number(), target.number(), buffer).and_then(|()| {
-        // As with rename, the owner stays if we may have it so.
-        let _ = system::fchown(target.number(), stat.st_uid, stat.st_gid);
-        system::fchmod(target.number(), stat.st_mode & 0o7777 & !STUB_BIT)?;
-        let time = |tv_sec, tv_nsec| libc::timespec { tv_sec, tv_nsec };
-        let times = [time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec)];
-        system::futimens(target.number(), &times)
-    });
+    let outcome =
+        copy_data(source.number(), target.number(), u64::MAX, buffer).and_then(|()| copy_attributes(source, &target));
     if outcome.is_err() {
         let _ = system::unlinkat(to.0, to.1, 0);
     }
     outcome
+}
+
+/// Gives a copy the owner, mode and times of its source.
+pub fn copy_attributes(source: &Descriptor, target: &Descriptor) -> Result<()> {
+    let stat = system::fstat(source.number())?;
+    // As with rename, the owner stays if we may have it so.
+    let _ = system::fchown(target.number(), stat.st_uid, stat.st_gid);
+    system::fchmod(target.number(), stat.st_mode & 0o7777 & !STUB_BIT)?;
+    let time = |tv_sec, tv_nsec| libc::timespec { tv_sec, tv_nsec };
+    let times = [time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec)];
+    system::futimens(target.number(), &times)
+}
+
+/// Copies a file's data to an empty one; holes stay holes.
+pub fn copy_file_data(source: &Descriptor, target: &Descriptor, buffer: &mut Text) -> Result<()> {
+    let size = system::fstat(source.number())?.st_size;
+    let mut position = 0;
+    while position < size {
+        let start = match system::seek(source.number(), position, libc::SEEK_DATA) {
+            Err(Errno(libc::ENXIO)) => break,
+            start => start?,
+        };
+        position = system::seek(source.number(), start, libc::SEEK_HOLE)?.min(size);
+        system::seek(source.number(), start, libc::SEEK_SET)?;
+        system::seek(target.number(), start, libc::SEEK_SET)?;
+        copy_data(source.number(), target.number(), (position - start) as u64, buffer)?;
+    }
+    system::ftruncate(target.number(), size)
 }
 
 /// Opens the file with its data.
@@ -107,29 +128,33 @@ fn open_resident(configuration: &Configuration, entry: &Entry) -> Result<Descrip
     Err(Errno(libc::EIO))
 }
 
-/// Copies everything, inside the kernel as far as the file systems allow.
-fn copy_data(from: c_int, to: c_int, buffer: &mut Text) -> Result<()> {
+/// Copies up to `left` bytes from the one position to the other, or up to the end; inside the kernel as far as the file
+/// systems allow.
+fn copy_data(from: c_int, to: c_int, mut left: u64, buffer: &mut Text) -> Result<()> {
     for call in [system::copy_file_range, system::sendfile] {
-        loop {
-            match system::retry(|| call(from, to, CHUNK_BYTES)) {
+        while left > 0 {
+            match system::retry(|| call(from, to, left.min(CHUNK_BYTES) as usize)) {
                 // Some file systems copy nothing and say so like this; the next way finds out.
                 Ok(0) => break,
-                Ok(_) => {}
+                Ok(copied) => left = left.saturating_sub(copied as u64),
                 Err(Errno(libc::EXDEV | libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM)) => break,
                 Err(error) => return Err(error),
             }
         }
     }
     let memory = buffer.as_memory();
-    loop {
-        let length = system::retry(|| system::read(from, memory))?;
+    while left > 0 {
+        let wanted = left.min(memory.len() as u64) as usize;
+        let length = system::retry(|| system::read(from, memory.get_mut(..wanted).unwrap_or_default()))?;
         if length == 0 {
             return Ok(());
         }
+        left -= length as u64;
         let mut rest = memory.get(..length).unwrap_or_default();
         while !rest.is_empty() {
             let written = system::retry(|| system::write(to, rest))?;
             rest = rest.get(written..).unwrap_or_default();
         }
     }
+    Ok(())
 }

@@ -1,13 +1,15 @@
 //! The client side of the flusher: is it alive, start it, ask it.
 //!
-//! Every wait is bounded: by the flusher's own signs of life, or by a fixed time for its start. Nothing here may keep a
-//! connection or a process of its own, and every failure leaves the caller free to go on without a flusher.
+//! Every wait is bounded: SHEAF_TIMEOUT without a sign of life of the flusher, or a fixed time for its start. Who has waited
+//! so long in vain notes it on the pulse; until the flusher takes the note away, nobody on the node waits for it again.
+//! Nothing here may keep a connection or a process of its own, and every failure leaves the caller free to go on without
+//! a flusher.
 
 use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use sheaf_common::configuration::Level;
 use sheaf_common::layout;
-use sheaf_common::protocol::{IN_PROGRESS, Kind, REPLY_HEADER, Reply, Request, SILENCE_LIMIT_MS};
+use sheaf_common::protocol::{IN_PROGRESS, Kind, REPLY_HEADER, Reply, Request};
 
 use crate::configuration::Configuration;
 use crate::log::{self, Reason, Shown};
@@ -87,32 +89,92 @@ pub fn hydrate(configuration: &Configuration, path: &[u8]) -> Result<()> {
     outcome.map_err(|error| Errno(if error.0 == libc::ENOENT { libc::ENOENT } else { libc::EIO }))
 }
 
+/// Has the flusher publish what is in a file now; returns when it is durable. EIO when it is not to be had.
+pub fn sync(configuration: &Configuration, path: &[u8]) -> Result<()> {
+    let outcome = request(configuration, Kind::Sync, path);
+    log::decision(configuration, "sync", path, if outcome.is_ok() { "durable" } else { "not durable" });
+    if let Err(error) = outcome {
+        log::say(
+            configuration,
+            Level::Error,
+            format_args!(
+                "sheaf: {}: not in the store yet: {}; it stays staged, and 'sheaf status' says what is wrong",
+                Shown(path),
+                Reason(error)
+            ),
+        );
+    }
+    outcome.map_err(|_| Errno(libc::EIO))
+}
+
+/// Has the flusher make room in the stage; waits for it no longer than SHEAF_TIMEOUT.
+pub fn make_room(configuration: &Configuration, wanted_bytes: u64) -> Result<()> {
+    let outcome = request(configuration, Kind::Room, &wanted_bytes.to_le_bytes());
+    let what = if outcome.is_ok() { "made" } else { "not to be had" };
+    log::decision(configuration, "room", configuration.stage, what);
+    outcome
+}
+
+/// The end of the pulse that can only be opened while a flusher holds the other.
+fn open_pulse(configuration: &Configuration) -> Result<Descriptor> {
+    if !configuration.has_stage() {
+        return Err(Errno(libc::ENOENT));
+    }
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let path = &mut scratch.other;
+    for part in [configuration.stage, b"/", layout::PULSE.as_bytes()] {
+        path.push(part).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    }
+    system::open_own(path.c_str(), libc::O_WRONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW, 0)
+}
+
 /// Whether a flusher holds the reading end of the pulse.
 fn has_pulse(configuration: &Configuration) -> bool {
-    if !configuration.has_stage() {
-        return false;
+    open_pulse(configuration).is_ok()
+}
+
+/// Whether a flusher lives of which somebody has heard nothing for SHEAF_TIMEOUT.
+fn is_silent(configuration: &Configuration) -> bool {
+    let pulse = open_pulse(configuration).and_then(|pulse| system::fstat(pulse.number()));
+    pulse.is_ok_and(|stat| stat.st_mode & layout::SILENT_BIT != 0)
+}
+
+/// Notes for everybody on the node that the flusher says nothing.
+fn note_silence(configuration: &Configuration) {
+    log::say(
+        configuration,
+        Level::Warn,
+        format_args!(
+            "sheaf: the flusher of the stage {} has said nothing for {} s; going on without it until it is back",
+            Shown(configuration.stage),
+            configuration.timeout_ms / 1000
+        ),
+    );
+    if let Ok(pulse) = open_pulse(configuration) {
+        let _ = system::fchmod(pulse.number(), 0o600 | layout::SILENT_BIT);
     }
-    let Some(mut scratch) = Scratch::claim() else { return false };
-    let path = &mut scratch.other;
-    if [configuration.stage, b"/", layout::PULSE.as_bytes()].into_iter().any(|part| path.push(part).is_err()) {
-        return false;
-    }
-    system::open_own(path.c_str(), libc::O_WRONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW, 0).is_ok()
 }
 
 /// Sends one request, to a new flusher if none lives, and waits for the final answer.
 fn request(configuration: &Configuration, kind: Kind, payload: &[u8]) -> Result<()> {
+    if is_silent(configuration) {
+        return Err(Errno(libc::ETIMEDOUT));
+    }
     let begin_ns = system::now_ns();
     loop {
-        match reach(configuration).and_then(|socket| ask(&socket, kind, payload)) {
+        match reach(configuration).and_then(|socket| ask(configuration, &socket, kind, payload)) {
             // It ended while it was asked: it had nothing to do, or it crashed. Another one is started.
             Err(Errno(libc::EPIPE | libc::ECONNRESET)) => {}
             outcome => return outcome,
         }
-        if system::now_ns().saturating_sub(begin_ns) >= START_LIMIT_MS * 1_000_000 {
+        if system::now_ns().saturating_sub(begin_ns) >= start_limit_ms(configuration) * 1_000_000 {
             return Err(Errno(libc::EIO));
         }
     }
+}
+
+fn start_limit_ms(configuration: &Configuration) -> u64 {
+    START_LIMIT_MS.min(configuration.timeout_ms)
 }
 
 fn address(configuration: &Configuration) -> libc::sockaddr_un {
@@ -130,6 +192,8 @@ fn connect(configuration: &Configuration) -> Result<Descriptor> {
         return Err(Errno(libc::EACCES));
     }
     let socket = system::packet_socket()?;
+    // Else it waits for good when as many wait already as a socket lets wait.
+    system::limit_sending(&socket, configuration.timeout_ms)?;
     system::retry(|| system::connect(&socket, &address(configuration)))?;
     // Whoever has exchanged a directory since it was looked at: what answers must be this user's.
     if system::peer_user(&socket)? != system::user_id() {
@@ -182,7 +246,7 @@ fn start_and_connect(configuration: &Configuration) -> Result<Descriptor> {
         }
         let now_ns = system::now_ns();
         let waited_ms = now_ns.saturating_sub(begin_ns) / 1_000_000;
-        if waited_ms >= START_LIMIT_MS {
+        if waited_ms >= start_limit_ms(configuration) {
             return Err(Errno(libc::ETIMEDOUT));
         }
         let has_pulse = has_pulse(configuration);
@@ -265,7 +329,29 @@ fn lock_starting(configuration: &Configuration) -> Result<Descriptor> {
     Ok(file)
 }
 
-fn ask(socket: &Descriptor, kind: Kind, payload: &[u8]) -> Result<()> {
+fn ask(configuration: &Configuration, socket: &Descriptor, kind: Kind, payload: &[u8]) -> Result<()> {
+    send(socket, kind, payload)?;
+    let begin_ns = system::now_ns();
+    loop {
+        match receive(configuration, socket)? {
+            0 => return Ok(()),
+            // Room is waited for as long as for a sign of life, and no longer.
+            IN_PROGRESS if kind == Kind::Room && is_over(begin_ns, configuration.timeout_ms) => {
+                return Err(Errno(libc::ENOSPC));
+            }
+            IN_PROGRESS => {}
+            status if status > 0 => return Err(Errno(status)),
+            _ => return Err(Errno(libc::EPROTO)),
+        }
+    }
+}
+
+/// Whether so much time has passed.
+pub fn is_over(begin_ns: u64, limit_ms: u64) -> bool {
+    system::now_ns().saturating_sub(begin_ns) >= limit_ms.saturating_mul(1_000_000)
+}
+
+fn send(socket: &Descriptor, kind: Kind, payload: &[u8]) -> Result<()> {
     let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
     let packet = scratch.other.as_memory();
     let header = Request { kind, payload_length: payload.len() }.encode();
@@ -275,25 +361,20 @@ fn ask(socket: &Descriptor, kind: Kind, payload: &[u8]) -> Result<()> {
     {
         *place = *byte;
     }
-    system::retry(|| system::send(socket, packet.get(..length).unwrap_or_default()))?;
-    loop {
-        match receive(socket)? {
-            0 => return Ok(()),
-            IN_PROGRESS => {}
-            status if status > 0 => return Err(Errno(status)),
-            _ => return Err(Errno(libc::EPROTO)),
-        }
-    }
+    system::retry(|| system::send(socket, packet.get(..length).unwrap_or_default())).map(drop)
 }
 
 /// The status of the next packet.
-fn receive(socket: &Descriptor) -> Result<i32> {
-    let deadline_ns = system::now_ns() + SILENCE_LIMIT_MS * 1_000_000;
+fn receive(configuration: &Configuration, socket: &Descriptor) -> Result<i32> {
+    let deadline_ns = system::now_ns().saturating_add(configuration.timeout_ms.saturating_mul(1_000_000));
     loop {
         let left_ms = deadline_ns.saturating_sub(system::now_ns()) / 1_000_000;
         match system::wait_readable(socket, left_ms) {
             Ok(true) => break,
-            Ok(false) => return Err(Errno(libc::ETIMEDOUT)),
+            Ok(false) => {
+                note_silence(configuration);
+                return Err(Errno(libc::ETIMEDOUT));
+            }
             Err(Errno(libc::EINTR)) => {}
             Err(error) => return Err(error),
         }

@@ -8,7 +8,7 @@ use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use libc::{DIR, FILE, dev_t, dirent, gid_t, key_t, mode_t, off_t, pid_t, size_t, ssize_t};
+use libc::{DIR, FILE, dev_t, dirent, gid_t, iovec, key_t, mode_t, off_t, pid_t, size_t, ssize_t};
 use libc::{timespec, timeval, uid_t, utimbuf};
 
 use crate::directory::{Compare, Glob, GlobError, Select};
@@ -18,8 +18,8 @@ use crate::open::OpenHow;
 use crate::system::{Stat, set_errno};
 use crate::walk::{Order, Visit, VisitPlace};
 use crate::{
-    actions, directory, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall, reject, stdio,
-    tree_walk, walk,
+    actions, data, directory, durable, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall, reject,
+    stdio, tree_walk, walk,
 };
 
 /// A function of the C library, or of another library that was preloaded behind this one.
@@ -202,6 +202,18 @@ macro_rules! export_quick {
     };
 }
 
+/// For calls that are made too often to be told: they name no path.
+macro_rules! export_plain {
+    ($name:ident ($($argument:ident: $kind:ty),*) $result:ty, $hook:path) => {
+        #[doc = concat!("`", stringify!($name), "` as the program sees it.")]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($argument: $kind),*) -> $result {
+            // SAFETY: as in `export`.
+            unsafe { $hook($($argument),*) }
+        }
+    };
+}
+
 /// Of arguments, each given twice, the one that is called `path`.
 macro_rules! path {
     ($argument:ident path $($rest:ident)*) => { $argument };
@@ -232,6 +244,7 @@ macro_rules! hooks {
     (
         quick { $($quick:ident [$($quick_alias:ident)*] $quick_arguments:tt -> $quick_result:ty = $quick_hook:path;)* }
         hooked { $($name:ident [$($alias:ident)*] $arguments:tt -> $result:ty = $hook:path;)* }
+        plain { $($plain:ident [$($plain_alias:ident)*] $plain_arguments:tt -> $plain_result:ty = $plain_hook:path;)* }
         answered { $($answered:ident $answered_arguments:tt -> $answered_result:ty = $answering_hook:path;)* }
         called { $($called:ident $called_arguments:tt -> $called_result:ty;)* }
     ) => {
@@ -245,6 +258,10 @@ macro_rules! hooks {
                 export!($name $arguments $result, $hook);
                 $(export!($alias $arguments $result, $hook);)*
             )*
+            $(
+                export_plain!($plain $plain_arguments $plain_result, $plain_hook);
+                $(export_plain!($plain_alias $plain_arguments $plain_result, $plain_hook);)*
+            )*
             $(export!($answered $answered_arguments $answered_result, $answering_hook);)*
         }
 
@@ -255,6 +272,7 @@ macro_rules! hooks {
             pub use libc::{free, malloc, realloc};
             $(real!($quick $quick_arguments $quick_result);)*
             $(real!($name $arguments $result);)*
+            $(real!($plain $plain_arguments $plain_result);)*
             $(real!($called $called_arguments $called_result);)*
         }
 
@@ -272,10 +290,11 @@ macro_rules! hooks {
 
             $(pub static $quick: Symbol = Symbol::new(const { c_name(concat!(stringify!($quick), "\0")) });)*
             $(pub static $name: Symbol = Symbol::new(const { c_name(concat!(stringify!($name), "\0")) });)*
+            $(pub static $plain: Symbol = Symbol::new(const { c_name(concat!(stringify!($plain), "\0")) });)*
             $(pub static $called: Symbol = Symbol::new(const { c_name(concat!(stringify!($called), "\0")) });)*
 
             /// All of them; the last is one that every C library has, so that dlerror(3) has nothing to report.
-            pub static ALL: &[&Symbol] = &[&super::SYSCALL, $(&$quick,)* $(&$name,)* $(&$called,)*];
+            pub static ALL: &[&Symbol] = &[&super::SYSCALL, $(&$quick,)* $(&$name,)* $(&$plain,)* $(&$called,)*];
         }
     };
 }
@@ -440,6 +459,34 @@ hooks! {
             = actions::add_chdir;
         posix_spawn_file_actions_addfchdir_np [] (actions: *mut Actions, fd: c_int) -> c_int = actions::add_fchdir;
     }
+    plain {
+        // One branch each: is the stage full?
+        write [__write] (fd: c_int, buffer: *const c_void, count: size_t) -> ssize_t = data::write;
+        pwrite [pwrite64 __pwrite64] (fd: c_int, buffer: *const c_void, count: size_t, offset: off_t) -> ssize_t
+            = data::pwrite;
+        writev [] (fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t = data::writev;
+        pwritev [pwritev64] (fd: c_int, pieces: *const iovec, count: c_int, offset: off_t) -> ssize_t
+            = data::pwritev;
+        pwritev2 [pwritev64v2] (
+            fd: c_int, pieces: *const iovec, count: c_int, offset: off_t, flags: c_int
+        ) -> ssize_t = data::pwritev2;
+        ftruncate [ftruncate64] (fd: c_int, length: off_t) -> c_int = data::ftruncate;
+        fallocate [fallocate64] (fd: c_int, mode: c_int, offset: off_t, length: off_t) -> c_int = data::fallocate;
+        posix_fallocate [posix_fallocate64] (fd: c_int, offset: off_t, length: off_t) -> c_int
+            = data::posix_fallocate;
+        copy_file_range [] (
+            from: c_int, from_offset: *mut off_t, to: c_int, to_offset: *mut off_t, length: size_t, flags: c_uint
+        ) -> ssize_t = data::copy_file_range;
+        sendfile [sendfile64] (to: c_int, from: c_int, offset: *mut off_t, length: size_t) -> ssize_t = data::sendfile;
+
+        // One branch each, unless SHEAF_DURABLE says otherwise.
+        close [__close] (fd: c_int) -> c_int = durable::close;
+        dup2 [__dup2] (from: c_int, to: c_int) -> c_int = durable::dup2;
+        dup3 [] (from: c_int, to: c_int, flags: c_int) -> c_int = durable::dup3;
+        fclose [_IO_fclose] (stream: *mut FILE) -> c_int = durable::fclose;
+        fsync [] (fd: c_int) -> c_int = durable::fsync;
+        fdatasync [] (fd: c_int) -> c_int = durable::fdatasync;
+    }
     // Another function or a system call does what is left to do natively.
     answered {
         mknod (path: *const c_char, mode: mode_t, device: dev_t) -> c_int = rare::mknod;
@@ -456,6 +503,7 @@ hooks! {
         ) -> c_int = exec::execveat;
     }
     called {
+        fileno (stream: *mut FILE) -> c_int;
         fdopen (fd: c_int, mode: *const c_char) -> *mut FILE;
         dirfd (stream: *mut DIR) -> c_int;
         qsort (base: *mut c_void, count: size_t, size: size_t, compare: Compare) -> ();

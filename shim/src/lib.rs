@@ -1,7 +1,7 @@
 //! `libsheaf.so`: the preloaded library that redirects checkpoint paths to the stage.
 //!
-//! It hooks calls that take a path, never calls that move data: the program gets real file descriptors on staged
-//! files, and the kernel does the rest. It lives in somebody else's process, in signal handlers and between `vfork`
+//! It hooks calls that take a path; the program gets real file descriptors on staged files, and the kernel does the rest. Of
+//! calls that move data only the result is looked at, so that a full stage is never the program's concern. It lives in somebody else's process, in signal handlers and between `vfork`
 //! and `exec`. So it has no thread, lock, heap or lasting file descriptor of its own, keeps `errno`, uses little stack, and
 //! when anything of its own fails before bytes are staged, the program's call runs untouched.
 //!
@@ -13,6 +13,8 @@
 //! | [`flusher`] | finding, starting and asking the flusher |
 //! | [`concern`] | what the supervisor of trapped programs asks |
 //! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`rare`], [`walk`], [`tree_walk`], [`raw_syscall`] | the calls |
+//! | [`durable`], [`staged`] | close and fsync that wait until a file is in the store |
+//! | [`data`], [`room`], [`spill`] | what happens when the stage is full |
 //! | [`exec`], [`actions`], [`kept`] | programs and libraries in checkpoint paths; files of programs that are started |
 #![no_std]
 #![deny(missing_docs)]
@@ -21,7 +23,9 @@ mod actions;
 mod concern;
 mod configuration;
 mod copy;
+mod data;
 mod directory;
+mod durable;
 mod exec;
 mod flusher;
 mod hooks;
@@ -40,8 +44,11 @@ mod raw_syscall;
 mod redirect;
 mod reject;
 mod replaced;
+mod room;
 mod scratch;
 mod spawn;
+mod spill;
+mod staged;
 mod stdio;
 mod system;
 mod tree_walk;

@@ -15,10 +15,12 @@ use crate::flusher;
 use crate::hooks::{fail, real};
 use crate::log;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
-use crate::replaced;
 use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
+use crate::{replaced, room};
 
+/// Pause between two looks whether a lease has been given back.
+const LEASE_PAUSE_MS: u64 = 1;
 /// How often a name is looked at again because it changed meanwhile.
 const ATTEMPTS: u32 = 16;
 /// The restrictions of openat2(2) that are known.
@@ -277,8 +279,9 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
     }
     let flags = flags & !(O_CREAT | O_EXCL);
     if flags & O_ACCMODE != O_RDONLY || flags & O_TRUNC != 0 {
-        // Without a flusher the file is still safe in the stage; the next one finds it.
-        flusher::ensure(configuration);
+        // Without a flusher the file is still safe in the stage; the next one finds it. Without room, it is still the file's
+        // place: it moves when it must.
+        let _ = flusher::ensure(configuration) && room::admit(configuration);
     }
     let is_linked = entry.staged().is_some_and(|stat| stat.st_nlink > 1);
     let only_reads = flags & O_ACCMODE == O_RDONLY;
@@ -292,12 +295,12 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
     }
     if flags & O_PATH != 0 {
         // Such a descriptor would not keep the data in the stage, but lead to the file again, by way of /proc/self/fd.
-        match open_in_place(entry, flags & !O_PATH) {
+        match open_in_place(configuration, entry, flags & !O_PATH) {
             Step::Done(Err(Errno(libc::EACCES))) => {}
             step => return step,
         }
     }
-    match open_in_place(entry, if only_reads { flags & !O_TRUNC } else { flags }) {
+    match open_in_place(configuration, entry, if only_reads { flags & !O_TRUNC } else { flags }) {
         Step::Done(Ok(fd)) if only_reads && flags & O_TRUNC != 0 => Step::Done(truncate(Descriptor::take(fd))),
         step => step,
     }
@@ -315,13 +318,64 @@ fn truncate(file: Descriptor) -> Result<c_int> {
     Ok(file.release())
 }
 
-/// Opens what is there. It may wait for the flusher, which holds a lease for as long as it copies a file aside; so the
-/// program's O_NONBLOCK, which means nothing on ordinary files, is only set afterwards.
-fn open_in_place(entry: &Entry, flags: c_int) -> Step {
-    match open_seen(entry, flags, 0) {
+/// Opens what is there. To write to it may take as long as the flusher holds a lease on it, which it gives back when it has
+/// copied the file aside; if it does not, the program goes on with a copy of its own. The program's O_NONBLOCK, which means
+/// nothing on ordinary files, is only set afterwards.
+fn open_in_place(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {
+    let waiting = if flags & O_ACCMODE == O_RDONLY { 0 } else { O_NONBLOCK };
+    let begin_ns = system::now_ns();
+    loop {
+        match open_seen(entry, flags, waiting) {
+            Err(Errno(libc::EAGAIN)) if flusher::is_over(begin_ns, configuration.timeout_ms) => {
+                return open_copy(configuration, entry, flags);
+            }
+            Err(Errno(libc::EAGAIN)) => system::sleep_ms(LEASE_PAUSE_MS),
+            Err(Errno(libc::ENOENT)) => return Step::Again,
+            outcome => return Step::Done(outcome.map(Descriptor::release)),
+        }
+    }
+}
+
+/// Puts a copy in the place of a file whose lease the flusher does not give back, and opens that. One program does so at a
+/// time, or what one of them writes would be lost; whoever cannot, waits until the kernel takes the lease away.
+fn open_copy(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {
+    let Some(old) = entry.staged().copied() else { return Step::Again };
+    let wait = |entry: &Entry| match open_seen(entry, flags, 0) {
         Err(Errno(libc::ENOENT)) => Step::Again,
         outcome => Step::Done(outcome.map(Descriptor::release)),
+    };
+    let Ok(source) = system::open_own(entry.tree_path(), libc::O_RDONLY | O_NOFOLLOW, 0) else { return wait(entry) };
+    if old.st_nlink != 1 || system::flock(source.number(), libc::LOCK_EX | libc::LOCK_NB).is_err() {
+        return wait(entry);
     }
+    let is_old = |stat: Result<Stat>| stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (old.st_dev, old.st_ino));
+    if !is_old(system::fstat(source.number())) || !is_old(system::lstat(entry.tree_path())) {
+        return Step::Again;
+    }
+    let (tree_path, name) = entry.tree_path_and_spare();
+    let made = start_in_stage(configuration, layout::SCRATCH, name).map_err(|_| Errno(libc::ENAMETOOLONG));
+    let made = made.and_then(|()| copy_in_stage(&source, name, flags)).and_then(|file| {
+        system::rename((AT_FDCWD, name.c_str()), (AT_FDCWD, tree_path), 0)?;
+        Ok(file.release())
+    });
+    if made.is_err() {
+        let _ = system::unlink(name.c_str());
+        return wait(entry);
+    }
+    Step::Done(made)
+}
+
+/// Copies a file to a new one in the stage, and opens that for the program.
+fn copy_in_stage(source: &Descriptor, name: &mut Text, flags: c_int) -> Result<Descriptor> {
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let made_with = libc::O_RDWR | O_CREAT | O_EXCL;
+    let copy = make_unique(name, |name| system::open_own(name, made_with, 0o600))?;
+    copy::copy_file_data(source, &copy, &mut scratch.other)?;
+    let opened_with = flags & !(O_CREAT | O_EXCL | O_NONBLOCK | O_NOFOLLOW);
+    let file = open_staged(name.c_str(), opened_with, 0)?;
+    restore_nonblock(&file, flags, opened_with)?;
+    copy::copy_attributes(source, &copy)?;
+    Ok(file)
 }
 
 /// Opens the file that the resolution has seen, with its data; ENOENT when it is no longer that: a link that has just
@@ -331,7 +385,8 @@ fn open_seen(entry: &Entry, flags: c_int, waiting: c_int) -> Result<Descriptor> 
     let file = open_staged(entry.tree_path(), opened_with, 0)?;
     let stat = system::fstat(file.number())?;
     let is_seen = entry.staged().is_some_and(|seen| (seen.st_dev, seen.st_ino) == (stat.st_dev, stat.st_ino));
-    if !is_seen || paths::is_stub(&stat) {
+    // Without a name it has moved out of the stage, for example, while this call waited.
+    if !is_seen || paths::is_stub(&stat) || stat.st_nlink == 0 {
         return Err(Errno(libc::ENOENT));
     }
     restore_nonblock(&file, flags, opened_with)?;
@@ -431,6 +486,9 @@ fn open_unmanaged(configuration: &Configuration, entry: &mut Entry, flags: c_int
     if !had_mirror {
         // The store may have known the name.
         return Step::Again;
+    }
+    if !room::admit(configuration) {
+        return Step::Native;
     }
     match replaced {
         None => capture(entry, flags, mode),

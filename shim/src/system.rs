@@ -507,13 +507,103 @@ pub fn sleep_ms(duration_ms: u64) {
     let _ = unsafe { call!(libc::SYS_nanosleep, &raw const time, 0) };
 }
 
+/// What a file system holds and has room for, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// What this user can write yet.
+    pub free_bytes: u64,
+    /// What is used.
+    pub used_bytes: u64,
+    /// What there is altogether.
+    pub total_bytes: u64,
+}
+
+impl Space {
+    fn of(status: &libc::statfs) -> Space {
+        let bytes = |blocks: u64| blocks.saturating_mul(status.f_bsize as u64);
+        Space {
+            free_bytes: bytes(status.f_bavail),
+            used_bytes: bytes(status.f_blocks.saturating_sub(status.f_bfree)),
+            total_bytes: bytes(status.f_blocks),
+        }
+    }
+}
+
 /// The type of the file system that holds an absolute path.
 pub fn file_system(path: &CStr) -> Result<u64> {
+    statfs(path).map(|status| status.f_type as u64)
+}
+
+/// The space of the file system that holds an absolute path.
+pub fn space(path: &CStr) -> Result<Space> {
+    statfs(path).map(|status| Space::of(&status))
+}
+
+fn statfs(path: &CStr) -> Result<libc::statfs> {
     let mut status = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: the path is NUL-terminated, the buffer has the size of the kernel's structure.
     unsafe { call!(libc::SYS_statfs, path.as_ptr(), status.as_mut_ptr()) }?;
     // SAFETY: the kernel has filled the structure.
-    Ok(unsafe { status.assume_init() }.f_type as u64)
+    Ok(unsafe { status.assume_init() })
+}
+
+/// The space of the file system that holds an open file.
+pub fn space_of(fd: c_int) -> Result<Space> {
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the buffer has the size of the kernel's structure.
+    unsafe { call!(libc::SYS_fstatfs, fd, status.as_mut_ptr()) }?;
+    // SAFETY: the kernel has filled the structure.
+    Ok(Space::of(&unsafe { status.assume_init() }))
+}
+
+/// lseek(2).
+pub fn seek(fd: c_int, offset: i64, whence: c_int) -> Result<i64> {
+    // SAFETY: no memory is involved.
+    unsafe { call!(libc::SYS_lseek, fd, offset, whence) }.map(|position| position as i64)
+}
+
+/// dup3(2).
+pub fn duplicate(from: c_int, to: c_int, flags: c_int) -> Result<()> {
+    // SAFETY: no memory is involved.
+    retry(|| unsafe { call!(libc::SYS_dup3, from, to, flags) }).map(drop)
+}
+
+/// flock(2).
+pub fn flock(fd: c_int, operation: c_int) -> Result<()> {
+    // SAFETY: no memory is involved.
+    unsafe { call!(libc::SYS_flock, fd, operation) }.map(drop)
+}
+
+/// Reserves the blocks of a file up to a length.
+pub fn fallocate(fd: c_int, length: i64) -> Result<()> {
+    // SAFETY: no memory is involved.
+    retry(|| unsafe { call!(libc::SYS_fallocate, fd, 0, 0, length) }).map(drop)
+}
+
+/// `KCMP_FILE` of kcmp(2).
+const KCMP_FILE: c_int = 0;
+
+/// Whether two descriptors of this process share one description, with its offset and flags.
+pub fn is_same_description(one: c_int, other: c_int) -> Result<bool> {
+    let process = process_id();
+    // SAFETY: no memory is involved.
+    unsafe { call!(libc::SYS_kcmp, process, process, KCMP_FILE, one, other) }.map(|order| order == 0)
+}
+
+/// Whether anybody has a lock of fcntl(2) on any part of a file, as seen from a description that has none.
+pub fn has_record_lock(fd: c_int) -> bool {
+    let (kind, whence) = (libc::F_WRLCK as libc::c_short, libc::SEEK_SET as libc::c_short);
+    let mut lock = libc::flock { l_type: kind, l_whence: whence, l_start: 0, l_len: 0, l_pid: 0 };
+    // SAFETY: the kernel reads and writes one structure.
+    let asked = unsafe { call!(libc::SYS_fcntl, fd, libc::F_OFD_GETLK, &raw mut lock) };
+    asked.is_err() || lock.l_type != libc::F_UNLCK as libc::c_short
+}
+
+/// The beginning of a file, as it is and will be, in memory that stays.
+pub fn map_file(fd: c_int, length: usize) -> Result<*mut u8> {
+    // SAFETY: a new mapping touches no memory that exists.
+    unsafe { call!(libc::SYS_mmap, 0, length, libc::PROT_READ, libc::MAP_SHARED, fd, 0) }
+        .map(|address| address as *mut u8)
 }
 
 /// A new `SOCK_SEQPACKET` Unix socket.
@@ -521,6 +611,15 @@ pub fn packet_socket() -> Result<Descriptor> {
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
     // SAFETY: no memory is involved.
     unsafe { call!(libc::SYS_socket, libc::AF_UNIX, kind, 0) }.and_then(|fd| Descriptor::own(fd as c_int))
+}
+
+/// Lets connect(2) and send(2) wait no longer than this; they fail with EAGAIN then.
+pub fn limit_sending(socket: &Descriptor, limit_ms: u64) -> Result<()> {
+    let seconds = (limit_ms / 1000) as libc::time_t;
+    let time = libc::timeval { tv_sec: seconds, tv_usec: (limit_ms % 1000 * 1000) as libc::suseconds_t };
+    let (level, option, size) = (libc::SOL_SOCKET, libc::SO_SNDTIMEO, size_of::<libc::timeval>());
+    // SAFETY: the kernel reads one timeval.
+    unsafe { call!(libc::SYS_setsockopt, socket.number(), level, option, &raw const time, size) }.map(drop)
 }
 
 /// connect(2) to a Unix address.

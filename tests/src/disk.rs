@@ -1,4 +1,4 @@
-//! A small disk of its own file system, mounted over a directory. It can lose its power.
+//! A small disk of its own file system, mounted over a directory, which can lose its power; and a small memory file system.
 //!
 //! Needs root, or sudo that asks nothing. Nothing of it may stay mounted after a test, whatever happens.
 
@@ -69,5 +69,28 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily: whoever still holds a file of it dies with the scene.
         let _ = as_root("umount").arg("--lazy").arg(&self.place).status();
+    }
+}
+
+/// A memory file system of a size of its own, mounted over a directory; it is unmounted when dropped.
+pub struct Memory {
+    place: PathBuf,
+}
+
+impl Memory {
+    /// Mounts it for this user.
+    pub fn new(size_bytes: u64, place: &Path) -> Memory {
+        // SAFETY: take nothing.
+        let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+        let options = format!("size={size_bytes},mode=0700,uid={user},gid={group}");
+        process::run(as_root("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(place)).expect_success();
+        Memory { place: place.to_path_buf() }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // Lazily: after a failure somebody may still have a file of it open.
+        let _ = as_root("umount").arg("-l").arg(&self.place).status();
     }
 }

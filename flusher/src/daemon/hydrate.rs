@@ -11,17 +11,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crossbeam_channel::bounded;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use sheaf_common::layout::STUB_BIT;
 
 use super::Shared;
+use super::watcher::Command;
 use crate::aggregate::Attributes;
 use crate::stage::lease::{self, Lease};
 use crate::stage::mirror;
+use crate::stage::room::Room;
 use crate::stage::tracker::attributes;
 use crate::store::Version;
+
+/// How often room is made for a file that finds none.
+const ROOM_ATTEMPTS: u32 = 4;
 
 /// Inodes that are being hydrated: one thread does it, the others wait for it.
 #[derive(Debug, Default)]
@@ -68,7 +74,7 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File) -> Result<(), Errno>
     let (reader, writer) = open_both(&reopened, metadata.mode())?;
     // A flusher that dies meanwhile leaves the stub with other times: this tells which it had.
     shared.stage.note_times(metadata.ino(), &attributes).map_err(errno)?;
-    if let Err(error) = fill(shared, &version, &writer) {
+    if let Err(error) = fill_with_room(shared, &version, &writer) {
         let _ = mirror::drop_data(&writer, version.size);
         let _ = mirror::restore(&writer, &attributes, true);
         shared.stage.forget_times(metadata.ino());
@@ -80,6 +86,32 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File) -> Result<(), Errno>
     shared.set_error("hydrate", None);
     log::debug!("hydrated /{} ({} bytes)", path.escape_ascii(), version.size);
     Ok(())
+}
+
+/// Fills the file when there is room for it. Others may be faster and take the room that was made: then once more.
+fn fill_with_room(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<()> {
+    for _ in 1..ROOM_ATTEMPTS {
+        make_room(shared, version.size);
+        match fill(shared, version, writer) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => mirror::drop_data(writer, version.size)?,
+            outcome => return outcome,
+        }
+    }
+    make_room(shared, version.size);
+    fill(shared, version, writer)
+}
+
+/// Has the watcher make room for what comes back, and for the little that else is written meanwhile. Without it the
+/// attempt says what is wrong.
+fn make_room(shared: &Shared, bytes: u64) {
+    let Ok(room) = Room::look(&shared.stage) else { return };
+    let wanted_bytes = bytes.saturating_add(room.reserve());
+    if room.free >= wanted_bytes {
+        return;
+    }
+    let (sender, receiver) = bounded(1);
+    shared.commands.send(Command::Room(wanted_bytes, sender));
+    let _ = receiver.recv_timeout(shared.settings.timeout);
 }
 
 fn fill(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<()> {

@@ -33,6 +33,7 @@ use crate::settings::{OnExit, Settings};
 use crate::stage::Stage;
 use crate::stage::lease;
 use crate::stage::moving;
+use crate::stage::room::{Ceiling, Room};
 use crate::stage::source::LeaseKeeper;
 use crate::stage::tracker::{Hydrated, Tracker};
 use crate::store::{Store, Version};
@@ -181,6 +182,9 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     moving::finish(&stage)?;
     let (mut tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), store.view())?;
     tracker.limit_batch_files(raise_limits() / 4);
+    let (ceiling, stage_limit) = (Ceiling::create(&stage)?, stage_limit(&settings, &stage)?);
+    // What is published together can only be evicted together.
+    tracker.limit_batch_bytes(stage_limit / 4);
     let (commands, command_receiver) = Commands::new()?;
     let (engine, why_not_io_uring) = engine::probe();
     if let Some(reason) = &why_not_io_uring {
@@ -202,13 +206,13 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         left_out: Mutex::default(),
         errors: Mutex::default(),
         status: Mutex::new(first_status(&settings, &stage, engine.name())),
-        stage_limit: stage_limit(&settings, &stage),
+        stage_limit,
         main_wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         stage,
         settings,
     });
     let (jobs, job_receiver) = bounded(1);
-    let watcher = Watcher::new(shared.clone(), tracker, (&commands, command_receiver), jobs.clone());
+    let watcher = Watcher::new(shared.clone(), tracker, (&commands, command_receiver), jobs.clone(), ceiling);
     std::thread::Builder::new().name("watcher".to_string()).spawn(move || watcher.run())?;
     let writing = shared.clone();
     std::thread::Builder::new()
@@ -216,9 +220,9 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         .spawn(move || Writer::new(writing, engine, job_receiver).run())?;
     let listener = server::open(&shared)?;
     // From here on, processes that capture know that a flusher lives; it is closed when the process ends.
-    let _pulse = shared.stage.open_pulse()?;
+    let pulse = shared.stage.open_pulse()?;
     log::info!("serving {} for {}", shared.stage.directory().display(), shared.settings.store.display());
-    until_nobody_needs_us(&shared, &listener)?;
+    until_nobody_needs_us(&shared, &listener, &pulse)?;
     leave(&shared, listener, &jobs)
 }
 
@@ -239,10 +243,11 @@ fn first_status(settings: &Settings, stage: &Stage, engine: &str) -> Status {
 }
 
 /// Accepts connections until no client lives and everything is published.
-fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result<()> {
+fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd, pulse: &File) -> io::Result<()> {
     let mut idle_since = Instant::now();
     let mut finishing: Option<Receiver<u64>> = None;
     loop {
+        take_note_of_silence_away(pulse);
         wait_for_events(shared, listener)?;
         while server::accept_one(shared, listener).unwrap_or_else(|error| {
             // Out of descriptors or threads: whoever waits is served when some are free again.
@@ -286,6 +291,14 @@ fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result
             }
             Some(Err(_)) => {}
         }
+    }
+}
+
+/// Somebody has waited for this flusher in vain, while it was stopped for example: now it answers.
+fn take_note_of_silence_away(pulse: &File) {
+    let stat = rustix::fs::fstat(pulse);
+    if stat.is_ok_and(|stat| stat.st_mode & layout::SILENT_BIT != 0) {
+        let _ = rustix::fs::fchmod(pulse, rustix::fs::Mode::from_raw_mode(0o600));
     }
 }
 
@@ -379,10 +392,11 @@ fn clear_scratch(stage: &Stage) -> io::Result<()> {
     Ok(())
 }
 
-fn stage_limit(settings: &Settings, stage: &Stage) -> u64 {
-    settings.stage_limit.unwrap_or_else(|| {
-        rustix::fs::statvfs(stage.directory()).map_or(u64::MAX, |status| status.f_bavail * status.f_frsize / 2)
-    })
+fn stage_limit(settings: &Settings, stage: &Stage) -> io::Result<u64> {
+    match settings.stage_limit {
+        Some(limit) => Ok(limit),
+        None => Ok(Room::look(stage)?.free / 2),
+    }
 }
 
 /// The program that started us must not be held up by descriptors that we inherited, nor srun by its pipes.

@@ -135,6 +135,17 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             Some(path) => answer_hydrate(shared, connection, path),
             None => connection.reply(Errno::INVAL.raw_os_error(), 0, b""),
         },
+        Kind::Room => {
+            let wanted_bytes = payload.try_into().map_or(0, u64::from_le_bytes);
+            let (sender, receiver) = bounded(1);
+            shared.commands.send(Command::Room(wanted_bytes, sender));
+            let result = wait(connection, &receiver, None)?.unwrap_or(Ok(()));
+            connection.reply(status(result), 0, b"")
+        }
+        Kind::Sync => match canonical_path(payload) {
+            Some(path) => answer_sync(shared, connection, path),
+            None => connection.reply(Errno::INVAL.raw_os_error(), 0, b""),
+        },
         Kind::Wait => {
             let (sender, receiver) = bounded(1);
             shared.commands.send(Command::Wait(sender));
@@ -185,6 +196,22 @@ fn answer_hydrate(shared: &Arc<Shared>, connection: &Connection, path: &[u8]) ->
             return connection.reply(Errno::TIMEDOUT.raw_os_error(), 0, b"");
         }
         seen = bytes;
+    }
+}
+
+/// Waits until a file is durable, as long as the store takes anything.
+fn answer_sync(shared: &Shared, connection: &Connection, path: &[u8]) -> io::Result<()> {
+    let (sender, receiver) = bounded(1);
+    shared.commands.send(Command::Sync(path.to_vec(), sender));
+    let mut seen = None;
+    loop {
+        let progress = (shared.published(), shared.written_bytes.load(Ordering::Relaxed));
+        if seen.replace(progress) == Some(progress) {
+            return connection.reply(Errno::IO.raw_os_error(), 0, b"");
+        }
+        if let Some(result) = wait(connection, &receiver, Some(shared.settings.store_timeout))? {
+            return connection.reply(status(result), 0, b"");
+        }
     }
 }
 

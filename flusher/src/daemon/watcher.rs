@@ -16,6 +16,7 @@ use super::writer::Job;
 use crate::aggregate::Kind;
 use crate::stage::mirror::{self, Extent};
 use crate::stage::moving;
+use crate::stage::room::{Ceiling, Room};
 use crate::stage::tracker::{BATCH_FILES_MAX, Stubs, Tracker};
 use crate::store::Node;
 
@@ -40,6 +41,10 @@ pub enum Command {
     Wait(Sender<u64>),
     /// As `Wait`, after looking again at every file that was open: for the end of a job.
     Finish(Sender<u64>),
+    /// Make room for this many bytes; answers when it is there, or when there can be none.
+    Room(u64, Sender<Result<(), Errno>>),
+    /// Publish the file at this path as it is now; answers when it is durable.
+    Sync(Vec<u8>, Sender<Result<(), Errno>>),
     /// Leave word for the next flusher of what need not be published again.
     Remember(Sender<()>),
 }
@@ -81,7 +86,22 @@ struct Waiter {
     position: u64,
     /// The batch that carries the last of it, once it is known.
     batch: Option<u64>,
-    reply: Sender<u64>,
+    reply: WaitReply,
+}
+
+/// Where the end of a wait is reported.
+enum WaitReply {
+    /// How many files are still open for writing.
+    Unfinished(Sender<u64>),
+    /// Whether this file is durable.
+    Durable(Vec<u8>, Sender<Result<(), Errno>>),
+}
+
+/// Somebody who waits for room in the stage.
+struct RoomWaiter {
+    wanted_bytes: u64,
+    since: Instant,
+    reply: Sender<Result<(), Errno>>,
 }
 
 /// The watcher thread's state.
@@ -94,6 +114,9 @@ pub struct Watcher {
     waiters: Vec<Waiter>,
     /// Mirrors that cannot be made yet; see [`Watcher::knows_names`].
     populates: Vec<(Vec<u8>, Extent, PopulateReply)>,
+    rooms: Vec<RoomWaiter>,
+    /// Tells the library how much the memory cgroup lets the stage hold.
+    ceiling: Ceiling,
     submitted: u64,
     /// The last batch that renames something.
     renaming: u64,
@@ -110,6 +133,7 @@ impl Watcher {
         tracker: Tracker,
         commands: (&Commands, Receiver<Command>),
         jobs: Sender<Job>,
+        ceiling: Ceiling,
     ) -> Watcher {
         Watcher {
             shared,
@@ -119,6 +143,8 @@ impl Watcher {
             jobs,
             waiters: Vec::new(),
             populates: Vec::new(),
+            rooms: Vec::new(),
+            ceiling,
             submitted: 0,
             renaming: 0,
             evict_published: 0,
@@ -161,8 +187,7 @@ impl Watcher {
         if !left_out.is_empty() {
             self.tracker.publish_again(&left_out);
             // Who waits for the batch that they were in waits for them, too.
-            let position = self.tracker.end_position();
-            self.waiters.iter_mut().for_each(|waiter| (waiter.position, waiter.batch) = (position, None));
+            self.wait_anew();
         }
         while let Ok(command) = self.commands.try_recv() {
             self.obey(command)?;
@@ -198,6 +223,7 @@ impl Watcher {
             _ => Duration::from_secs(1),
         };
         let quiet = self.waiters.is_empty()
+            && self.rooms.is_empty()
             && self.populates.is_empty()
             && !self.tracker.overflowed()
             && self.shared.hydrated.lock().is_empty();
@@ -236,6 +262,7 @@ impl Watcher {
         log::info!("what happened in the stage is not clear from its events: scanning it");
         let stubs = self.tracker.rescan(self.shared.store.read().view())?;
         self.shared.stubs.lock().extend(stubs);
+        self.wait_anew();
         self.remove_replaced()
     }
 
@@ -254,7 +281,16 @@ impl Watcher {
             }
             Command::Wait(reply) => {
                 self.follow()?;
-                self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, reply });
+                self.await_all(WaitReply::Unfinished(reply));
+            }
+            Command::Room(wanted_bytes, reply) => {
+                self.follow()?;
+                self.rooms.push(RoomWaiter { wanted_bytes, since: Instant::now(), reply });
+            }
+            Command::Sync(path, reply) => {
+                self.follow()?;
+                self.tracker.publish_as_it_is(&path);
+                self.await_all(WaitReply::Durable(path, reply));
             }
             Command::Remember(reply) => {
                 self.follow()?;
@@ -270,10 +306,21 @@ impl Watcher {
                     self.tracker.recheck_unfinished();
                     self.last_recheck = Instant::now();
                 }
-                self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, reply });
+                self.await_all(WaitReply::Unfinished(reply));
             }
         }
         Ok(())
+    }
+
+    /// Work that somebody waits for has become work again: all who wait, wait for it.
+    fn wait_anew(&mut self) {
+        let position = self.tracker.end_position();
+        self.waiters.iter_mut().for_each(|waiter| (waiter.position, waiter.batch) = (position, None));
+    }
+
+    /// Answers when everything that is known now is published.
+    fn await_all(&mut self, reply: WaitReply) {
+        self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, reply });
     }
 
     /// Whether the store's view has every name where it is now. Until a rename is published it has what only the store
@@ -327,7 +374,9 @@ impl Watcher {
 
     fn is_due(&self) -> bool {
         let Some(oldest) = self.tracker.oldest_work() else { return false };
-        let wanted = !self.populates.is_empty() || self.waiters.iter().any(|waiter| waiter.batch.is_none());
+        let wanted = !self.populates.is_empty()
+            || !self.rooms.is_empty()
+            || self.waiters.iter().any(|waiter| waiter.batch.is_none());
         wanted || oldest.elapsed() >= BATCH_DELAY || self.tracker.waiting() >= BATCH_FILES_MAX
     }
 
@@ -350,22 +399,41 @@ impl Watcher {
         let unfinished = (self.tracker.unfinished() + self.tracker.failing().len()) as u64;
         self.waiters.retain(|waiter| {
             let done = waiter.batch.is_some_and(|batch| batch <= published);
-            if done {
-                let _ = waiter.reply.send(unfinished);
+            match &waiter.reply {
+                _ if !done => {}
+                WaitReply::Unfinished(reply) => drop(reply.send(unfinished)),
+                WaitReply::Durable(path, reply) => {
+                    let failed = self.tracker.failing().contains_key(path);
+                    let _ = reply.send(if failed { Err(Errno::IO) } else { Ok(()) });
+                }
             }
             !done
         });
     }
 
-    /// Evicts published files, oldest first, while the stage holds more than its limit.
+    /// Evicts published files, oldest first, when the stage holds more than its limit, when little is free, and when somebody
+    /// waits for room. It goes on until there is some room more than that, so that it need not begin again at once.
     fn make_room(&mut self) -> io::Result<()> {
         let published = self.shared.published();
         // What was brought back a moment ago is about to be read; what is in use now may not be a second later.
         let too_soon = published == self.evict_published && self.evict_time.elapsed() < EVICT_INTERVAL;
-        if self.tracker.resident_bytes() <= self.shared.stage_limit || too_soon {
+        if too_soon && self.rooms.is_empty() {
             return Ok(());
         }
-        (self.evict_published, self.evict_time) = (published, Instant::now());
+        let room = Room::look(&self.shared.stage)?;
+        self.ceiling.tell(&room)?;
+        let wanted_bytes = self.rooms.iter().map(|room| room.wanted_bytes).max().unwrap_or(0);
+        let least_bytes = wanted_bytes.max(room.reserve());
+        let limit = self.shared.stage_limit;
+        if self.tracker.resident_bytes() > limit || room.free < least_bytes {
+            (self.evict_published, self.evict_time) = (published, Instant::now());
+            self.evict(published, limit - limit / 8, least_bytes.saturating_mul(2))?;
+        }
+        self.answer_rooms()
+    }
+
+    /// Evicts until the stage holds no more than `resident_most` bytes and `free_least` are free, as far as it goes.
+    fn evict(&mut self, published: u64, resident_most: u64, free_least: u64) -> io::Result<()> {
         let mut candidates = Vec::new();
         {
             let store = self.shared.store.read();
@@ -381,7 +449,7 @@ impl Watcher {
         }
         candidates.sort_by_key(|(time_ns, ..)| *time_ns);
         for (_, path, inode, version) in candidates {
-            if self.tracker.resident_bytes() <= self.shared.stage_limit {
+            if self.tracker.resident_bytes() <= resident_most && Room::look(&self.shared.stage)?.free >= free_least {
                 break;
             }
             // Known before the file shows as a stub, so that a hydration can never come too early.
@@ -397,6 +465,30 @@ impl Watcher {
                 None => stubs.remove(&inode),
             };
         }
+        Ok(())
+    }
+
+    /// Room comes when what waits is published, and is then evicted. When nothing waits, no more will come.
+    fn answer_rooms(&mut self) -> io::Result<()> {
+        if self.rooms.is_empty() {
+            return Ok(());
+        }
+        let free_bytes = Room::look(&self.shared.stage)?.free;
+        let nothing_comes = self.tracker.first_position().is_none()
+            && self.shared.published() == self.submitted
+            && !self.tracker.overflowed();
+        let limit = self.shared.settings.timeout;
+        self.rooms.retain(|room| {
+            let answer = match free_bytes >= room.wanted_bytes {
+                true => Some(Ok(())),
+                false if nothing_comes || room.since.elapsed() >= limit => Some(Err(Errno::NOSPC)),
+                false => None,
+            };
+            if let Some(answer) = answer {
+                let _ = room.reply.send(answer);
+            }
+            answer.is_none()
+        });
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ pub mod mirror;
 #[cfg(test)]
 mod mirror_tests;
 pub mod moving;
+pub mod room;
 pub mod source;
 pub mod tracker;
 #[cfg(test)]

@@ -15,9 +15,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use sheaf_common::layout::STUB_BIT;
+use sheaf_common::layout::{self, STUB_BIT};
 
 use super::Stage;
 use super::lease::{self, Lease, Notice, Notices};
@@ -33,6 +33,8 @@ const LEASE_MARGIN_S: u64 = 5;
 pub enum Opened {
     /// Its bytes are fixed now; `Stat` was taken under the lease.
     Ready(Arc<Source>, Box<Stat>),
+    /// A copy of what somebody still writes to; `Stat` was taken before it was made.
+    Unclosed(Arc<Source>, Box<Stat>),
     /// Somebody still writes: it will complete again.
     StillWritten,
     /// A stub: its data is in an aggregate already.
@@ -91,6 +93,24 @@ impl Source {
         }
         let state = State { file, leased: true, mapping: None, deadline: None, torn: false };
         Ok(Opened::Ready(Arc::new(Source { size: stat.st_size as u64, state: Mutex::new(state) }), Box::new(stat)))
+    }
+
+    /// Copies what is in `path` now, while others may write to it: for a program that waits until that is durable.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or shrinks meanwhile, or there is no room for a copy, neither in the stage nor in
+    /// memory.
+    pub fn snapshot(stage: &Stage, path: &[u8]) -> io::Result<Opened> {
+        let file = match open_for_reading(&stage.tree_path(path)) {
+            Ok(file) => file,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Opened::Gone),
+            Err(error) => return Err(error.into()),
+        };
+        let stat = rustix::fs::fstat(&file)?;
+        let size = stat.st_size as u64;
+        let copy = copy_aside(&file, size, &stage.path(layout::SCRATCH)).or_else(|_| copy_into_memory(&file, size))?;
+        let state = State { file: copy, leased: false, mapping: None, deadline: None, torn: false };
+        Ok(Opened::Unclosed(Arc::new(Source { size, state: Mutex::new(state) }), Box::new(stat)))
     }
 
     /// The file's size in bytes.
@@ -270,6 +290,19 @@ fn open_for_reading(location: &Path) -> Result<File, Errno> {
 fn copy_aside(file: &File, size: u64, scratch: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
     let copy = File::from(rustix::fs::open(scratch, flags, Mode::from_raw_mode(0o600))?);
+    copy_data(file, &copy, size)?;
+    Ok(copy)
+}
+
+/// The same, into memory that no file system limits.
+fn copy_into_memory(file: &File, size: u64) -> io::Result<File> {
+    let copy = File::from(rustix::fs::memfd_create("sheaf", MemfdFlags::CLOEXEC)?);
+    copy_data(file, &copy, size)?;
+    Ok(copy)
+}
+
+/// Copies the data ranges of a file into an empty one.
+fn copy_data(file: &File, copy: &File, size: u64) -> io::Result<()> {
     copy.set_len(size)?;
     let mut position = 0;
     while position < size {
@@ -279,10 +312,10 @@ fn copy_aside(file: &File, size: u64, scratch: &Path) -> io::Result<File> {
             Err(error) => return Err(error.into()),
         };
         let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?.min(size);
-        copy_range(file, &copy, start, end)?;
+        copy_range(file, copy, start, end)?;
         position = end;
     }
-    Ok(copy)
+    Ok(())
 }
 
 fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {

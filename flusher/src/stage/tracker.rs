@@ -23,7 +23,7 @@ use super::Stage;
 use super::links::Links;
 use super::source::{LeaseKeeper, Opened, Source};
 use super::watch::{Change, Place, Watches};
-use crate::aggregate::{Attributes, BLOCK, Entry, Extent, Kind};
+use crate::aggregate::{Attributes, BLOCK, Entry, Extent, FLAG_UNCLOSED, Kind};
 use crate::store::{Node, Version, View, split};
 
 /// A canonical path without its leading slash.
@@ -32,7 +32,9 @@ pub type StagedPath = Vec<u8>;
 /// Most files in one batch: each holds a descriptor and a lease until it is published.
 pub const BATCH_FILES_MAX: usize = 4096;
 /// A batch is closed when its files hold this much, in bytes; a larger file is a batch of its own.
-pub const BATCH_BYTES: u64 = 256 << 20;
+pub const BATCH_BYTES_MAX: u64 = 256 << 20;
+/// However small the stage is.
+const BATCH_BYTES_MIN: u64 = 1 << 20;
 /// A file that changed less than this before it was read may change again within the same kernel time stamp.
 const TIMESTAMP_GRAIN: Duration = Duration::from_millis(20);
 /// In no batch yet.
@@ -140,6 +142,8 @@ pub struct Tracker {
     links: Links,
     /// Closed once, but open for writing again (or never closed yet).
     unfinished: HashSet<StagedPath>,
+    /// Files that are to be published as they are, even if somebody writes to them.
+    wanted_now: HashSet<StagedPath>,
     /// Own hydrations whose close event is still to come: inode to the leased descriptor.
     hydrated: Arc<parking_lot::Mutex<Hydrated>>,
     next_position: u64,
@@ -148,6 +152,7 @@ pub struct Tracker {
     overflowed: bool,
     resident_bytes: u64,
     batch_files_max: usize,
+    batch_bytes_max: u64,
     /// Batches made so far.
     batches: u64,
     /// Files that could not be read, with the reason: tried again while somebody waits for the end.
@@ -227,6 +232,7 @@ impl Tracker {
             work: BTreeMap::new(),
             links: Links::default(),
             unfinished: HashSet::new(),
+            wanted_now: HashSet::new(),
             hydrated: Arc::default(),
             next_position: 1,
             last_time_ns: view.newest_operation_time_ns(),
@@ -234,6 +240,7 @@ impl Tracker {
             overflowed: false,
             resident_bytes: 0,
             batch_files_max: BATCH_FILES_MAX,
+            batch_bytes_max: BATCH_BYTES_MAX,
             batches: 0,
             failing: BTreeMap::new(),
             proven: HashMap::new(),
@@ -257,6 +264,11 @@ impl Tracker {
     /// Makes batches smaller, for a process that may not have so many files open.
     pub fn limit_batch_files(&mut self, files: usize) {
         self.batch_files_max = files.clamp(1, BATCH_FILES_MAX);
+    }
+
+    /// Makes batches smaller, for a stage that has little room.
+    pub fn limit_batch_bytes(&mut self, bytes: u64) {
+        self.batch_bytes_max = bytes.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX);
     }
 
     /// Ends the wait for close events of hydrations that will not come (the name is gone), or that a writer cannot wait
@@ -294,6 +306,16 @@ impl Tracker {
         let failing = std::mem::take(&mut self.failing).into_keys();
         for path in std::mem::take(&mut self.unfinished).into_iter().chain(failing) {
             self.mark_dirty(path);
+        }
+    }
+
+    /// Has the next batch take a file as it is, complete or not: somebody waits until what it holds now is durable. What is
+    /// in a batch already, and has no writer, cannot have changed: its closing would have been seen.
+    pub fn publish_as_it_is(&mut self, path: &[u8]) {
+        let is_written = || matches!(Source::open(&self.stage, path), Ok(Opened::StillWritten));
+        if self.stat(path).is_some() && (!self.is_clean(path) || is_written()) {
+            self.wanted_now.insert(path.to_vec());
+            self.mark_dirty(path.to_vec());
         }
     }
 
@@ -495,6 +517,7 @@ impl Tracker {
     fn deleted(&mut self, path: &[u8]) {
         self.unmark_dirty(path);
         self.forget_link(path);
+        self.wanted_now.remove(path);
         if let Some(held) = self.unhold(path) {
             self.operate(Kind::Unlink, path, b"", held.attributes);
         }
@@ -515,6 +538,10 @@ impl Tracker {
         self.unmark_dirty(to);
         self.forget_link(to);
         self.links.rename(from, to);
+        self.wanted_now.remove(to);
+        if self.wanted_now.remove(from) {
+            self.publish_as_it_is(to);
+        }
         if let Some(mut held) = self.unhold(from) {
             (held.named_at, held.batch) = (self.next_position, NO_BATCH);
             self.operate(Kind::Rename, from, to, held.attributes.clone());
@@ -672,10 +699,11 @@ impl Tracker {
                 self.attributes_changed(&path);
             }
         }
-        let unfinished = std::mem::take(&mut self.unfinished);
         let inside = |path: &[u8]| path.starts_with(from) && path.get(from.len()) == Some(&b'/');
-        self.unfinished =
-            unfinished.into_iter().map(|path| if inside(&path) { renamed(&path) } else { path }).collect();
+        for paths in [&mut self.unfinished, &mut self.wanted_now] {
+            let follow = |path: StagedPath| if inside(&path) { renamed(&path) } else { path };
+            *paths = std::mem::take(paths).into_iter().map(follow).collect();
+        }
     }
 
     /// Compares the tree with the store's view: at start, and when events were dropped or are not clear. Whatever cannot
@@ -1112,7 +1140,7 @@ impl Tracker {
             let opened = match work {
                 Work::File(path) => {
                     candidate.paths.insert(path.clone());
-                    Source::open(&self.stage, path).unwrap_or_else(|error| Opened::Failed(error.to_string()))
+                    self.open_source(path).unwrap_or_else(|error| Opened::Failed(error.to_string()))
                 }
                 Work::Operation(_) => Opened::Gone,
             };
@@ -1122,8 +1150,15 @@ impl Tracker {
             candidate.items.push((position, opened));
         }
         candidate.items.reverse();
-        candidate.cut_to_size(minimum_end);
+        candidate.cut_to_size(minimum_end, self.batch_bytes_max);
         candidate
+    }
+
+    fn open_source(&self, path: &[u8]) -> io::Result<Opened> {
+        match Source::open(&self.stage, path)? {
+            Opened::StillWritten if self.wanted_now.contains(path) => Source::snapshot(&self.stage, path),
+            opened => Ok(opened),
+        }
     }
 
     /// Turns a candidate into a batch: its files count as held from now on.
@@ -1142,9 +1177,14 @@ impl Tracker {
                 }
                 (Work::File(path), opened) => {
                     self.dirty.remove(&path);
+                    self.wanted_now.remove(&path);
                     match opened {
                         Opened::Ready(source, stat) => {
-                            self.commit_file(&mut batch, position, path, source, &stat)?;
+                            self.commit_file(&mut batch, position, path, source, &stat, 0)?;
+                        }
+                        Opened::Unclosed(source, stat) => {
+                            self.commit_file(&mut batch, position, path.clone(), source, &stat, FLAG_UNCLOSED)?;
+                            self.unfinished.insert(path);
                         }
                         Opened::Symlink(stat) => self.commit_symlink(&mut batch, position, path, &stat),
                         Opened::StillWritten => {
@@ -1169,9 +1209,12 @@ impl Tracker {
         path: StagedPath,
         source: Arc<Source>,
         stat: &Stat,
+        flags: u32,
     ) -> io::Result<()> {
         let changed_ns = change_time_ns(stat);
-        let settled = now_ns().saturating_sub(changed_ns.max(0) as u64) > TIMESTAMP_GRAIN.as_nanos() as u64;
+        let aged = now_ns().saturating_sub(changed_ns.max(0) as u64) > TIMESTAMP_GRAIN.as_nanos() as u64;
+        // What changes under a writer's hands is not known again by its time.
+        let settled = aged && flags & FLAG_UNCLOSED == 0;
         let entry = Entry {
             kind: Kind::File,
             path: path.clone(),
@@ -1182,7 +1225,7 @@ impl Tracker {
             operation_time_ns: self.operation_time_ns(changed_ns.max(0) as u64),
             change_time_ns: if settled { changed_ns } else { 0 },
             inode: stat.st_ino,
-            flags: 0,
+            flags,
         };
         self.hold(path.clone(), Held { batch: self.batches + 1, ..Held::new(stat) });
         if stat.st_nlink == 1 {
@@ -1191,7 +1234,9 @@ impl Tracker {
             return Ok(());
         }
         self.remember_links(&path, stat.st_ino);
-        if let Some(first) = self.same_content(batch, position, &path, stat) {
+        if flags & FLAG_UNCLOSED == 0
+            && let Some(first) = self.same_content(batch, position, &path, stat)
+        {
             let extents = Vec::new();
             batch.entries.push(Entry {
                 kind: Kind::HardLink,
@@ -1371,11 +1416,14 @@ struct Candidate {
 
 impl Candidate {
     /// Leaves out what is too much for one batch; a large file is a batch of its own.
-    fn cut_to_size(&mut self, minimum_end: u64) {
+    fn cut_to_size(&mut self, minimum_end: u64, bytes_max: u64) {
         let mut length = 0;
         for (position, opened) in &self.items {
-            let size = if let Opened::Ready(source, _) = opened { source.size() } else { 0 };
-            let full = self.bytes >= BATCH_BYTES || (self.bytes > 0 && size > BATCH_BYTES);
+            let size = match opened {
+                Opened::Ready(source, _) | Opened::Unclosed(source, _) => source.size(),
+                _ => 0,
+            };
+            let full = self.bytes >= bytes_max || (self.bytes > 0 && size > bytes_max);
             if full && *position >= minimum_end {
                 break;
             }

@@ -4,6 +4,7 @@ mod attributes;
 mod calls;
 mod crowd;
 mod descriptors;
+mod durable;
 mod engines;
 mod environment;
 mod launcher;

@@ -2,9 +2,11 @@
 //!
 //! The program always gets what it would get without Sheaf; a reader never gets a wrong byte.
 
+mod full;
 mod hostile;
 mod killed;
 mod standard_error;
+mod stopped;
 mod store;
 mod strangers;
 
