@@ -47,6 +47,12 @@ pub struct Behaviour {
     /// Seconds that the store may take nothing before it is given up, as SHEAF_STORE_TIMEOUT
     #[arg(long, value_name = "SECONDS")]
     pub store_timeout: Option<OsString>,
+    /// Seconds that a program waits for a silent flusher or for room, as SHEAF_TIMEOUT
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<OsString>,
+    /// `async`, `fsync` or `close`: which calls wait for the store, as SHEAF_DURABLE
+    #[arg(long, value_name = "CALLS")]
+    pub durable: Option<OsString>,
     /// How much is said and where, as SHEAF_LOG
     #[arg(long, value_name = "LEVEL[,FILE]")]
     pub log: Option<OsString>,
@@ -63,6 +69,8 @@ fn lookup(name: &str, location: &Location, behaviour: &Behaviour) -> Option<OsSt
         "SHEAF_ON_EXIT" => &behaviour.on_exit,
         "SHEAF_BANDWIDTH" => &behaviour.bandwidth,
         "SHEAF_STORE_TIMEOUT" => &behaviour.store_timeout,
+        "SHEAF_TIMEOUT" => &behaviour.timeout,
+        "SHEAF_DURABLE" => &behaviour.durable,
         "SHEAF_LOG" => &behaviour.log,
         _ => &None,
     };
@@ -149,6 +157,8 @@ mod tests {
             on_exit: value(),
             bandwidth: value(),
             store_timeout: value(),
+            timeout: value(),
+            durable: value(),
             log: value(),
         };
         for variable in VARIABLES.iter().filter(|variable| variable.name != "SHEAF_DISABLE") {

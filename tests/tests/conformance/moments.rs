@@ -32,7 +32,7 @@ fn a_file_made_just_after_the_flusher_was_killed() {
         echo first >ckpt/first
         read -r flusher <$GATE
         echo before >ckpt/before; kill -9 $flusher; echo after >ckpt/after
-        until [ -e seen ]; do echo again >ckpt/again; done"#;
+        until echo again >ckpt/again; [ -e seen ]; do :; done"#;
     let mut command = scene.preloaded_command("bash");
     let running = process::start(command.args(["-ec", script]).env("GATE", &gate));
     let killed = await_flusher(&scene, 0);
