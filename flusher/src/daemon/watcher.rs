@@ -17,7 +17,7 @@ use crate::aggregate::Kind;
 use crate::stage::mirror::{self, Extent};
 use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
-use crate::stage::tracker::{BATCH_FILES_MAX, Stubs, Tracker};
+use crate::stage::tracker::{BATCH_FILES_MAX, StagedPath, Stubs, Tracker, is_at_or_below};
 use crate::store::Node;
 
 /// How long finished work may wait for more, before it is written.
@@ -112,14 +112,14 @@ pub struct Watcher {
     wake: Arc<OwnedFd>,
     jobs: Sender<Job>,
     waiters: Vec<Waiter>,
-    /// Mirrors that cannot be made yet; see [`Watcher::knows_names`].
+    /// Mirrors that cannot be made yet; see [`Watcher::knows_names_in`].
     populates: Vec<(Vec<u8>, Extent, PopulateReply)>,
     rooms: Vec<RoomWaiter>,
     /// Tells the library how much the memory cgroup lets the stage hold.
     ceiling: Ceiling,
     submitted: u64,
-    /// The last batch that renames something.
-    renaming: u64,
+    /// Renames that are handed to the writer and not published yet: the batch, both names.
+    renaming: Vec<(u64, StagedPath, StagedPath)>,
     /// Batches published when room was last made, and when that was.
     evict_published: u64,
     evict_time: Instant,
@@ -146,7 +146,7 @@ impl Watcher {
             rooms: Vec::new(),
             ceiling,
             submitted: 0,
-            renaming: 0,
+            renaming: Vec::new(),
             evict_published: 0,
             evict_time: Instant::now(),
             last_recheck: Instant::now(),
@@ -323,19 +323,32 @@ impl Watcher {
         self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, reply });
     }
 
-    /// Whether the store's view has every name where it is now. Until a rename is published it has what only the store
-    /// holds under the old name: a mirror that was made then would lack it for good.
-    fn knows_names(&self) -> bool {
-        !self.tracker.overflowed() && !self.tracker.renames() && self.shared.published() >= self.renaming
+    /// Whether the store's view has the names in a directory where they are now. Until a rename is published it has what
+    /// only the store holds under the old name: a mirror that was made then would lack it for good. A directory in which
+    /// the store holds nothing, and that no such rename concerns, need not wait for the store.
+    fn knows_names_in(&self, directory: &[u8]) -> bool {
+        if self.tracker.overflowed() {
+            return false;
+        }
+        let under_way = self.renaming.iter().map(|(_, from, to)| (from.as_slice(), to.as_slice()));
+        let mut renames = self.tracker.renames().chain(under_way).peekable();
+        if renames.peek().is_none() {
+            return true;
+        }
+        let concerns = |path| is_at_or_below(path, directory) || is_at_or_below(directory, path);
+        let is_untouched = renames.all(|(from, to)| !concerns(from) && !concerns(to));
+        is_untouched && self.shared.store.read().view().children(directory).next().is_none()
     }
 
     fn answer_populates(&mut self) {
-        // Whether names are known takes a look at all the work, which nobody needs when nobody asks.
-        while !self.populates.is_empty()
-            && self.knows_names()
-            && let Some((directory, extent, reply)) = self.populates.pop()
-        {
-            let _ = reply.send(self.populate(&directory, extent));
+        let published = self.shared.published();
+        self.renaming.retain(|(batch, ..)| *batch > published);
+        for (directory, extent, reply) in std::mem::take(&mut self.populates) {
+            if self.knows_names_in(&directory) {
+                let _ = reply.send(self.populate(&directory, extent));
+            } else {
+                self.populates.push((directory, extent, reply));
+            }
         }
     }
 
@@ -364,9 +377,8 @@ impl Watcher {
             return Ok(());
         }
         self.submitted += 1;
-        if batch.entries.iter().any(|entry| entry.kind == Kind::Rename) {
-            self.renaming = self.submitted;
-        }
+        let renames = batch.entries.iter().filter(|entry| entry.kind == Kind::Rename);
+        self.renaming.extend(renames.map(|entry| (self.submitted, entry.path.clone(), entry.target.clone())));
         log::debug!("batch {}: {} records, {} bytes", self.submitted, batch.entries.len(), batch.bytes);
         let job = Job::Batch(self.submitted, batch);
         self.jobs.send(job).map_err(|_| io::Error::other("the writer thread has ended"))

@@ -1077,9 +1077,12 @@ impl Tracker {
         self.work.keys().next().copied()
     }
 
-    /// Whether a rename waits for a batch.
-    pub fn renames(&self) -> bool {
-        self.work.values().any(|work| matches!(work, Work::Operation(entry) if entry.kind == Kind::Rename))
+    /// Both names of everything that is renamed and in no batch yet.
+    pub fn renames(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.work.values().filter_map(|work| match work {
+            Work::Operation(entry) if entry.kind == Kind::Rename => Some((&entry.path[..], &entry.target[..])),
+            _ => None,
+        })
     }
 
     /// Bytes of the held files whose data is in the stage.

@@ -9,7 +9,8 @@ use sheaf_tests::{Engine, Scene, process};
 
 /// What `sheaf run` returns when the program succeeded and its files could not be published.
 const NOT_PUBLISHED: i32 = 120;
-const WRITE: &str = "for number in 1 2 3 4; do seq $number 200000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
+/// The rename of a published file waits for the store; the first look into another directory must not.
+const WRITE: &str = "mv ckpt/earlier ckpt/later; for number in 1 2 3 4; do seq $number 200000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
                      echo small >ckpt/set/small";
 
 /// Breaks the store, runs a program over it, mends it, and publishes.
