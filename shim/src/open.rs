@@ -434,7 +434,7 @@ fn open_anew(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> 
         return Step::Done(Err(Errno(libc::EACCES)));
     }
     let (tree_path, name) = entry.tree_path_and_spare();
-    let flags_anew = flags & !(O_TRUNC | O_NONBLOCK | O_NOFOLLOW) | O_CREAT | O_EXCL;
+    let flags_anew = flags & !(O_TRUNC | O_NONBLOCK) | O_CREAT | O_EXCL;
     if start_in_stage(configuration, layout::SCRATCH, name).is_err() {
         return Step::Done(Err(Errno(libc::ENAMETOOLONG)));
     }
