@@ -14,6 +14,11 @@ pub const RESERVED: &[u8] = b".sheaf";
 
 /// The file was never closed by the program that wrote it.
 pub const FLAG_UNCLOSED: u32 = 1;
+/// A copy of a record of an aggregate that may be gone. It stands at its own time, whatever was recorded before it in its
+/// aggregate, and does what the original did there.
+pub const FLAG_MOVED: u32 = 2;
+/// A moved directory or link that was not at its path any more when it was copied: no member of the archive.
+pub const FLAG_RENAMED: u32 = 4;
 
 /// The aggregate that something belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +113,8 @@ pub struct Entry {
     pub kind: Kind,
     /// Canonical path without the leading slash.
     pub path: Vec<u8>,
-    /// Text of a symbolic link; existing path of a hard link; new path of a rename; else empty.
+    /// Text of a symbolic link; existing path of a hard link; new path of a rename; where a moved file was when it was
+    /// copied, if not at its path; else empty.
     pub target: Vec<u8>,
     /// Mode, owner and time after it.
     pub attributes: Attributes,
@@ -122,7 +128,7 @@ pub struct Entry {
     pub change_time_ns: i64,
     /// Number of the staged inode.
     pub inode: u64,
-    /// [`FLAG_UNCLOSED`].
+    /// [`FLAG_UNCLOSED`], [`FLAG_MOVED`], [`FLAG_RENAMED`].
     pub flags: u32,
 }
 
@@ -160,6 +166,16 @@ impl Entry {
         matches!(self.kind, Kind::File | Kind::Index)
     }
 
+    /// Whether it is a copy; see [`FLAG_MOVED`].
+    pub fn is_moved(&self) -> bool {
+        self.flags & FLAG_MOVED != 0
+    }
+
+    /// The name under which stock readers of the archive find it.
+    pub fn shown_path(&self) -> &[u8] {
+        if self.kind == Kind::File && !self.target.is_empty() { &self.target } else { &self.path }
+    }
+
     /// The one extent of a file without holes.
     pub fn dense_extents(size: u64) -> Vec<Extent> {
         if size == 0 { Vec::new() } else { vec![Extent { offset: 0, length: size }] }
@@ -176,6 +192,7 @@ impl Entry {
             Kind::Symlink if self.target.is_empty() || self.target.contains(&0) => return Err(Problem::LinkText),
             Kind::Symlink if self.target.len() > PATH_MAX => return Err(Problem::TooLong),
             Kind::Symlink => {}
+            Kind::File if self.is_moved() && !self.target.is_empty() => check_name(&self.target, false)?,
             _ if !self.target.is_empty() => return Err(Problem::LinkText),
             _ => {}
         }

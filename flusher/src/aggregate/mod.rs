@@ -20,12 +20,12 @@ pub use check::{Damage, check_record};
 pub use checksum::{CHUNK, FileChecksummer, FileChecksums, combine, crc32c, of_zeros};
 pub use data::{DataError, FileData};
 pub use entry::{
-    Attributes, Entry, Extent, FLAG_UNCLOSED, HeaderPlace, Identity, Kind, PATH_MAX, Problem, RESERVED, Record,
-    check_name,
+    Attributes, Entry, Extent, FLAG_MOVED, FLAG_RENAMED, FLAG_UNCLOSED, HeaderPlace, Identity, Kind, PATH_MAX, Problem,
+    RESERVED, Record, check_name,
 };
 pub use format_entry::{FormatError, format_entry};
 pub use index::{Index, IndexEntry, encode as encode_index};
-pub use reader::{ReadAt, ReadError, Recovered, Segment, Stop, recover, recover_from};
+pub use reader::{ReadAt, ReadError, Recovered, Segment, Stop, identify, recover, recover_from};
 pub use segment::{ALIGNED_SIZE, FIRST_SEQUENCE, INDEX_NAME, PlanError, SegmentPlan, void_head};
 pub use tar_view::TarNames;
 

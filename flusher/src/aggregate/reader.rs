@@ -126,6 +126,8 @@ pub enum Stop {
 pub struct Recovered {
     /// Whose it is.
     pub identity: Identity,
+    /// Bytes of the file when reading began.
+    pub length: u64,
     /// The segments that were read, in order.
     pub segments: Vec<Segment>,
     /// Where the published prefix ends.
@@ -149,6 +151,8 @@ pub struct Segment {
     pub void: bool,
     /// Where its TOC starts, from the segment's start; 0 when void.
     pub toc_offset: u64,
+    /// How many records it has, with those of kinds that this version does not know.
+    pub record_count: u64,
     /// What it records.
     pub records: Vec<Record>,
 }
@@ -182,17 +186,25 @@ pub fn recover(source: &dyn ReadAt) -> Result<Recovered, ReadError> {
     recover_from(source, BLOCK, FIRST_SEQUENCE)
 }
 
+/// Reads an aggregate's first block: whose it is.
+///
+/// # Errors
+/// As [`recover`].
+pub fn identify(source: &dyn ReadAt) -> Result<Identity, ReadError> {
+    let mut first = vec![0; BLOCK.min(source.length()?) as usize];
+    source.read_exact_at(&mut first, 0)?;
+    format_entry::parse(&first).map_err(ReadError::Format)
+}
+
 /// Reads the segments that were published behind `end`, the first of which has the sequence `next_sequence`.
 ///
 /// # Errors
 /// As [`recover`].
 pub fn recover_from(source: &dyn ReadAt, end: u64, next_sequence: u64) -> Result<Recovered, ReadError> {
     let length = source.length()?;
-    let mut first = vec![0; BLOCK.min(length) as usize];
-    source.read_exact_at(&mut first, 0)?;
-    let identity = format_entry::parse(&first).map_err(ReadError::Format)?;
+    let identity = identify(source)?;
     let mut recovered =
-        Recovered { identity, segments: Vec::new(), published_end: end, next_sequence, stop: Stop::End };
+        Recovered { identity, length, segments: Vec::new(), published_end: end, next_sequence, stop: Stop::End };
     recovered.stop = loop {
         match read_segment(source, length, &recovered) {
             Ok(Step::Segment(segment)) => {
@@ -236,6 +248,7 @@ fn read_segment(source: &dyn ReadAt, file_length: u64, recovered: &Recovered) ->
         sequence: head.sequence.get(),
         void: head.flags.get() & HEAD_VOID != 0,
         toc_offset: head.toc_offset.get(),
+        record_count: if head.flags.get() & HEAD_VOID != 0 { 0 } else { head.record_count.get() },
         records: Vec::new(),
     };
     if !segment.void {

@@ -15,6 +15,7 @@ use super::raw::{
     EXTENT_SIZE, HEAD_MAGIC, HEAD_OFFSET, HEAD_VOID, Head, LAYOUT_EXTENTS, LAYOUT_HIDDEN, RECORD_SIZE, RawExtent,
     RawRecord, TRAILER_MAGIC, TRAILER_SEALED, TRAILER_SIZE, Trailer, VERSION,
 };
+use super::reader::Segment;
 use super::tar_header::{self, Member, SECTOR, TYPE_DIRECTORY, TYPE_FILE, TYPE_HARD_LINK, TYPE_SYMLINK, padded};
 use super::tar_view::{Shape, TarNames};
 
@@ -335,6 +336,19 @@ impl SegmentPlan {
         head
     }
 
+    /// The segment, at its place in the aggregate, as a reader will get it back once it is published.
+    pub fn segment(&self, offset: u64, checksums: &[Option<FileChecksums>]) -> Segment {
+        Segment {
+            offset,
+            length: self.length,
+            sequence: self.sequence,
+            void: false,
+            toc_offset: self.toc_offset,
+            record_count: self.entries.len() as u64,
+            records: self.records(checksums),
+        }
+    }
+
     /// What a reader will get back once the segment is published.
     pub fn records(&self, checksums: &[Option<FileChecksums>]) -> Vec<Record> {
         let records = self.entries.iter().zip(&self.placed).enumerate();
@@ -379,7 +393,7 @@ pub(super) fn void_name(sequence: u64) -> Vec<u8> {
 
 /// The tar member of an entry that is in the tar view.
 pub(super) fn member(identity: &Identity, sequence: u64, index: usize, entry: &Entry, hidden: bool) -> Member {
-    let mut path = entry.path.clone();
+    let mut path = entry.shown_path().to_vec();
     if hidden {
         path = format!(".sheaf/data/{}-{sequence:010}/{index}", short_uuid(identity)).into_bytes();
     } else if entry.kind == Kind::Directory {
@@ -388,7 +402,7 @@ pub(super) fn member(identity: &Identity, sequence: u64, index: usize, entry: &E
     Member {
         typeflag: typeflag(entry.kind),
         path,
-        link: entry.target.clone(),
+        link: if entry.kind == Kind::File { Vec::new() } else { entry.target.clone() },
         attributes: entry.attributes.clone(),
         size: entry.size,
     }

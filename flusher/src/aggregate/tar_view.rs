@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::entry::{Entry, Kind};
+use super::entry::{Entry, FLAG_RENAMED, Kind};
 
 /// How an entry is in the tar view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,8 @@ impl TarNames {
         let shape = match entry.kind {
             Kind::Rename | Kind::Unlink | Kind::RemoveDirectory | Kind::SetAttributes => Shape::Absent,
             Kind::Index => Shape::Shown,
-            _ if !self.parents_are_directories(&entry.path) => absent_or_hidden(entry.kind),
+            _ if entry.flags & FLAG_RENAMED != 0 => absent_or_hidden(entry.kind),
+            _ if !self.parents_are_directories(entry.shown_path()) => absent_or_hidden(entry.kind),
             Kind::File => self.shape_file(entry),
             Kind::Directory => match self.get(&entry.path) {
                 None | Some(Shown::Directory) => Shape::Shown,
@@ -78,7 +79,7 @@ impl TarNames {
     }
 
     fn shape_file(&self, entry: &Entry) -> Shape {
-        match self.get(&entry.path) {
+        match self.get(entry.shown_path()) {
             None | Some(Shown::File { .. }) => Shape::Shown,
             Some(_) => Shape::Hidden,
         }
@@ -100,15 +101,16 @@ impl TarNames {
             Kind::HardLink => Shown::Linked,
             _ => Shown::File { segment, removals },
         };
-        self.set(&entry.path, shown);
+        let path = entry.shown_path();
+        self.set(path, shown);
         if entry.kind == Kind::HardLink {
             self.set(&entry.target, Shown::Linked);
         }
-        for (index, _) in entry.path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/') {
-            if self.get(&entry.path[..index]).is_some() {
+        for (index, _) in path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/') {
+            if self.get(&path[..index]).is_some() {
                 break;
             }
-            self.set(&entry.path[..index], Shown::Directory);
+            self.set(&path[..index], Shown::Directory);
         }
     }
 

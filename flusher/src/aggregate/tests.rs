@@ -61,6 +61,7 @@ impl Builder {
             sequence: self.sequence,
             void: false,
             toc_offset: plan.toc_offset(),
+            record_count: plan.entries().len() as u64,
             records: plan.records(&checksums),
         });
         self.sequence += 1;
@@ -71,7 +72,15 @@ impl Builder {
         self.bytes.extend_from_slice(&void_head(&self.identity, self.sequence, length));
         self.bytes.resize(start + length as usize, 0xee);
         let (offset, sequence) = (start as u64, self.sequence);
-        self.published.push(Segment { offset, length, sequence, void: true, toc_offset: 0, records: Vec::new() });
+        self.published.push(Segment {
+            offset,
+            length,
+            sequence,
+            void: true,
+            toc_offset: 0,
+            record_count: 0,
+            records: Vec::new(),
+        });
         self.sequence += 1;
     }
 

@@ -4,8 +4,10 @@
 //! come back), and one per connection. It must never lose a staged file, and never stop a program for longer than a
 //! copy in memory takes.
 
+mod appender;
 mod clients;
 mod hydrate;
+mod reclaim;
 mod segment;
 mod server;
 mod watcher;
@@ -41,7 +43,7 @@ use clients::Clients;
 use watcher::{Command, Commands, Watcher};
 use writer::{Job, Writer};
 
-pub use writer::node_name;
+pub use appender::node_name;
 
 /// How long the flusher stays after the last client: a script's next command may capture again.
 const LINGER: Duration = Duration::from_secs(2);

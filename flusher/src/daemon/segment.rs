@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::aggregate::{ALIGNED_SIZE, BLOCK, CHUNK, Entry, FileChecksummer, FileChecksums, SegmentPlan};
 use crate::engine::{BLOCK_SIZE, Block, Data, Engine, Target, WriteError};
 use crate::stage::source::Source;
+use crate::store::VersionReader;
 
 /// Bytes of one write from a mapping.
 const MAPPED_WRITE: u64 = 4 << 20;
@@ -19,12 +20,29 @@ const MAPPED_WRITE: u64 = 4 << 20;
 /// Bytes read at once where a file cannot be mapped.
 const READ_SIZE: u64 = 256 << 10;
 
+/// Where the data of an entry comes from.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// It has none.
+    Nothing,
+    /// A staged file.
+    Staged(&'a Source),
+    /// An aggregate.
+    Stored(VersionReader),
+}
+
+impl<'a> From<&'a Option<Arc<Source>>> for Input<'a> {
+    fn from(source: &'a Option<Arc<Source>>) -> Input<'a> {
+        source.as_deref().map_or(Input::Nothing, Input::Staged)
+    }
+}
+
 /// Why a segment could not be written.
 #[derive(Debug)]
 pub enum SegmentError {
     /// The aggregate could not be written.
     Write(WriteError),
-    /// The staged file of this entry could not be read.
+    /// The data of this entry could not be read.
     Read(usize, io::Error),
 }
 
@@ -97,24 +115,28 @@ pub fn write(
     target: &Arc<Target>,
     offset: u64,
     plan: &SegmentPlan,
-    sources: &[Option<Arc<Source>>],
+    inputs: &[Input<'_>],
     pace: Pace<'_>,
 ) -> Result<Vec<Option<FileChecksums>>, SegmentError> {
-    assert_eq!(sources.len(), plan.entries().len(), "one source slot per entry");
+    assert_eq!(inputs.len(), plan.entries().len(), "one input per entry");
     let mut stream = Stream { engine, target, pace, position: offset, block: None };
     stream.copy(&plan.unpublished_head())?;
-    let mut checksums = Vec::with_capacity(sources.len());
-    for (index, source) in sources.iter().enumerate() {
+    let mut checksums = Vec::with_capacity(inputs.len());
+    for (index, input) in inputs.iter().enumerate() {
         if let Some((at, header)) = plan.header(index) {
             stream.zeros_until(offset + at)?;
             stream.copy(&header)?;
         }
-        checksums.push(match (source, plan.data_offset(index)) {
-            (Some(source), Some(at)) => {
-                stream.zeros_until(offset + at)?;
-                Some(stream.file(index, &plan.entries()[index], source)?)
-            }
-            _ => None,
+        let Some(at) = plan.data_offset(index) else {
+            checksums.push(None);
+            continue;
+        };
+        stream.zeros_until(offset + at)?;
+        let entry = &plan.entries()[index];
+        checksums.push(match input {
+            Input::Staged(source) => Some(stream.file(index, entry, source)?),
+            Input::Stored(reader) => Some(stream.stored_file(index, entry, reader)?),
+            Input::Nothing => None,
         });
     }
     stream.zeros_until(offset + plan.toc_offset())?;
@@ -213,6 +235,44 @@ impl Stream<'_> {
         self.skip_hole(start + entry.size / BLOCK * BLOCK)?;
         self.zeros_until(start + entry.size)?;
         Ok(checksums.finish())
+    }
+
+    /// A file that is copied from another aggregate: checked as it is read, and the same in the end.
+    fn stored_file(
+        &mut self,
+        index: usize,
+        entry: &Entry,
+        reader: &VersionReader,
+    ) -> Result<FileChecksums, SegmentError> {
+        let start = self.position;
+        let mut checksums = FileChecksummer::default();
+        let mut failure = None;
+        let copied = reader.copy(&mut |offset, bytes| {
+            checksums.hole(offset - checksums.size());
+            checksums.data(bytes);
+            let written = self.gap_until(start + offset, entry.size).and_then(|()| self.copy(bytes));
+            written.map_err(|error| {
+                failure = Some(error);
+                io::Error::other("the copy cannot be written")
+            })
+        });
+        if let Some(failure) = failure {
+            return Err(failure.into());
+        }
+        copied.map_err(|error| SegmentError::Read(index, error))?;
+        checksums.hole(entry.size - checksums.size());
+        self.gap_until(start + entry.size / BLOCK * BLOCK, entry.size)?;
+        self.zeros_until(start + entry.size)?;
+        let checksums = checksums.finish();
+        if checksums != reader.version().checksums {
+            return Err(SegmentError::Read(index, io::Error::other("its checksums contradict each other")));
+        }
+        Ok(checksums)
+    }
+
+    /// Passes over a hole: in large files whole blocks stay unwritten.
+    fn gap_until(&mut self, end: u64, file_size: u64) -> Result<(), WriteError> {
+        if file_size >= ALIGNED_SIZE { self.skip_hole(end) } else { self.zeros_until(end.max(self.position)) }
     }
 
     /// One piece of a large file: whole blocks straight from the mapping, what is left over through the gathered block.

@@ -9,7 +9,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, RenameFlags, fallocate, fstat, renameat_with};
+use rustix::fs::{
+    CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, fallocate, flock, fstat, renameat_with,
+};
 use rustix::io::Errno;
 
 use super::ALIGNMENT;
@@ -31,6 +33,8 @@ impl Target {
     /// [`io::ErrorKind::AlreadyExists`], or whatever else the kernel says.
     pub fn create(path: &Path) -> io::Result<Target> {
         let buffered = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
+        // Whoever reclaims sees by the lock that somebody writes here. Without locks it sees nothing, and keeps away.
+        let _ = flock(&buffered, FlockOperation::NonBlockingLockExclusive);
         Ok(Target::over(path, buffered))
     }
 
@@ -95,6 +99,17 @@ impl Target {
     /// Whatever the kernel says.
     pub fn set_length(&self, length: u64) -> io::Result<()> {
         self.buffered.set_len(length)
+    }
+
+    /// Lets others see that nobody writes here any more, though the kernel may hold the file for a while.
+    pub fn unlock(&self) {
+        // What was not locked, because there are no locks, need not be unlocked.
+        let _ = flock(&self.buffered, FlockOperation::Unlock);
+    }
+
+    /// Whether nobody can find the file any more, because its last name is gone.
+    pub fn is_removed(&self) -> bool {
+        fstat(&self.buffered).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
     /// Makes everything written so far durable. After an error nothing may be assumed about what was written, and the

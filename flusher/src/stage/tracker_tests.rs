@@ -102,7 +102,7 @@ impl Scene {
                 })
             })
             .collect();
-        self.store.publish(self.aggregate, BLOCK, plan.length(), self.sequence, plan.records(&checksums));
+        self.store.publish(self.aggregate, &plan.segment(BLOCK, &checksums));
         self.sequence += 1;
         batch
     }

@@ -1,7 +1,8 @@
 //! Reading many aggregates at once and applying their records in the order of time.
+//!
+//! Aggregates come and go while they are read: what was taken out of one by reclaiming is in another by then. So reading
+//! is repeated until the store has the same aggregates before and after it.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,12 +11,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::{Aggregate, AggregateId, MergeKey, Store, View, aggregate_files, open_file};
-use crate::aggregate::{
-    BLOCK, FIRST_SEQUENCE, FormatError, ReadError, Record, Recovered, Segment, Stop, recover, recover_from,
-};
+use crate::aggregate::{BLOCK, FormatError, Kind, ReadError, Record, Recovered, Segment, Stop, recover, recover_from};
 
 /// Aggregates that are read at the same time: on a parallel file system the waiting counts, not the CPU.
 const READERS: usize = 16;
+/// How often a store that changes meanwhile is read.
+const READ_ATTEMPTS: usize = 100;
 
 /// Something that is wrong with one aggregate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct Note {
     pub what: String,
     /// Whether it is an aggregate that is damaged; else it is foreign or cannot be read.
     pub damaged: bool,
+    /// Whether it is no aggregate at all.
+    pub foreign: bool,
 }
 
 impl fmt::Display for Note {
@@ -36,7 +39,8 @@ impl fmt::Display for Note {
 
 fn note_of_error(path: &Path, error: &ReadError) -> Note {
     let damaged = matches!(error, ReadError::Format(FormatError::Damaged(_)));
-    Note { path: path.to_owned(), what: error.to_string(), damaged }
+    let foreign = matches!(error, ReadError::Format(FormatError::NotAnAggregate));
+    Note { path: path.to_owned(), what: error.to_string(), damaged, foreign }
 }
 
 fn note_of_stop(path: &Path, recovered: &Recovered) -> Option<Note> {
@@ -45,71 +49,155 @@ fn note_of_stop(path: &Path, recovered: &Recovered) -> Option<Note> {
         "the segment at byte {} is damaged ({reason}); it and what follows in this aggregate are not shown",
         recovered.published_end
     );
-    Some(Note { path: path.to_owned(), what, damaged: true })
+    Some(Note { path: path.to_owned(), what, damaged: true, foreign: false })
 }
 
 /// What one aggregate adds.
-struct Addition {
-    id: AggregateId,
-    uuid: [u8; 16],
-    segments: Vec<Segment>,
+pub(super) struct Addition {
+    pub id: AggregateId,
+    pub uuid: [u8; 16],
+    pub segments: Vec<Segment>,
+}
+
+/// A record in its place in the order of all.
+pub(super) struct Step<'a> {
+    pub key: MergeKey,
+    pub id: AggregateId,
+    pub segment: &'a Segment,
+    pub record: &'a Record,
+}
+
+impl Step<'_> {
+    /// The time at which the record takes effect.
+    pub fn time_ns(&self) -> u64 {
+        self.key.0
+    }
+}
+
+/// All records in the order in which they apply: by time, the copies behind their originals, then by uuid and sequence.
+/// The order within an aggregate is kept whatever its clock did; copies stand at the times of their originals.
+pub(super) fn steps(additions: &[Addition]) -> Vec<Step<'_>> {
+    let mut steps = Vec::new();
+    for Addition { id, uuid, segments } in additions {
+        let mut clock_ns = 0;
+        let records = segments.iter().flat_map(|segment| segment.records.iter().map(move |record| (segment, record)));
+        // An index is no part of the namespace, and has no time.
+        for (segment, record) in records.filter(|(_, record)| record.entry.kind != Kind::Index) {
+            let (own_ns, moved) = (record.entry.operation_time_ns, record.entry.is_moved());
+            if !moved {
+                clock_ns = own_ns.max(clock_ns);
+            }
+            let time_ns = if moved { own_ns } else { clock_ns };
+            steps.push(Step { key: (time_ns, moved, *uuid, record.sequence), id: *id, segment, record });
+        }
+    }
+    steps.sort_unstable_by_key(|step| step.key);
+    steps
 }
 
 impl Store {
-    /// Reads what is new in the source's aggregates. When that contains something older than what was applied before,
-    /// everything is read and applied again, in order.
-    pub(super) fn load(&mut self) -> io::Result<()> {
+    fn files(&self) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for source in &self.sources {
             files.extend(aggregate_files(source)?);
         }
-        let additions = self.read_additions(&files);
-        let oldest = additions.iter().filter_map(first_key).min();
-        if oldest < self.last_applied && oldest.is_some() {
-            self.view = View::default();
-            self.last_applied = None;
-            for aggregate in &mut self.aggregates {
-                (aggregate.published_end, aggregate.next_sequence) = (BLOCK, FIRST_SEQUENCE);
-            }
-            let additions = self.read_additions(&files);
-            self.apply(additions);
-        } else {
-            self.apply(additions);
-        }
-        Ok(())
+        Ok(files)
     }
 
-    fn read_additions(&mut self, files: &[PathBuf]) -> Vec<Addition> {
-        let known: Vec<Option<usize>> =
-            files.iter().map(|file| self.aggregates.iter().position(|aggregate| aggregate.path == *file)).collect();
+    /// Reads what is new in the source's aggregates. When that contains something older than what was applied before, or
+    /// an aggregate is gone, everything is read and applied again, in order.
+    pub(super) fn load(&mut self) -> io::Result<()> {
+        for _ in 0..READ_ATTEMPTS {
+            let files = self.files()?;
+            if self.aggregates.iter().any(|aggregate| !aggregate.gone && !files.contains(&aggregate.path)) {
+                self.begin_again(&files);
+            }
+            let (additions, complete) = self.read_additions(&files);
+            let oldest = steps(&additions).first().map(|step| step.key);
+            let complete = if oldest.is_some() && oldest < self.last_applied {
+                self.begin_again(&files);
+                let (additions, complete) = self.read_additions(&files);
+                self.apply(&additions);
+                complete
+            } else {
+                self.apply(&additions);
+                complete
+            };
+            if complete && self.files()? == files {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other("the store changes faster than it can be read"))
+    }
+
+    /// As [`Store::load`] into an empty store, but yields the records, too.
+    pub(super) fn load_history(&mut self) -> io::Result<Vec<Addition>> {
+        for _ in 0..READ_ATTEMPTS {
+            let files = self.files()?;
+            self.begin_again(&[]);
+            let (additions, complete) = self.read_additions(&files);
+            if complete && self.files()? == files {
+                self.apply(&additions);
+                return Ok(additions);
+            }
+        }
+        Err(io::Error::other("the store changes faster than it can be read"))
+    }
+
+    /// Forgets all that was read; aggregates that are not among `files` are gone.
+    fn begin_again(&mut self, files: &[PathBuf]) {
+        self.view = View::default();
+        self.last_applied = None;
+        for aggregate in &mut self.aggregates {
+            aggregate.forget();
+            aggregate.gone |= !files.contains(&aggregate.path);
+        }
+    }
+
+    fn position(&self, file: &Path) -> Option<usize> {
+        self.aggregates.iter().position(|aggregate| !aggregate.gone && aggregate.path == file)
+    }
+
+    /// Yields what is new, and whether every file was still there.
+    fn read_additions(&mut self, files: &[PathBuf]) -> (Vec<Addition>, bool) {
+        let known: Vec<Option<usize>> = files.iter().map(|file| self.position(file)).collect();
         let results = self.read_all(files, &known);
         self.notes.clear();
+        let mut complete = true;
         let mut additions = Vec::new();
         for ((file, known), result) in files.iter().zip(known).zip(results) {
             let recovered = match result {
                 Ok(recovered) => recovered,
                 Err(ReadError::Format(FormatError::Empty)) => continue,
+                Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                    complete = false;
+                    continue;
+                }
                 Err(error) => {
                     self.notes.push(note_of_error(file, &error));
                     continue;
                 }
             };
+            // Another aggregate has been given the name meanwhile; what the old one held is forgotten in the next round.
+            if let Some(known) = known
+                && self.aggregates[known].identity.uuid != recovered.identity.uuid
+            {
+                self.aggregates[known].path = PathBuf::new();
+                complete = false;
+                continue;
+            }
             self.notes.extend(note_of_stop(file, &recovered));
             let index = known.unwrap_or(self.aggregates.len());
-            let aggregate = Aggregate {
-                path: file.clone(),
-                identity: recovered.identity,
-                published_end: recovered.published_end,
-                next_sequence: recovered.next_sequence,
-            };
-            let uuid = aggregate.identity.uuid;
-            match self.aggregates.get_mut(index) {
-                Some(place) => *place = aggregate,
-                None => self.aggregates.push(aggregate),
+            if known.is_none() {
+                self.aggregates.push(Aggregate::new(file, recovered.identity));
             }
+            let aggregate = &mut self.aggregates[index];
+            recovered.segments.iter().for_each(|segment| aggregate.take_in(segment));
+            aggregate.tail_bytes = recovered.length.saturating_sub(recovered.published_end + BLOCK);
+            let uuid = aggregate.identity.uuid;
             additions.push(Addition { id: AggregateId(index as u32), uuid, segments: recovered.segments });
         }
-        additions
+        (additions, complete)
     }
 
     fn read_all(&self, files: &[PathBuf], known: &[Option<usize>]) -> Vec<Result<Recovered, ReadError>> {
@@ -138,56 +226,10 @@ impl Store {
         }
     }
 
-    /// Applies records in the order of (time, uuid, sequence). The order within an aggregate is kept whatever its
-    /// clock did.
-    fn apply(&mut self, additions: Vec<Addition>) {
-        let mut cursors: Vec<Cursor<'_>> = additions.iter().map(Cursor::new).collect();
-        let mut heap: BinaryHeap<Reverse<(MergeKey, usize)>> = BinaryHeap::new();
-        for (index, cursor) in cursors.iter_mut().enumerate() {
-            heap.extend(cursor.advance().map(|key| Reverse((key, index))));
+    fn apply(&mut self, additions: &[Addition]) {
+        for step in steps(additions) {
+            self.view.apply(step.id, step.segment.offset, step.record);
+            self.last_applied = self.last_applied.max(Some(step.key));
         }
-        while let Some(Reverse((key, index))) = heap.pop() {
-            let cursor = &mut cursors[index];
-            if let Some((segment, record)) = cursor.current {
-                self.view.apply(cursor.addition.id, segment.offset, record);
-            }
-            self.last_applied = self.last_applied.max(Some(key));
-            heap.extend(cursor.advance().map(|key| Reverse((key, index))));
-        }
-    }
-}
-
-fn first_key(addition: &Addition) -> Option<MergeKey> {
-    Cursor::new(addition).advance()
-}
-
-/// Walks the records of one aggregate.
-struct Cursor<'a> {
-    addition: &'a Addition,
-    segment: usize,
-    record: usize,
-    time_ns: u64,
-    current: Option<(&'a Segment, &'a Record)>,
-}
-
-impl<'a> Cursor<'a> {
-    fn new(addition: &'a Addition) -> Cursor<'a> {
-        Cursor { addition, segment: 0, record: 0, time_ns: 0, current: None }
-    }
-
-    /// Moves to the next record and yields its key.
-    fn advance(&mut self) -> Option<MergeKey> {
-        self.current = None;
-        while let Some(segment) = self.addition.segments.get(self.segment) {
-            if let Some(record) = segment.records.get(self.record) {
-                self.record += 1;
-                self.current = Some((segment, record));
-                self.time_ns = self.time_ns.max(record.entry.operation_time_ns);
-                return Some((self.time_ns, self.addition.uuid, record.sequence));
-            }
-            self.segment += 1;
-            self.record = 0;
-        }
-        None
     }
 }

@@ -3,8 +3,10 @@
 //! Opening reads every aggregate's published records and merges them by time. Data leaves it only after its checksum
 //! has been found right. Nothing here changes an aggregate, and one that is damaged or foreign never hides the others.
 
+mod lock;
 mod merge;
 mod read;
+mod reclaim;
 mod view;
 
 use std::fs::{self, File, OpenOptions};
@@ -13,13 +15,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use lock::{Lock, lock_aggregate, lock_store, try_lock};
 pub use merge::Note;
 pub use read::{DataLoss, VersionReader};
+pub use reclaim::{Candidate, Cause, Copied, Plan, Planner, Refusal, next_victim};
 pub(crate) use view::split;
-pub use view::{AggregateId, Directory, Iter, Link, Node, RecordedDirectory, Version, View};
+pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
 
 use crate::aggregate::{
-    BLOCK, FIRST_SEQUENCE, FileChecksummer, Identity, IndexEntry, Kind, Record, SegmentPlan, encode_index,
+    BLOCK, FIRST_SEQUENCE, FileChecksummer, Identity, IndexEntry, Kind, ReadError, Record, Segment, SegmentPlan,
+    encode_index, identify,
 };
 
 /// Name suffix of the files in a store that are taken for aggregates.
@@ -32,10 +37,74 @@ pub(crate) struct Aggregate {
     identity: Identity,
     published_end: u64,
     next_sequence: u64,
+    /// Bytes of it that are no holes.
+    written_bytes: u64,
+    /// Bytes behind its published end when it was read: what a flusher that died had not published.
+    tail_bytes: u64,
+    /// The time of the latest operation.
+    newest_ns: u64,
+    /// Whether it was closed in peace: nobody adds to it.
+    sealed: bool,
+    /// Whether it has been removed.
+    gone: bool,
 }
 
-/// What merging compares: a record that is applied late must not come before one that was applied.
-type MergeKey = (u64, [u8; 16], u64);
+/// What merging compares: a record that is applied late must not come before one that was applied. Time, whether it is a
+/// copy, the aggregate's uuid, and sequence.
+type MergeKey = (u64, bool, [u8; 16], u64);
+
+impl Aggregate {
+    fn new(path: &Path, identity: Identity) -> Aggregate {
+        let mut aggregate = Aggregate {
+            path: path.to_owned(),
+            identity,
+            published_end: 0,
+            next_sequence: 0,
+            written_bytes: 0,
+            tail_bytes: 0,
+            newest_ns: 0,
+            sealed: false,
+            gone: false,
+        };
+        aggregate.forget();
+        aggregate
+    }
+
+    /// Forgets all segments.
+    fn forget(&mut self) {
+        (self.published_end, self.next_sequence) = (BLOCK, FIRST_SEQUENCE);
+        (self.written_bytes, self.newest_ns, self.sealed) = (2 * BLOCK, 0, false);
+    }
+
+    /// Opens its file. One that has been given its name since is another.
+    fn open(&self) -> io::Result<File> {
+        let path = self.path.display();
+        let told = |error: io::Error| io::Error::new(error.kind(), format!("cannot open aggregate {path}: {error}"));
+        if self.gone {
+            return Err(told(io::ErrorKind::NotFound.into()));
+        }
+        let file = open_file(&self.path).map_err(told)?;
+        match identify(&file) {
+            Err(ReadError::Io(error)) => Err(told(error)),
+            Ok(identity) if identity.uuid != self.identity.uuid => Err(told(io::ErrorKind::NotFound.into())),
+            // What its first block says no longer counts; the data has checksums of its own.
+            _ => Ok(file),
+        }
+    }
+
+    /// Takes note of its next segment.
+    fn take_in(&mut self, segment: &Segment) {
+        self.published_end = segment.offset + segment.length;
+        self.next_sequence = segment.sequence + 1;
+        self.written_bytes += segment.length;
+        for Record { entry, .. } in &segment.records {
+            let data: u64 = entry.extents.iter().map(|extent| extent.length).sum();
+            self.written_bytes -= (entry.size - data).min(self.written_bytes);
+            self.newest_ns = self.newest_ns.max(entry.operation_time_ns);
+            self.sealed |= entry.kind == Kind::Index;
+        }
+    }
+}
 
 /// The aggregates of one directory, and the namespace that they make up.
 #[derive(Debug)]
@@ -93,10 +162,14 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_all(sources: &[PathBuf]) -> io::Result<Store> {
-        let (sources, view) = (sources.to_vec(), View::default());
-        let mut store = Store { sources, aggregates: Vec::new(), view, notes: Vec::new(), last_applied: None };
+        let mut store = Store::empty(sources);
         store.load()?;
         Ok(store)
+    }
+
+    fn empty(sources: &[PathBuf]) -> Store {
+        let (sources, view) = (sources.to_vec(), View::default());
+        Store { sources, aggregates: Vec::new(), view, notes: Vec::new(), last_applied: None }
     }
 
     /// Takes in what was published since.
@@ -119,10 +192,8 @@ impl Store {
 
     /// The aggregates that were read, with their files.
     pub fn aggregates(&self) -> impl Iterator<Item = (AggregateId, &Path)> {
-        self.aggregates
-            .iter()
-            .enumerate()
-            .map(|(index, aggregate)| (AggregateId(index as u32), aggregate.path.as_path()))
+        let numbered = self.aggregates.iter().enumerate().filter(|(_, aggregate)| !aggregate.gone);
+        numbered.map(|(index, aggregate)| (AggregateId(index as u32), aggregate.path.as_path()))
     }
 
     fn aggregate(&self, id: AggregateId) -> io::Result<&Aggregate> {
@@ -135,44 +206,53 @@ impl Store {
     /// When there are more aggregates than can be counted.
     pub fn add_own(&mut self, path: &Path, identity: &Identity) -> io::Result<AggregateId> {
         let id = u32::try_from(self.aggregates.len()).map_err(|_| io::Error::other("too many aggregates"))?;
-        self.aggregates.push(Aggregate {
-            path: path.to_owned(),
-            identity: identity.clone(),
-            published_end: BLOCK,
-            next_sequence: FIRST_SEQUENCE,
-        });
+        self.aggregates.push(Aggregate::new(path, identity.clone()));
         Ok(AggregateId(id))
     }
 
     /// Takes in a segment that this process has just published.
-    pub fn publish(&mut self, id: AggregateId, offset: u64, length: u64, sequence: u64, records: Vec<Record>) {
+    pub fn publish(&mut self, id: AggregateId, segment: &Segment) {
         let Some(aggregate) = self.aggregates.get_mut(id.0 as usize) else { return };
-        aggregate.published_end = offset + length;
-        aggregate.next_sequence = sequence + 1;
+        aggregate.take_in(segment);
         let uuid = aggregate.identity.uuid;
-        for record in &records {
-            self.view.apply(id, offset, record);
-            let key = (record.entry.operation_time_ns, uuid, record.sequence);
+        for record in &segment.records {
+            self.view.apply(id, segment.offset, record);
+            let key = (record.entry.operation_time_ns, false, uuid, record.sequence);
             self.last_applied = self.last_applied.max(Some(key));
         }
     }
 
-    /// Opens a version's data. The reader is independent of the store.
+    /// Takes note that this process has sealed an aggregate with a segment of this length.
+    pub fn sealed(&mut self, id: AggregateId, length: u64) {
+        if let Some(aggregate) = self.aggregates.get_mut(id.0 as usize) {
+            aggregate.sealed = true;
+            aggregate.published_end += length;
+            aggregate.written_bytes += length;
+        }
+    }
+
+    /// Opens a version's data. The reader is independent of the store. When the aggregate has been reclaimed since the
+    /// store was read, it reads the copy that was made before.
     ///
     /// # Errors
     /// When the aggregate cannot be opened.
     pub fn reader(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
-        let open = |version: &Arc<Version>| {
-            let path = self.aggregate(version.aggregate)?.path.clone();
-            let file = open_file(&path).map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot open aggregate {}: {error}", path.display()))
-            })?;
-            Ok::<_, io::Error>((path, file))
-        };
-        let (path, file) = open(version)?;
-        let older = self.view.older(&version.recorded_path).filter(|older| older.sequence != version.sequence);
+        match self.open_version(version) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let now = Store::open_all(&self.sources)?;
+                let copy = now.view.twins(version).next().cloned().ok_or(error)?;
+                now.open_version(&copy)
+            }
+            result => result,
+        }
+    }
+
+    fn open_version(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
+        let aggregate = self.aggregate(version.aggregate)?;
+        let (path, file) = (aggregate.path.clone(), aggregate.open()?);
+        let older = self.view.older(&version.recorded_path).filter(|older| !older.is_copy_of(version));
         let older = older.filter_map(|older| Some((older.clone(), self.aggregate(older.aggregate).ok()?.path.clone())));
-        Ok(VersionReader::new(version.clone(), path, file, older.collect()))
+        Ok(VersionReader::new(version.clone(), path, file, older.collect(), self.sources.clone()))
     }
 
     /// The segment that seals an aggregate with the index of its live names.
@@ -244,5 +324,7 @@ pub struct Sealed {
     pub head: Vec<u8>,
 }
 
+#[cfg(test)]
+mod reclaim_tests;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Version, open_file};
+use super::{Store, Version, open_file};
 use crate::aggregate::{DataError, FileData};
 
 /// Data that cannot be had intact.
@@ -45,6 +45,8 @@ pub struct VersionReader {
     path: PathBuf,
     file: File,
     older: Vec<(Arc<Version>, PathBuf)>,
+    /// Where the store is, to look for another copy.
+    sources: Vec<PathBuf>,
 }
 
 impl VersionReader {
@@ -53,8 +55,9 @@ impl VersionReader {
         path: PathBuf,
         file: File,
         older: Vec<(Arc<Version>, PathBuf)>,
+        sources: Vec<PathBuf>,
     ) -> VersionReader {
-        VersionReader { version, path, file, older }
+        VersionReader { version, path, file, older, sources }
     }
 
     /// The version that is read.
@@ -62,18 +65,28 @@ impl VersionReader {
         &self.version
     }
 
-    /// Hands out all data in order, as offsets in the file and bytes; holes are left out.
+    /// Hands out all data in order, as offsets in the file and bytes; holes are left out. What cannot be had intact is read
+    /// from another copy of the same version, if reclaiming has made one.
     ///
     /// # Errors
     /// What `out` returns, or an error with a [`DataLoss`] inside when the data cannot be had intact.
     pub fn copy(&self, out: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
         let data = file_data(&self.version);
+        let mut other = None;
         let mut buffer = Vec::new();
         for chunk in 0..data.chunk_count() {
             if data.chunk_extents(chunk).next().is_none() {
                 continue;
             }
-            data.read_chunk(&self.file, chunk, &mut buffer).map_err(|reason| self.loss(reason))?;
+            if let Err(reason) = data.read_chunk(&self.file, chunk, &mut buffer) {
+                let copies: &Vec<(Arc<Version>, File)> = other.get_or_insert_with(|| self.copies());
+                let read = |(version, file): &(Arc<Version>, File)| {
+                    file_data(version).read_chunk(file, chunk, &mut buffer).is_ok()
+                };
+                if !copies.iter().any(read) {
+                    return Err(self.loss(reason));
+                }
+            }
             let start = chunk * crate::aggregate::CHUNK;
             for extent in data.chunk_extents(chunk) {
                 let within = (extent.offset - start) as usize;
@@ -81,6 +94,17 @@ impl VersionReader {
             }
         }
         Ok(())
+    }
+
+    /// Other copies of the version, as the store is now.
+    fn copies(&self) -> Vec<(Arc<Version>, File)> {
+        let Ok(store) = Store::open_all(&self.sources) else { return Vec::new() };
+        let open = |copy: &Arc<Version>| {
+            let aggregate = store.aggregate(copy.aggregate).ok()?;
+            let is_this = aggregate.path == self.path && copy.data_offset == self.version.data_offset;
+            Some((copy.clone(), aggregate.open().ok().filter(|_| !is_this)?))
+        };
+        store.view().twins(&self.version).filter_map(open).collect()
     }
 
     fn loss(&self, reason: DataError) -> io::Error {

@@ -206,7 +206,7 @@ fn what_this_process_publishes_is_seen_and_sealed() {
     builder.segment(vec![entry(Kind::Rename, "run/b", "run/c", 4), entry(Kind::Symlink, "run/l", "c", 5)]);
     write(directory.path(), "a.tar", &builder);
     for segment in builder.published.clone() {
-        store.publish(id, segment.offset, segment.length, segment.sequence, segment.records);
+        store.publish(id, &segment);
     }
     assert_eq!(names(&store), ["run/a", "run/c", "run/l"]);
     assert_eq!(read(&store, "run/a").unwrap(), pattern(40_000));

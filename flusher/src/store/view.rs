@@ -3,11 +3,17 @@
 //! Directories are a tree in an arena, so that listing a directory and renaming one cost what they move, not what lies
 //! below; nothing recurses, whatever depth hostile records ask for. It holds no data and reads no file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::aggregate::{Attributes, Entry, Extent, FileChecksums, Kind, PATH_MAX, Record, check_name};
+use crate::aggregate::{
+    ALIGNED_SIZE, Attributes, BLOCK, Entry, Extent, FileChecksums, Kind, PATH_MAX, Record, check_name,
+};
+
+/// A tar header, and a record of a TOC, in bytes.
+const SMALL_HEADER: u64 = 512;
+const RECORD_BYTES: usize = 128;
 
 /// How many superseded versions of a path are remembered, to be named when the newest one is damaged.
 const OLDER_MAX: usize = 2;
@@ -43,6 +49,54 @@ pub struct Version {
     pub operation_time_ns: u64,
     /// Flags of its record.
     pub flags: u32,
+}
+
+impl Version {
+    /// Whether both are the same version, wherever the data lies. No two operations of a node have the same time.
+    pub(super) fn is_copy_of(&self, other: &Version) -> bool {
+        self.operation_time_ns == other.operation_time_ns
+            && self.inode == other.inode
+            && self.size == other.size
+            && self.recorded_path == other.recorded_path
+            && self.checksums == other.checksums
+    }
+
+    /// Bytes that it takes in an aggregate, with its header and record.
+    pub fn stored_bytes(&self) -> u64 {
+        let data: u64 = self.extents.iter().map(|extent| extent.length).sum();
+        let header = if self.size >= ALIGNED_SIZE { BLOCK } else { 2 * SMALL_HEADER };
+        data + header + (RECORD_BYTES + 4 * self.checksums.chunks.len() + self.recorded_path.len()) as u64
+    }
+
+    /// This copy with what was set on the original since.
+    fn with_attributes_of(&self, original: &Version) -> Arc<Version> {
+        Arc::new(Version { attributes: original.attributes.clone(), ..self.clone() })
+    }
+}
+
+/// What an aggregate holds that is in the namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Bytes that its files take.
+    pub bytes: u64,
+    /// Files, links and directories.
+    pub records: u64,
+}
+
+/// Where the copy of a record is.
+#[derive(Clone, Debug)]
+pub(super) enum Moved {
+    File(Arc<Version>),
+    Other(AggregateId, u64),
+}
+
+impl Moved {
+    fn place(&self) -> (AggregateId, u64) {
+        match self {
+            Moved::File(version) => (version.aggregate, version.sequence),
+            Moved::Other(aggregate, sequence) => (*aggregate, *sequence),
+        }
+    }
 }
 
 /// A symbolic link.
@@ -141,18 +195,19 @@ impl Default for View {
 }
 
 impl View {
-    /// Applies the next record. Records that make no sense where they stand change nothing.
-    pub fn apply(&mut self, aggregate: AggregateId, segment_offset: u64, record: &Record) {
+    /// Applies the next record. Records that make no sense where they stand change nothing; yields whether it may have
+    /// changed something.
+    pub fn apply(&mut self, aggregate: AggregateId, segment_offset: u64, record: &Record) -> bool {
         let entry = &record.entry;
         self.newest_operation_time_ns = self.newest_operation_time_ns.max(entry.operation_time_ns);
         if check_name(&entry.path, false).is_err() {
-            return;
+            return false;
         }
         match entry.kind {
             Kind::File => {
-                if let Some(version) = version(aggregate, segment_offset, record) {
-                    self.put(&entry.path, Node::File(Arc::new(version)));
-                }
+                let Some(version) = version(aggregate, segment_offset, record) else { return false };
+                self.put(&entry.path, Node::File(Arc::new(version)));
+                true
             }
             Kind::Symlink => {
                 let link = Link {
@@ -163,15 +218,96 @@ impl View {
                     operation_time_ns: entry.operation_time_ns,
                 };
                 self.put(&entry.path, Node::Symlink(Arc::new(link)));
+                true
             }
-            Kind::Directory => self.make_directory(aggregate, record),
+            Kind::Directory => {
+                self.make_directory(aggregate, record);
+                true
+            }
             Kind::HardLink => self.link(&entry.target, &entry.path),
             Kind::Rename => self.rename(&entry.path, &entry.target),
             Kind::Unlink => self.unlink(&entry.path),
             Kind::RemoveDirectory => self.remove_directory(&entry.path),
             Kind::SetAttributes => self.set_attributes(&entry.path, &entry.attributes),
-            Kind::Index => {}
+            Kind::Index => false,
         }
+    }
+
+    /// Everything there is, in no order.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.slots.iter().map(|slot| &slot.node)
+    }
+
+    /// What each aggregate holds that is in the namespace: bytes that its files take, and records.
+    pub fn live(&self) -> HashMap<AggregateId, Live> {
+        let mut live: HashMap<AggregateId, Live> = HashMap::new();
+        let mut counted = HashSet::new();
+        for slot in &self.slots {
+            let origin = match &slot.node {
+                Node::Directory(Directory { recorded: Some(recorded) }) => (recorded.aggregate, recorded.sequence),
+                // What is free or only implied has none.
+                node => match node.origin() {
+                    Some(origin) => origin,
+                    None => continue,
+                },
+            };
+            if self.linked.contains_key(&origin) && !counted.insert(origin) {
+                continue;
+            }
+            let of_aggregate = live.entry(origin.0).or_default();
+            of_aggregate.records += 1;
+            if let Node::File(version) = &slot.node {
+                of_aggregate.bytes += version.stored_bytes();
+            }
+        }
+        live
+    }
+
+    /// Takes note that records have been copied: each is known by its old place, with the version that the copy makes, or
+    /// its new place.
+    pub(super) fn relocate(&mut self, moved: &HashMap<(AggregateId, u64), Moved>) {
+        // All names of a file share one version.
+        let mut copies: HashMap<(AggregateId, u64), Arc<Version>> = HashMap::new();
+        for slot in &mut self.slots {
+            match &mut slot.node {
+                Node::File(version) => {
+                    let origin = (version.aggregate, version.sequence);
+                    if let Some(Moved::File(copy)) = moved.get(&origin) {
+                        *version = copies.entry(origin).or_insert_with(|| copy.with_attributes_of(version)).clone();
+                    }
+                }
+                Node::Symlink(link) => {
+                    if let Some(Moved::Other(aggregate, sequence)) = moved.get(&(link.aggregate, link.sequence)) {
+                        *link = Arc::new(Link { aggregate: *aggregate, sequence: *sequence, ..(**link).clone() });
+                    }
+                }
+                Node::Directory(Directory { recorded: Some(recorded) }) => {
+                    if let Some(Moved::Other(aggregate, sequence)) = moved.get(&(recorded.aggregate, recorded.sequence))
+                    {
+                        (recorded.aggregate, recorded.sequence) = (*aggregate, *sequence);
+                    }
+                }
+                Node::Directory(_) => {}
+            }
+        }
+        let linked = std::mem::take(&mut self.linked);
+        let place = |origin| moved.get(&origin).map_or(origin, Moved::place);
+        self.linked = linked.into_iter().map(|(origin, places)| (place(origin), places)).collect();
+    }
+
+    /// Forgets superseded versions whose aggregate is gone.
+    pub(super) fn forget_older(&mut self, gone: AggregateId) {
+        self.older.values_mut().for_each(|versions| versions.retain(|version| version.aggregate != gone));
+        self.older.retain(|_, versions| !versions.is_empty());
+    }
+
+    /// Other copies of a version, if reclaiming has made any.
+    pub(super) fn twins(&self, version: &Version) -> impl Iterator<Item = &Arc<Version>> {
+        let current = self.slots.iter().filter_map(|slot| match &slot.node {
+            Node::File(version) => Some(version),
+            _ => None,
+        });
+        current.chain(self.older.values().flatten()).filter(move |other| other.is_copy_of(version))
     }
 
     /// What is at a path; the empty path is the root.
@@ -270,36 +406,31 @@ impl View {
         self.slot_mut(place).node = Node::Directory(Directory { recorded: Some(Box::new(recorded)) });
     }
 
-    fn link(&mut self, existing: &[u8], new: &[u8]) {
-        let Some(first) = self.find(existing).filter(|_| existing != new) else { return };
+    fn link(&mut self, existing: &[u8], new: &[u8]) -> bool {
+        let Some(first) = self.find(existing).filter(|_| existing != new) else { return false };
         let node = self.slot(first).node.clone();
-        match &node {
-            Node::Directory(_) => {}
-            Node::Symlink(_) | Node::File(_) => {
-                let key = node.origin();
-                let second = self.put(new, node);
-                // Making room for the new name may have taken the first one away.
-                for place in [first, second] {
-                    let still = self.slot(place).node.origin() == key;
-                    let Some(key) = key else { return };
-                    let places = self.linked.entry(key).or_default();
-                    if still && !places.contains(&place) {
-                        places.push(place);
-                    }
-                }
+        let Some(key) = node.origin() else { return false };
+        let second = self.put(new, node);
+        // Making room for the new name may have taken the first one away.
+        for place in [first, second] {
+            let still = self.slot(place).node.origin() == Some(key);
+            let places = self.linked.entry(key).or_default();
+            if still && !places.contains(&place) {
+                places.push(place);
             }
         }
+        true
     }
 
-    fn rename(&mut self, from: &[u8], to: &[u8]) {
+    fn rename(&mut self, from: &[u8], to: &[u8]) -> bool {
         // Below itself, or over one of its own parents: no file system does that.
         let senseless = is_at_or_below(to, from) || is_at_or_below(from, to);
-        let Some(place) = self.find(from).filter(|_| !senseless) else { return };
+        let Some(place) = self.find(from).filter(|_| !senseless) else { return false };
         let (directory, name) = split(to);
         let parent = self.directory(directory);
         // Making room for the new name may have taken the old one away.
         if self.find(from) != Some(place) {
-            return;
+            return true;
         }
         if let Some(replaced) = self.slot(parent).children.get(name).copied() {
             let node = self.slot(place).node.clone();
@@ -311,36 +442,38 @@ impl View {
         self.slot_mut(old_parent).children.remove(old_name);
         self.slot_mut(place).parent = parent;
         self.slot_mut(parent).children.insert(name.into(), place);
+        true
     }
 
-    fn unlink(&mut self, path: &[u8]) {
-        let Some(place) = self.find(path) else { return };
+    fn unlink(&mut self, path: &[u8]) -> bool {
+        let Some(place) = self.find(path) else { return false };
         if matches!(self.slot(place).node, Node::Directory(_)) {
-            return;
+            return false;
         }
         let gone = Node::Directory(Directory::default());
         self.remember_older(path, place, &gone);
         self.remove(place, split(path).1);
+        true
     }
 
     /// A directory that another node still has names in stays, as one that is implied.
-    fn remove_directory(&mut self, path: &[u8]) {
-        let Some(place) = self.find(path) else { return };
+    fn remove_directory(&mut self, path: &[u8]) -> bool {
+        let Some(place) = self.find(path) else { return false };
         let slot = self.slot_mut(place);
         match &mut slot.node {
             Node::Directory(directory) if !slot.children.is_empty() => directory.recorded = None,
             Node::Directory(_) => self.remove(place, split(path).1),
-            _ => {}
+            _ => return false,
         }
+        true
     }
 
-    fn set_attributes(&mut self, path: &[u8], attributes: &Attributes) {
-        let Some(place) = self.find(path) else { return };
+    fn set_attributes(&mut self, path: &[u8], attributes: &Attributes) -> bool {
+        let Some(place) = self.find(path) else { return false };
         match &mut self.slot_mut(place).node {
             Node::Directory(directory) => {
-                if let Some(recorded) = &mut directory.recorded {
-                    recorded.attributes = attributes.clone();
-                }
+                let Some(recorded) = &mut directory.recorded else { return false };
+                recorded.attributes = attributes.clone();
             }
             Node::Symlink(link) => {
                 Arc::make_mut(link).attributes = attributes.clone();
@@ -353,6 +486,7 @@ impl View {
                 self.share_among_names(&Node::File(changed));
             }
         }
+        true
     }
 
     /// All names of a file or link, when it has several.
@@ -440,7 +574,7 @@ pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-fn version(aggregate: AggregateId, segment_offset: u64, record: &Record) -> Option<Version> {
+pub(super) fn version(aggregate: AggregateId, segment_offset: u64, record: &Record) -> Option<Version> {
     let Entry { path, attributes, size, extents, operation_time_ns, change_time_ns, inode, flags, .. } = &record.entry;
     Some(Version {
         aggregate,

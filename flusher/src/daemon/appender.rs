@@ -1,0 +1,280 @@
+//! An aggregate that is being written: made, given segments, sealed, or given up.
+//!
+//! Used by the flusher and by `sheaf prune`. It never appends to an aggregate that it has not made itself, and after any
+//! error the aggregate must be abandoned: nothing is known then about what it holds behind its published end.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::segment::{self, Input, Pace, SegmentError};
+use crate::aggregate::{
+    self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, PlanError, Segment, SegmentPlan, TarNames,
+};
+use crate::engine::{Data, Engine, Target, WriteError};
+use crate::store::Sealed;
+
+/// End of the name of an aggregate whose first block is being written.
+const ASIDE: &str = ".new";
+/// An aggregate that has had no first block for this long is nobody's.
+const ASIDE_LONGEST: Duration = Duration::from_secs(600);
+
+/// See the module.
+pub struct Appender {
+    target: Arc<Target>,
+    identity: Identity,
+    /// Where the next segment begins.
+    end: u64,
+    sequence: u64,
+    /// What plain tar readers have seen so far.
+    names: TarNames,
+}
+
+impl Appender {
+    /// Makes an aggregate of one block in a store, which is made if it is not there, and locks it.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn create(store: &Path) -> io::Result<Appender> {
+        fs::create_dir_all(store)?;
+        let (identity, target) = publish_first_block(store, &node_name())?;
+        File::open(store)?.sync_all()?;
+        Ok(Appender {
+            target: Arc::new(target),
+            identity,
+            end: BLOCK,
+            sequence: FIRST_SEQUENCE,
+            names: TarNames::default(),
+        })
+    }
+
+    /// Whose aggregate it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        self.target.path()
+    }
+
+    /// Where the next segment begins.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The sequence of the next segment.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Plans the next segment.
+    ///
+    /// # Errors
+    /// When an entry is none that can be recorded.
+    pub fn plan(&mut self, entries: &[Entry]) -> Result<SegmentPlan, PlanError> {
+        SegmentPlan::new(&self.identity, self.sequence, entries.to_vec(), &mut self.names)
+    }
+
+    /// Writes a planned segment and makes it durable; nobody sees it yet. Yields the checksums.
+    ///
+    /// # Errors
+    /// The first failure; only [`Appender::abandon`] may follow.
+    pub fn write(
+        &mut self,
+        engine: &mut dyn Engine,
+        plan: &SegmentPlan,
+        inputs: &[Input<'_>],
+        pace: Pace<'_>,
+    ) -> Result<Vec<Option<FileChecksums>>, SegmentError> {
+        for (start, end) in segment::written_ranges(plan) {
+            self.target.allocate(self.end + start, end - start).map_err(|error| self.error(&error))?;
+        }
+        let written = segment::write(engine, &self.target, self.end, plan, inputs, pace);
+        let finished = engine.finish();
+        let checksums = written?;
+        finished?;
+        self.target.sync_data().map_err(|error| self.error(&error))?;
+        Ok(checksums)
+    }
+
+    /// Makes the segment that was written visible, then durable as visible.
+    ///
+    /// # Errors
+    /// As [`Appender::write`]; also when the aggregate has lost its name: nobody would find the segment.
+    pub fn publish(
+        &mut self,
+        engine: &mut dyn Engine,
+        plan: &SegmentPlan,
+        checksums: &[Option<FileChecksums>],
+    ) -> Result<Segment, WriteError> {
+        self.write_through(engine, self.end, &plan.head())?;
+        self.target.sync_data().map_err(|error| self.error(&error))?;
+        if self.target.is_removed() {
+            return Err(self.error(&io::ErrorKind::NotFound.into()));
+        }
+        let segment = plan.segment(self.end, checksums);
+        self.end += segment.length;
+        self.sequence += 1;
+        Ok(segment)
+    }
+
+    /// Adds the segment with the index that lets a reader open the aggregate in a few reads, and cuts the file to its end.
+    ///
+    /// # Errors
+    /// From the file system. Unsealed is as good as sealed, only slower to open.
+    pub fn seal(self, engine: &mut dyn Engine, segment: &Sealed) -> io::Result<()> {
+        let length = segment.bytes.len() as u64;
+        self.target.allocate(self.end, length + BLOCK)?;
+        self.write_through(engine, self.end, &segment.bytes).map_err(io::Error::other)?;
+        self.target.set_length(self.end + length + BLOCK)?;
+        self.target.sync_data()?;
+        self.write_through(engine, self.end, &segment.head).map_err(io::Error::other)?;
+        self.target.sync_data()
+    }
+
+    /// Gives the aggregate up behind its published end. One that has published nothing is removed.
+    pub fn abandon(self) {
+        let result = if self.target.is_removed() {
+            // What has its name now is another's.
+            Ok(())
+        } else if self.sequence == FIRST_SEQUENCE {
+            fs::remove_file(self.path())
+        } else {
+            self.target.set_length(self.end + BLOCK)
+        };
+        if let Err(error) = result {
+            log::warn!("{} keeps room that nothing uses: {error}", self.path().display());
+        }
+    }
+
+    fn error(&self, error: &io::Error) -> WriteError {
+        let errno = Errno::from_io_error(error).unwrap_or(Errno::NOENT);
+        WriteError { offset: self.end, errno, path: self.path().to_owned() }
+    }
+
+    /// Writes bytes in whole blocks and waits for them.
+    fn write_through(&self, engine: &mut dyn Engine, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let mut block = engine.block()?;
+            let at = offset + (bytes.len() - rest.len()) as u64;
+            let count = block.append(rest);
+            rest = &rest[count..];
+            engine.write(&self.target, at, Data::Block(block))?;
+        }
+        engine.finish()
+    }
+}
+
+impl Drop for Appender {
+    fn drop(&mut self) {
+        self.target.unlock();
+    }
+}
+
+/// The host's name, fit for a file name.
+pub fn node_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let fit = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+    let name: String = name.chars().map(|character| if fit(character) { character } else { '_' }).collect();
+    if name.is_empty() || name.starts_with('.') { format!("node{name}") } else { name }
+}
+
+/// Makes an aggregate of one block and no segment, under the first free `<node>-<n>.tar`. It is made aside and gets
+/// that name last: readers of tar refuse a file that is empty.
+fn publish_first_block(directory: &Path, node: &str) -> io::Result<(Identity, Target)> {
+    let mut uuid = [0; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
+    let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
+    let mut identity = Identity { uuid, node: node.to_string(), job, incarnation: 1, created_ns: super::now_ns() };
+    let mut target = Target::create(&directory.join(format!(".{node}-{:032x}{ASIDE}", u128::from_be_bytes(uuid))))?;
+    remove_abandoned(directory, node, &target);
+    let named = name_first_block(directory, &mut identity, &mut target);
+    if named.is_err() {
+        // It is one more that was abandoned.
+        let _ = fs::remove_file(target.path());
+    }
+    named.map(|()| (identity, target))
+}
+
+/// Writes the first block for one number after the other, until one is free.
+fn name_first_block(directory: &Path, identity: &mut Identity, target: &mut Target) -> io::Result<()> {
+    target.allocate(0, 2 * BLOCK)?;
+    loop {
+        let path = directory.join(format!("{}-{}.tar", identity.node, identity.incarnation));
+        if fs::symlink_metadata(&path).is_err() {
+            target.write_buffered(0, &aggregate::format_entry(identity))?;
+            target.sync_data()?;
+            match target.give_name(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                outcome => return outcome,
+            }
+        }
+        identity.incarnation += 1;
+    }
+}
+
+/// Removes what flushers of this node that were killed in the middle of [`publish_first_block`] have left. Both times
+/// are the file system's own.
+fn remove_abandoned(directory: &Path, node: &str, own: &Target) {
+    let modified = |path: &Path| fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+    let (Ok(now), Ok(entries)) = (modified(own.path()), fs::read_dir(directory)) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        let is_aside = name.starts_with(format!(".{node}-").as_bytes()) && name.ends_with(ASIDE.as_bytes());
+        let is_old = || modified(&path).is_ok_and(|then| now.duration_since(then).is_ok_and(|age| age > ASIDE_LONGEST));
+        if is_aside && is_old() {
+            // A flusher that was this slow is told so when it gives the name, and begins again.
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn node_names_are_file_names() {
+        let name = node_name();
+        assert!(!name.is_empty() && !name.contains('/') && !name.starts_with('.'));
+    }
+
+    #[test]
+    fn aggregates_are_numbered_without_overwriting() {
+        let directory = tempfile::tempdir().unwrap();
+        let (first, target) = publish_first_block(directory.path(), "n0").unwrap();
+        let (second, _) = publish_first_block(directory.path(), "n0").unwrap();
+        assert_eq!((first.incarnation, second.incarnation), (1, 2));
+        assert_eq!(target.path(), directory.path().join("n0-1.tar"));
+        let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, ["n0-1.tar", "n0-2.tar"]);
+        let recovered = aggregate::recover(&File::open(directory.path().join("n0-2.tar")).unwrap()).unwrap();
+        assert_eq!(recovered.identity, second);
+    }
+
+    #[test]
+    fn what_a_killed_flusher_left_is_removed_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let make = |name: &str, age: Duration| {
+            let file = File::create(directory.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        };
+        let old = ASIDE_LONGEST + Duration::from_secs(60);
+        for (name, age) in [(".n0-1.new", old), (".n0-2.new", Duration::ZERO), (".n1-1.new", old), ("n0-9.tar", old)] {
+            make(name, age);
+        }
+        publish_first_block(directory.path(), "n0").unwrap();
+        let left = |name: &str| directory.path().join(name).exists();
+        assert_eq!([".n0-1.new", ".n0-2.new", ".n1-1.new", "n0-9.tar"].map(left), [false, true, true, true]);
+    }
+}

@@ -1,0 +1,219 @@
+//! The flusher's reclaiming: closes aggregates that are mostly dead, copies what is alive out of them, removes them.
+//!
+//! It runs between two publications. Whatever fails in it is tried again later: until an aggregate's last file is copied
+//! and published, the aggregate stays as it is, and a copy beside its original changes nothing.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::node_name;
+use super::segment::Input;
+use super::writer::{Failure, Writer};
+use crate::stage::tracker::{BATCH_BYTES_MAX, BATCH_FILES_MAX};
+use crate::store::{Candidate, Cause, Copied, Lock, Plan, Planner, lock_aggregate, lock_store, next_victim};
+
+/// How long to wait after something could not be reclaimed: at first, and at most.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+const PAUSE_LONGEST: Duration = Duration::from_secs(600);
+
+/// When to look for what may be reclaimed.
+#[derive(Debug)]
+pub(super) struct Reclaiming {
+    due: Option<Instant>,
+    earliest: Instant,
+    pause: Duration,
+}
+
+impl Default for Reclaiming {
+    fn default() -> Reclaiming {
+        Reclaiming { due: None, earliest: Instant::now(), pause: PAUSE_FIRST }
+    }
+}
+
+impl Reclaiming {
+    /// When to look next, if something has been published since it was last looked.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Something has been published.
+    pub fn wanted(&mut self) {
+        self.due = Some(self.earliest);
+    }
+
+    /// Looked from `start` on, and found all done or not. It takes at most half of the time.
+    pub fn looked(&mut self, start: Instant, all_done: bool) {
+        let now = Instant::now();
+        if all_done {
+            (self.due, self.earliest, self.pause) = (None, now + (now - start), PAUSE_FIRST);
+        } else {
+            self.earliest = now + self.pause.max(now - start);
+            self.due = Some(self.earliest);
+            self.pause = (2 * self.pause).min(PAUSE_LONGEST);
+        }
+    }
+}
+
+/// The store as it is on disk, and the lock under which it was read: one reclaims at a time.
+struct Planning {
+    planner: Planner,
+    _lock: File,
+}
+
+impl Writer {
+    /// Reclaims what is due. Yields whether nothing is left.
+    pub(super) fn reclaim(&mut self) -> bool {
+        match self.reclaim_all() {
+            Ok(all_done) => all_done,
+            Err(failure) => {
+                // Nothing is known of what was written last.
+                self.abandon();
+                if let Failure::Store(text) = failure {
+                    log::warn!("nothing is reclaimed for now: {text}");
+                }
+                false
+            }
+        }
+    }
+
+    /// Yields whether nothing is left that would be due.
+    fn reclaim_all(&mut self) -> Result<bool, Failure> {
+        let mut refused = HashSet::new();
+        let mut planning = None;
+        self.close_when_full()?;
+        loop {
+            let candidates = self.candidates();
+            let Some((victim, cause)) = next_victim(&candidates, self.current(), &refused) else {
+                return Ok(refused.is_empty());
+            };
+            let victim = victim.clone();
+            if !self.reclaim_one(&victim, cause, &mut planning)? {
+                refused.insert(victim.uuid);
+            }
+        }
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        self.shared.store.read().candidates(Some(&node_name()))
+    }
+
+    /// The aggregate that is written to.
+    fn current(&self) -> Option<[u8; 16]> {
+        self.aggregate.as_ref().map(|aggregate| aggregate.appender.identity().uuid)
+    }
+
+    /// The next segment goes to a new aggregate when this one is large or mostly dead.
+    fn close_when_full(&mut self) -> Result<(), Failure> {
+        let current = self.current();
+        let full = |candidate: &Candidate| Some(candidate.uuid) == current && candidate.is_full();
+        if current.is_some() && self.candidates().iter().any(full) { self.seal() } else { Ok(()) }
+    }
+
+    /// False when the victim has to stay for now.
+    fn reclaim_one(
+        &mut self,
+        victim: &Candidate,
+        cause: Cause,
+        planning: &mut Option<Planning>,
+    ) -> Result<bool, Failure> {
+        if self.current() == Some(victim.uuid) {
+            self.seal()?;
+        }
+        let store = &self.shared.settings.store;
+        let Lock::Held(_victim) = lock_aggregate(&victim.path) else {
+            log::debug!("{} is in use, or cannot be locked", victim.path.display());
+            return Ok(false);
+        };
+        if planning.is_none() {
+            let Lock::Held(_lock) = lock_store(store)? else {
+                log::debug!("{} is reclaimed by somebody else, or cannot be locked", store.display());
+                return Ok(false);
+            };
+            *planning = Some(Planning { planner: Planner::read(store)?, _lock });
+        }
+        let planner = &mut planning.as_mut().expect("made above").planner;
+        let needed = self.shared.store.read().shown_of(victim.id);
+        let plan = match planner.plan(victim.uuid, &needed, self.current()) {
+            Ok(plan) if cause == Cause::Space && plan.copied_bytes() > victim.written_bytes / 2 => {
+                log::debug!("{} would free too little", victim.path.display());
+                return Ok(false);
+            }
+            Ok(plan) => plan,
+            Err(refusal) => {
+                log::debug!("{} stays: {refusal}", victim.path.display());
+                return Ok(false);
+            }
+        };
+        for part in parts(&plan.copies) {
+            if !self.copy(victim, part, planner)? {
+                return Ok(false);
+            }
+        }
+        self.remove(victim, &plan, planner)?;
+        Ok(true)
+    }
+
+    /// Copies records of the victim into the aggregate, as one segment. False when something in it is damaged: then the
+    /// victim has to stay.
+    fn copy(&mut self, victim: &Candidate, copies: &[Copied], planner: &mut Planner) -> Result<bool, Failure> {
+        let entries: Vec<_> = copies.iter().map(|copy| copy.entry.clone()).collect();
+        let open = |copy: &Copied| match &copy.version {
+            Some(version) => planner.reader(version).map(Input::Stored),
+            None => Ok(Input::Nothing),
+        };
+        let inputs = copies.iter().map(open).collect::<io::Result<Vec<Input<'_>>>>()?;
+        let (segment_plan, checksums) = match self.write_unpublished(&entries, &inputs) {
+            Err(Failure::Entries(_)) => {
+                self.abandon();
+                log::error!("{} is damaged and stays; `sheaf verify` says more", victim.path.display());
+                return Ok(false);
+            }
+            result => result?,
+        };
+        let (id, segment) = self.publish_head(&segment_plan, &checksums)?;
+        let moved = self.shared.store.write().publish_copies(id, &segment, victim.id, copies);
+        // Stubs find their data by these.
+        for version in self.shared.stubs.lock().values_mut() {
+            if let Some(copy) = moved.get(&(version.aggregate, version.sequence)) {
+                *version = copy.clone();
+            }
+        }
+        let aggregate = self.aggregate.as_ref().expect("a segment was published in it");
+        planner.copied(aggregate.appender.path(), aggregate.appender.identity(), &segment)?;
+        Ok(true)
+    }
+
+    /// Removes an aggregate of which nothing is needed any more, for good before anything else is: a power failure must not
+    /// bring it back without what was removed after it.
+    fn remove(&mut self, victim: &Candidate, plan: &Plan, planner: &mut Planner) -> Result<(), Failure> {
+        self.shared.store.write().forget(victim.id);
+        match fs::remove_file(&victim.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        File::open(&self.shared.settings.store)?.sync_all()?;
+        planner.removed(plan);
+        log::info!("reclaimed {}: {} records copied", victim.path.display(), plan.copies.len());
+        Ok(())
+    }
+}
+
+/// Copies in the sizes of segments.
+fn parts(copies: &[Copied]) -> Vec<&[Copied]> {
+    let mut parts = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, copy) in copies.iter().enumerate() {
+        let more = copy.entry.size;
+        if index > start && (index - start == BATCH_FILES_MAX || bytes + more > BATCH_BYTES_MAX) {
+            parts.push(&copies[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += more;
+    }
+    if start < copies.len() {
+        parts.push(&copies[start..]);
+    }
+    parts
+}

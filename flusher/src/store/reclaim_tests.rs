@@ -1,0 +1,326 @@
+//! Reclaiming against a store from which nothing was ever removed: random histories of two nodes, and every state that a
+//! crash can leave.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::aggregate::Entry;
+use crate::aggregate::tests::{Builder, entry, file};
+
+type Item = (Entry, Vec<u8>);
+
+/// What a reader sees: kind, content or text, mode, time, and the names that share it.
+fn shown(directory: &Path) -> BTreeMap<String, String> {
+    let store = Store::open(directory).unwrap();
+    assert_eq!(store.notes(), []);
+    let mut shown = BTreeMap::new();
+    for (path, node) in store.view().iter() {
+        let mut names = store.view().names(node);
+        names.sort();
+        let names = if names.len() > 1 { names } else { Vec::new() };
+        let text = match node {
+            Node::Directory(Directory { recorded: None }) => continue,
+            Node::Directory(Directory { recorded: Some(recorded) }) => format!("directory {:?}", recorded.attributes),
+            Node::Symlink(link) => format!("link {:?} {:?}", link.target, link.attributes),
+            Node::File(version) => {
+                let mut bytes = Vec::new();
+                let taken = store.reader(version).unwrap().copy(&mut |_, data| {
+                    bytes.extend_from_slice(data);
+                    Ok(())
+                });
+                taken.unwrap();
+                format!("file {bytes:?} {:?} {} {names:?}", version.attributes, version.operation_time_ns)
+            }
+        };
+        shown.insert(String::from_utf8(path).unwrap(), text);
+    }
+    shown
+}
+
+/// One node: its aggregates, the last of which it writes to, and what it has not published yet.
+struct Writing {
+    directory: PathBuf,
+    number: u8,
+    aggregates: Vec<(PathBuf, Builder)>,
+    waiting: Vec<Item>,
+    made: u8,
+}
+
+impl Writing {
+    fn new(directory: &Path, number: u8) -> Writing {
+        let (directory, aggregates, waiting) = (directory.to_owned(), Vec::new(), Vec::new());
+        let mut writing = Writing { directory, number, aggregates, waiting, made: 0 };
+        writing.roll();
+        writing
+    }
+
+    fn roll(&mut self) {
+        self.made += 1;
+        // Whichever comes first in the order of equal times must not matter.
+        let mut builder = Builder::new(self.made.wrapping_mul(97) ^ self.number);
+        builder.identity.node = format!("node{}", self.number);
+        self.aggregates.push((self.directory.join(format!("n{}-{}.tar", self.number, self.made)), builder));
+        self.save();
+    }
+
+    fn publish(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        if !waiting.is_empty() {
+            self.aggregates.last_mut().unwrap().1.segment(waiting);
+            self.save();
+        }
+    }
+
+    fn save(&self) {
+        let (path, builder) = self.aggregates.last().unwrap();
+        fs::write(path, builder.finished()).unwrap();
+    }
+
+    /// Reclaims an aggregate if that is allowed; what is seen stays the same after each step. Yields how many records were
+    /// copied.
+    fn reclaim(&mut self, which: usize) -> Option<usize> {
+        let victim = which % self.aggregates.len();
+        if victim == self.aggregates.len() - 1 {
+            self.roll();
+        }
+        let before = shown(&self.directory);
+        let planner = Planner::read(&self.directory).unwrap();
+        let (uuid, own) = (self.aggregates[victim].1.identity.uuid, self.aggregates.last().unwrap().1.identity.uuid);
+        let plan = planner.plan(uuid, &HashSet::new(), Some(own)).ok()?;
+        // In several segments: a crash may come between any two.
+        for part in plan.copies.chunks(3) {
+            let items = part.iter().map(|copy| (copy.entry.clone(), content(&planner, copy)));
+            self.aggregates.last_mut().unwrap().1.segment(items.collect());
+            self.save();
+            assert_eq!(shown(&self.directory), before, "a part is copied");
+        }
+        let (path, _) = self.aggregates.remove(victim);
+        // A reader that has the store open finds everything again.
+        let mut open = Store::open(&self.directory).unwrap();
+        let files: Vec<_> = open.view().iter().filter_map(|(path, node)| Some((path, file_of(node)?))).collect();
+        fs::remove_file(path).unwrap();
+        for (path, version) in files {
+            let read = open.reader(&version).and_then(|reader| reader.copy(&mut |_, _| Ok(())));
+            assert!(read.is_ok(), "{}: {read:?}", path.escape_ascii());
+        }
+        assert_eq!(shown(&self.directory), before, "the original is gone");
+        open.refresh().unwrap();
+        let fresh = Store::open(&self.directory).unwrap();
+        let names = |store: &Store| store.view().iter().map(|(path, _)| path).collect::<Vec<_>>();
+        assert_eq!(names(&open), names(&fresh), "refreshed");
+        Some(plan.copies.len())
+    }
+}
+
+fn file_of(node: &Node) -> Option<Arc<Version>> {
+    if let Node::File(version) = node { Some(version.clone()) } else { None }
+}
+
+fn content(planner: &Planner, copy: &Copied) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(version) = &copy.version {
+        let mut take = |_, data: &[u8]| {
+            bytes.extend_from_slice(data);
+            Ok(())
+        };
+        planner.reader(version).unwrap().copy(&mut take).unwrap();
+    }
+    bytes
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Record(bool, Kind, String, String),
+    Publish(bool),
+    Roll(bool),
+    Reclaim(bool, usize),
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let kind = prop::sample::select(vec![
+        Kind::File,
+        Kind::File,
+        Kind::File,
+        Kind::Directory,
+        Kind::Symlink,
+        Kind::HardLink,
+        Kind::Rename,
+        Kind::Rename,
+        Kind::Unlink,
+        Kind::RemoveDirectory,
+        Kind::SetAttributes,
+    ]);
+    let name = prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4).prop_map(|parts| parts.join("/"));
+    // Mostly the first node.
+    let node = prop::sample::select(vec![true, true, true, false]);
+    let action = prop_oneof![
+        6 => (node.clone(), kind, name.clone(), name).prop_map(|(n, kind, path, to)| Action::Record(n, kind, path, to)),
+        3 => node.clone().prop_map(Action::Publish),
+        1 => node.clone().prop_map(Action::Roll),
+        2 => (node, any::<usize>()).prop_map(|(n, which)| Action::Reclaim(n, which)),
+    ];
+    prop::collection::vec(action, 0..80)
+}
+
+fn item(kind: Kind, path: &str, target: &str, number: u64) -> Item {
+    let (mut entry, content) = match kind {
+        Kind::File => file(path, format!("version {number}").as_bytes(), number),
+        _ => entry(kind, path, target, number),
+    };
+    if matches!(kind, Kind::Unlink | Kind::RemoveDirectory | Kind::SetAttributes | Kind::Directory) {
+        entry.target.clear();
+    }
+    entry.attributes.mode = 0o600 + (number % 8) as u32;
+    (entry, content)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_is_ever_seen_of_reclaiming(actions in actions()) {
+        let scratch = tempfile::tempdir().unwrap();
+        let (all, kept) = (scratch.path().join("all"), scratch.path().join("kept"));
+        fs::create_dir(&all).unwrap();
+        fs::create_dir(&kept).unwrap();
+        let nodes = |directory: &Path| [Writing::new(directory, 1), Writing::new(directory, 2)];
+        let (mut never, mut nodes) = (nodes(&all), nodes(&kept));
+        for (number, action) in actions.into_iter().enumerate() {
+            let index = |first: bool| usize::from(!first);
+            match action {
+                Action::Record(first, kind, path, target) => {
+                    for writing in [&mut never[index(first)], &mut nodes[index(first)]] {
+                        writing.waiting.push(item(kind, &path, &target, number as u64 + 1));
+                    }
+                }
+                Action::Publish(first) => {
+                    for writing in [&mut never[index(first)], &mut nodes[index(first)]] {
+                        writing.publish();
+                    }
+                }
+                Action::Roll(first) => nodes[index(first)].roll(),
+                Action::Reclaim(first, which) => drop(nodes[index(first)].reclaim(which)),
+            }
+        }
+        for writing in never.iter_mut().chain(&mut nodes) {
+            writing.publish();
+        }
+        prop_assert_eq!(shown(&kept), shown(&all));
+    }
+}
+
+#[test]
+fn a_rotating_program_leaves_nothing_to_copy() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut node = Writing::new(scratch.path(), 1);
+    for number in 1..=40 {
+        node.waiting.push(item(Kind::Rename, "ckpt.1", "ckpt.2", 10 * number));
+        node.waiting.push(item(Kind::Rename, "ckpt.0", "ckpt.1", 10 * number + 1));
+        node.waiting.push(item(Kind::File, "ckpt.0", "", 10 * number + 2));
+        node.publish();
+        if number % 10 == 0 {
+            node.roll();
+        }
+    }
+    assert_eq!(node.reclaim(0), Some(0));
+    assert_eq!(node.reclaim(0), Some(0));
+    assert_eq!(node.reclaim(0), Some(0));
+    // What is alive, and the renames that brought it where it is.
+    assert_eq!(node.reclaim(0), Some(3 + 2 + 1));
+    assert_eq!(shown(scratch.path()).len(), 3);
+}
+
+#[test]
+fn a_copy_is_shown_under_its_present_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut node = Writing::new(scratch.path(), 1);
+    node.waiting = vec![
+        item(Kind::File, "state.new", "", 1),
+        item(Kind::Rename, "state.new", "state", 2),
+        item(Kind::Symlink, "latest", "state", 3),
+        item(Kind::Symlink, "gone", "state", 4),
+        item(Kind::Rename, "gone", "here", 5),
+        item(Kind::HardLink, "under", "state", 6),
+    ];
+    node.publish();
+    node.roll();
+    assert_eq!(node.reclaim(0), Some(6));
+    let (path, _) = node.aggregates.last().unwrap();
+    let mut archive = tar::Archive::new(fs::File::open(path).unwrap());
+    let paths = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());
+    let paths: Vec<_> = paths.filter(|path| !path.starts_with(".sheaf")).collect();
+    assert_eq!(paths, ["state", "latest"]);
+}
+
+#[test]
+fn nothing_goes_before_every_node_of_the_job_has_published() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (Writing::new(scratch.path(), 1), Writing::new(scratch.path(), 2));
+    second.waiting.push(item(Kind::File, "other", "", 1));
+    second.publish();
+    first.waiting.push(item(Kind::File, "a", "", 10));
+    first.publish();
+    first.roll();
+    first.waiting.push(item(Kind::File, "a", "", 30));
+    first.publish();
+    // The second node has moved the older version away meanwhile, and not published that.
+    assert_eq!(first.reclaim(0), None);
+    second.waiting.push(item(Kind::Rename, "a", "b", 20));
+    second.publish();
+    second.waiting.push(item(Kind::File, "other", "", 40));
+    second.publish();
+    assert_eq!(first.reclaim(0), Some(1));
+    let names: Vec<_> = shown(scratch.path()).into_keys().collect();
+    assert_eq!(names, ["a", "b", "other"]);
+}
+
+#[test]
+fn nothing_goes_while_something_cannot_be_read() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut node = Writing::new(scratch.path(), 1);
+    node.waiting.push(item(Kind::File, "a", "", 1));
+    node.publish();
+    node.roll();
+    node.waiting.push(item(Kind::File, "a", "", 2));
+    node.publish();
+    let broken = node.aggregates.last().unwrap().0.clone();
+    let whole = fs::read(&broken).unwrap();
+    let mut damaged = whole.clone();
+    damaged[4096 + 2048] ^= 1;
+    fs::write(&broken, damaged).unwrap();
+    let planner = Planner::read(scratch.path()).unwrap();
+    let refusal = planner.plan(node.aggregates[0].1.identity.uuid, &HashSet::new(), None).unwrap_err();
+    assert!(refusal.to_string().contains("cannot be read"), "{refusal}");
+    fs::write(&broken, whole).unwrap();
+    assert_eq!(node.reclaim(0), Some(0));
+}
+
+fn candidate(uuid: u8, written_bytes: u64, bytes: u64) -> Candidate {
+    let live = Live { bytes, records: bytes.min(1) };
+    let (id, path, node) = (AggregateId(uuid.into()), PathBuf::new(), String::new());
+    Candidate { id, uuid: [uuid; 16], path, node, written_bytes, live }
+}
+
+#[test]
+fn the_dead_go_first_then_the_mostly_dead_then_the_many() {
+    let none = HashSet::new();
+    let mebibyte = 1 << 20;
+    let choose = |candidates: &[Candidate], current| {
+        next_victim(candidates, current, &none).map(|(victim, cause)| (victim.uuid[0], cause))
+    };
+    let mut two = vec![candidate(1, 10 * mebibyte, 9 * mebibyte), candidate(2, mebibyte, 0)];
+    assert_eq!(choose(&two, Some([2; 16])), None);
+    assert_eq!(choose(&two, Some([1; 16])), Some((2, Cause::Space)));
+    two[1] = candidate(2, 10 * mebibyte, 5 * mebibyte);
+    assert_eq!(choose(&two, None), None);
+    two[0] = candidate(1, 10 * mebibyte, 4 * mebibyte);
+    assert_eq!(choose(&two, None), Some((1, Cause::Space)));
+    let many: Vec<_> = (1..=17).map(|number| candidate(number, mebibyte + u64::from(number), mebibyte)).collect();
+    assert_eq!(choose(&many, Some([1; 16])), Some((2, Cause::Number)));
+    assert_eq!(choose(&many[..16], None), None);
+    assert!(candidate(1, 4 * mebibyte, 2 * mebibyte).is_full() && !candidate(1, 4 * mebibyte, 4 * mebibyte).is_full());
+}
