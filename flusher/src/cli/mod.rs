@@ -11,6 +11,7 @@ mod imports;
 pub mod ls;
 mod offline;
 pub mod program_file;
+pub mod prune;
 pub mod publication;
 pub mod report;
 pub mod run;
@@ -93,6 +94,7 @@ enum Command {
     Cat(cat::CatArgs),
     Extract(extract::ExtractArgs),
     Verify(verify::VerifyArgs),
+    Prune(prune::PruneArgs),
     Status(status::StatusArgs),
     Wait(wait::WaitArgs),
     Drain(drain::DrainArgs),
@@ -119,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Cat(arguments) => cat::run(arguments),
         Command::Extract(arguments) => extract::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
+        Command::Prune(arguments) => prune::run(arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Wait(arguments) => wait::run(&arguments),
         Command::Drain(arguments) => drain::run(&arguments),

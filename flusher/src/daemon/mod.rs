@@ -43,7 +43,9 @@ use clients::Clients;
 use watcher::{Command, Commands, Watcher};
 use writer::{Job, Writer};
 
-pub use appender::node_name;
+pub use appender::{Appender, node_name};
+pub use reclaim::parts;
+pub use segment::{Input, Pace};
 
 /// How long the flusher stays after the last client: a script's next command may capture again.
 const LINGER: Duration = Duration::from_secs(2);

@@ -201,7 +201,7 @@ impl Writer {
 }
 
 /// Copies in the sizes of segments.
-fn parts(copies: &[Copied]) -> Vec<&[Copied]> {
+pub fn parts(copies: &[Copied]) -> Vec<&[Copied]> {
     let mut parts = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (index, copy) in copies.iter().enumerate() {

@@ -46,6 +46,17 @@ pub enum SegmentError {
     Read(usize, io::Error),
 }
 
+impl std::fmt::Display for SegmentError {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SegmentError::Write(error) => write!(formatter, "{error}"),
+            SegmentError::Read(_, error) => write!(formatter, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for SegmentError {}
+
 impl From<WriteError> for SegmentError {
     fn from(error: WriteError) -> Self {
         SegmentError::Write(error)

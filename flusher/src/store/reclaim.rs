@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::lock::{Lock, lock_aggregate};
 use super::merge::{Addition, Step, steps};
 use super::view::{Moved, version};
-use super::{Aggregate, AggregateId, Live, Node, Store, Version, VersionReader, View};
+use super::{Aggregate, AggregateId, Live, Node, Sealed, Store, Version, VersionReader, View};
 use crate::aggregate::{BLOCK, Entry, FLAG_MOVED, FLAG_RENAMED, Identity, Kind, Segment};
 
 /// What is not worth an aggregate's end, in bytes: it is held against tiny checkpoints that would make and remove files
@@ -40,6 +40,8 @@ pub struct Candidate {
     pub node: String,
     /// Bytes that it takes.
     pub written_bytes: u64,
+    /// Whether it was closed in peace.
+    pub sealed: bool,
     /// What it holds that is in the namespace.
     pub live: Live,
 }
@@ -146,6 +148,7 @@ fn refuse<T>(why: impl fmt::Display) -> Result<T, Refusal> {
 pub struct Planner {
     store: Store,
     history: Vec<Addition>,
+    nobody_else_writes: bool,
 }
 
 impl Planner {
@@ -156,12 +159,21 @@ impl Planner {
     pub fn read(directory: &Path) -> io::Result<Planner> {
         let mut store = Store::empty(&[directory.to_owned()]);
         let history = store.load_history()?;
-        Ok(Planner { store, history })
+        Ok(Planner { store, history, nobody_else_writes: false })
     }
 
-    /// The store that was read.
-    pub fn store(&self) -> &Store {
-        &self.store
+    /// The caller knows that no other node adds to the store, though some have not closed their aggregates.
+    pub fn nobody_else_writes(&mut self) {
+        self.nobody_else_writes = true;
+    }
+
+    /// As [`Store::seal_segment`], for an aggregate that copies were published in.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seal_segment(&self, identity: &Identity, sequence: u64, offset: u64) -> io::Result<Sealed> {
+        let (id, _) = self.store.by_uuid(identity.uuid).ok_or(io::ErrorKind::NotFound)?;
+        self.store.seal_segment(id, identity, sequence, offset)
     }
 
     /// The aggregates of a node, or of all.
@@ -204,7 +216,7 @@ impl Planner {
     /// belong here, too, when there are any.)
     fn settled_ns(&self, victim: &Aggregate, own: Option<[u8; 16]>) -> u64 {
         let is_written = |other: &&Aggregate| {
-            let elsewhere = other.identity.node != victim.identity.node;
+            let elsewhere = other.identity.node != victim.identity.node && !self.nobody_else_writes;
             elsewhere || matches!(lock_aggregate(&other.path), Lock::Busy)
         };
         let open = self.store.aggregates.iter().filter(|other| !other.gone && !other.sealed);
@@ -370,7 +382,8 @@ fn copy_of(step: &Step<'_>, view: &View, names: &HashMap<u64, Vec<u8>>) -> Copie
         let name = names.get(&step.record.sequence).filter(|_| !in_place);
         entry.target = name.cloned().unwrap_or_default();
     }
-    if !in_place && entry.target.is_empty() || !in_place && entry.kind != Kind::File {
+    let is_shown_elsewhere = entry.kind == Kind::File && !entry.target.is_empty();
+    if !in_place && !is_shown_elsewhere {
         entry.flags |= FLAG_RENAMED;
     }
     Copied { entry, version: data, sequence: step.record.sequence }
@@ -393,6 +406,7 @@ impl Store {
                 uuid: aggregate.identity.uuid,
                 path: aggregate.path.clone(),
                 node: aggregate.identity.node.clone(),
+                sealed: aggregate.sealed,
                 written_bytes: aggregate.written_bytes + aggregate.tail_bytes,
                 live: live.remove(&AggregateId(index as u32)).unwrap_or_default(),
             })

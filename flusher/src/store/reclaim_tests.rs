@@ -302,7 +302,7 @@ fn nothing_goes_while_something_cannot_be_read() {
 fn candidate(uuid: u8, written_bytes: u64, bytes: u64) -> Candidate {
     let live = Live { bytes, records: bytes.min(1) };
     let (id, path, node) = (AggregateId(uuid.into()), PathBuf::new(), String::new());
-    Candidate { id, uuid: [uuid; 16], path, node, written_bytes, live }
+    Candidate { id, uuid: [uuid; 16], path, node, sealed: false, written_bytes, live }
 }
 
 #[test]
