@@ -20,7 +20,7 @@ pub struct Variable {
 }
 
 /// Every variable that Sheaf reads.
-pub const VARIABLES: [Variable; 12] = [
+pub const VARIABLES: [Variable; 13] = [
     Variable {
         name: "SHEAF_PATHS",
         accepts: "absolute globs, colon-separated: `*`, `?`, `[a-z]`, and `**` for any number of directories",
@@ -80,6 +80,12 @@ pub const VARIABLES: [Variable; 12] = [
         accepts: "whole seconds, at least 1",
         default: "30",
         meaning: "how long a call of the program may wait for a flusher that says nothing, or for room in a full stage; then it goes on without",
+    },
+    Variable {
+        name: "SHEAF_DAMAGED",
+        accepts: "`refuse` or `older`",
+        default: "refuse",
+        meaning: "what to read when the newest version of a file is damaged in the store: nothing (an error), or an older version that is intact",
     },
     Variable {
         name: "SHEAF_LOG",

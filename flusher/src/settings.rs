@@ -29,6 +29,25 @@ pub enum OnExit {
     Leave,
 }
 
+/// What is read when the newest version of a file is damaged (SHEAF_DAMAGED).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damaged {
+    /// Nothing.
+    Refuse,
+    /// An older version that is intact.
+    Older,
+}
+
+impl Damaged {
+    /// The setting in the environment, for tools that read a store and need no others.
+    ///
+    /// # Errors
+    /// When the value is refused.
+    pub fn from_environment() -> Result<Damaged, SettingsError> {
+        damaged(std::env::var_os("SHEAF_DAMAGED").filter(|value| !value.is_empty()).map(OsStringExt::into_vec))
+    }
+}
+
 /// Every setting of the flusher side.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -50,6 +69,8 @@ pub struct Settings {
     pub store_timeout: Duration,
     /// SHEAF_TIMEOUT.
     pub timeout: Duration,
+    /// SHEAF_DAMAGED.
+    pub damaged: Damaged,
     /// SHEAF_LOG's level.
     pub log_level: Level,
     /// SHEAF_LOG's file.
@@ -123,6 +144,7 @@ impl Settings {
             bandwidth: size("SHEAF_BANDWIDTH", value("SHEAF_BANDWIDTH"))?,
             store_timeout: store_timeout(value("SHEAF_STORE_TIMEOUT"))?,
             timeout: timeout(value("SHEAF_TIMEOUT"))?,
+            damaged: damaged(value("SHEAF_DAMAGED"))?,
             log_level,
             log_file,
             variables,
@@ -311,6 +333,14 @@ fn on_exit(value: Option<Vec<u8>>) -> Result<OnExit, SettingsError> {
         None | Some(b"drain") => Ok(OnExit::Drain),
         Some(b"leave") => Ok(OnExit::Leave),
         Some(other) => Err(not_accepted("SHEAF_ON_EXIT", other)),
+    }
+}
+
+fn damaged(value: Option<Vec<u8>>) -> Result<Damaged, SettingsError> {
+    match value.as_deref() {
+        None | Some(b"refuse") => Ok(Damaged::Refuse),
+        Some(b"older") => Ok(Damaged::Older),
+        Some(other) => Err(not_accepted("SHEAF_DAMAGED", other)),
     }
 }
 

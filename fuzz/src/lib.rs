@@ -69,7 +69,7 @@ fn resolve(recovered: Recovered) {
     let mut store = Store::open_all(&[]).expect("nothing is opened");
     let id = store.add_own(Path::new("/nowhere"), &recovered.identity).expect("it is the first");
     for segment in recovered.segments {
-        store.publish(id, segment.offset, segment.length, segment.sequence, segment.records);
+        store.publish(id, &segment);
     }
     let view = store.view();
     let mut entries = Vec::new();

@@ -281,6 +281,10 @@ fn check(paths: &'static [u8]) -> Result<Option<Log>, ValueError<'static>> {
         None | Some(b"drain" | b"leave") => {}
         Some(value) => return Err(not_accepted("SHEAF_ON_EXIT", value)),
     }
+    match variable(c"SHEAF_DAMAGED") {
+        None | Some(b"refuse" | b"older") => {}
+        Some(value) => return Err(not_accepted("SHEAF_DAMAGED", value)),
+    }
     match variable(c"SHEAF_LOG") {
         None => Ok(Some((Level::Warn, None))),
         Some(value) => configuration::parse_log(value).map(Some).ok_or_else(|| not_accepted("SHEAF_LOG", value)),

@@ -12,6 +12,7 @@ mod format_entry;
 mod index;
 mod raw;
 mod reader;
+mod salvage;
 mod segment;
 mod tar_header;
 mod tar_view;
@@ -26,6 +27,7 @@ pub use entry::{
 pub use format_entry::{FormatError, format_entry};
 pub use index::{Index, IndexEntry, encode as encode_index};
 pub use reader::{ReadAt, ReadError, Recovered, Segment, Stop, identify, recover, recover_from};
+pub use salvage::{Salvaged, published_behind, salvage};
 pub use segment::{ALIGNED_SIZE, FIRST_SEQUENCE, INDEX_NAME, PlanError, SegmentPlan, void_head};
 pub use tar_view::TarNames;
 

@@ -288,6 +288,22 @@ fn read_toc(
     segment: &Segment,
     record_count: u64,
 ) -> Result<Vec<Record>, Failure> {
+    let (header, records) = read_records(source, identity, segment, record_count)?;
+    let name = segment_name(identity, segment.sequence, "toc");
+    let size = segment.length - segment.toc_offset;
+    if header != reserved_header(identity, &name, size - SECTOR) {
+        return Err("the tar header of its TOC does not belong to it".into());
+    }
+    Ok(records)
+}
+
+/// The tar header of a TOC, and the records in it.
+fn read_records(
+    source: &dyn ReadAt,
+    identity: &Identity,
+    segment: &Segment,
+    record_count: u64,
+) -> Result<(Vec<u8>, Vec<Record>), Failure> {
     let size = segment.length - segment.toc_offset;
     let mut last = [0; TRAILER_SIZE];
     source.read_exact_at(&mut last, segment.offset + segment.length - TRAILER_SIZE as u64)?;
@@ -299,12 +315,29 @@ fn read_toc(
     if crc32c(&toc) != trailer.table_crc.get() {
         return Err("the checksum of its TOC is wrong".into());
     }
-    let (header, body) = toc.split_at(SECTOR as usize);
-    let name = segment_name(identity, segment.sequence, "toc");
-    if header != reserved_header(identity, &name, size as u64 - SECTOR) {
-        return Err("the tar header of its TOC does not belong to it".into());
+    let body = toc.split_off(SECTOR as usize);
+    let records = decode_records(&body, segment, record_count)?;
+    Ok((toc, records))
+}
+
+/// The segment with its records, if its TOC is intact, whatever became of its HEAD.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(super) fn listed(source: &dyn ReadAt, identity: &Identity, mut segment: Segment) -> io::Result<Option<Segment>> {
+    let toc_minimum = SECTOR + TRAILER_SIZE as u64;
+    let (toc_offset, length) = (segment.toc_offset, segment.length);
+    if toc_offset < BLOCK || !toc_offset.is_multiple_of(SECTOR) || toc_offset > length.saturating_sub(toc_minimum) {
+        return Ok(None);
     }
-    Ok(decode_records(body, segment, record_count)?)
+    match read_records(source, identity, &segment, segment.record_count) {
+        Ok((_, records)) => {
+            segment.records = records;
+            Ok(Some(segment))
+        }
+        Err(Failure::Damage(_)) => Ok(None),
+        Err(Failure::Io(error)) => Err(error),
+    }
 }
 
 fn check_trailer(

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{Failure, offline};
+use crate::settings::Damaged;
 use crate::store::Node;
 
 /// How many symbolic links are followed, as in the kernel.
@@ -48,13 +49,17 @@ pub fn run(arguments: CatArgs) -> Result<ExitCode, Failure> {
     };
     let mut out = io::stdout().lock();
     let mut position = 0;
-    store.reader(version)?.copy(&mut |offset, bytes| {
+    let reader = store.reader(version)?.choose(Damaged::from_environment()?);
+    if reader.version().operation_time_ns != version.operation_time_ns {
+        eprintln!("sheaf: {typed}: the newest version is damaged; this is an older one (SHEAF_DAMAGED)");
+    }
+    reader.copy(&mut |offset, bytes| {
         write_zeros(&mut out, offset - position)?;
         out.write_all(bytes)?;
         position = offset + bytes.len() as u64;
         Ok(())
     })?;
-    write_zeros(&mut out, version.size - position)?;
+    write_zeros(&mut out, reader.version().size - position)?;
     out.flush()?;
     Ok(offline::exit_code(!store.notes().is_empty()))
 }

@@ -53,6 +53,9 @@ pub struct Behaviour {
     /// `async`, `fsync` or `close`: which calls wait for the store, as SHEAF_DURABLE
     #[arg(long, value_name = "CALLS")]
     pub durable: Option<OsString>,
+    /// `refuse` or `older`, as SHEAF_DAMAGED
+    #[arg(long, value_name = "CHOICE")]
+    pub damaged: Option<OsString>,
     /// How much is said and where, as SHEAF_LOG
     #[arg(long, value_name = "LEVEL[,FILE]")]
     pub log: Option<OsString>,
@@ -71,6 +74,7 @@ fn lookup(name: &str, location: &Location, behaviour: &Behaviour) -> Option<OsSt
         "SHEAF_STORE_TIMEOUT" => &behaviour.store_timeout,
         "SHEAF_TIMEOUT" => &behaviour.timeout,
         "SHEAF_DURABLE" => &behaviour.durable,
+        "SHEAF_DAMAGED" => &behaviour.damaged,
         "SHEAF_LOG" => &behaviour.log,
         _ => &None,
     };
@@ -159,6 +163,7 @@ mod tests {
             store_timeout: value(),
             timeout: value(),
             durable: value(),
+            damaged: value(),
             log: value(),
         };
         for variable in VARIABLES.iter().filter(|variable| variable.name != "SHEAF_DISABLE") {

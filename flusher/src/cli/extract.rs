@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use super::Failure;
 use super::offline::{self, Progress};
 use crate::aggregate::{Attributes, check_name};
+use crate::settings::Damaged;
 use crate::store::{Link, Node, Store, Version};
 
 /// Write the files of a store below a directory, checked, with their modes and times
@@ -34,6 +35,10 @@ pub struct ExtractArgs {
     /// The store's directory, or one aggregate of it
     #[arg(value_name = "STORE|AGGREGATE")]
     source: PathBuf,
+    /// Read damaged aggregates, too: everything whose checksum is right, also behind what is damaged. Says what is lost;
+    /// where that had renamed or removed names, they are as they were before
+    #[arg(long)]
+    salvage: bool,
     /// Where to write; made if it is not there
     #[arg(short = 'C', long, value_name = "DIR", default_value = ".")]
     directory: PathBuf,
@@ -47,7 +52,8 @@ pub struct ExtractArgs {
 /// # Errors
 /// When the store cannot be read, the directory cannot be made, or no name matches.
 pub fn run(arguments: ExtractArgs) -> Result<ExitCode, Failure> {
-    let store = offline::open(std::slice::from_ref(&arguments.source))?;
+    let open = if arguments.salvage { offline::open_salvaged } else { offline::open };
+    let store = open(std::slice::from_ref(&arguments.source))?;
     let plan = Plan::new(&store, &matcher(&arguments.patterns)?);
     if plan.is_empty() && !arguments.patterns.is_empty() {
         return Err(Failure::new("no name in the store matches; `sheaf ls` lists them"));
@@ -59,6 +65,7 @@ pub fn run(arguments: ExtractArgs) -> Result<ExitCode, Failure> {
         store: &store,
         root: File::open(directory)?.into(),
         privileged: rustix::process::geteuid().is_root(),
+        damaged: Damaged::from_environment()?,
         progress: Progress::new(plan.files.iter().map(|(_, version)| version.size).sum()),
         failed: AtomicBool::new(false),
         unwritten: Mutex::default(),
@@ -124,6 +131,7 @@ struct Extraction<'a> {
     store: &'a Store,
     root: OwnedFd,
     privileged: bool,
+    damaged: Damaged,
     progress: Progress,
     failed: AtomicBool,
     /// Files that could not be extracted: what lies under their names was there before, and gets no further ones.
@@ -205,7 +213,12 @@ impl Extraction<'_> {
     }
 
     fn file(&self, path: &[u8], version: &Arc<Version>) -> io::Result<()> {
-        let reader = self.store.reader(version)?;
+        let reader = self.store.reader(version)?.choose(self.damaged);
+        if reader.version().operation_time_ns != version.operation_time_ns {
+            let path = path.escape_ascii();
+            self.progress.say(&format!("/{path}: the newest version is damaged; this is an older one (SHEAF_DAMAGED)"));
+        }
+        let version = reader.version();
         let (directory, name) = self.place(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o600))?);
@@ -301,7 +314,7 @@ mod tests {
         let source = directory.with_extension("tar");
         fs::write(&source, aggregate.finished()).unwrap();
         let patterns = patterns.iter().map(|pattern| pattern.to_string()).collect();
-        match run(ExtractArgs { source, directory: directory.to_owned(), patterns }) {
+        match run(ExtractArgs { source, salvage: false, directory: directory.to_owned(), patterns }) {
             Ok(code) => format!("{code:?}"),
             Err(failure) => failure.to_string(),
         }
@@ -372,6 +385,7 @@ mod tests {
             store: &store,
             root: File::open(&out).unwrap().into(),
             privileged: false,
+            damaged: Damaged::Refuse,
             progress: Progress::new(0),
             failed: AtomicBool::new(false),
             unwritten: Mutex::default(),

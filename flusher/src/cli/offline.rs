@@ -27,8 +27,17 @@ pub(super) fn require(sources: &[PathBuf]) -> Result<(), Failure> {
 
 /// Opens a store, or single aggregates, and says on standard error what cannot be shown of it.
 pub(super) fn open(sources: &[PathBuf]) -> Result<Store, Failure> {
+    open_by(Store::open_all, sources)
+}
+
+/// As [`open`], with what can be read of damaged aggregates.
+pub(super) fn open_salvaged(sources: &[PathBuf]) -> Result<Store, Failure> {
+    open_by(Store::salvage, sources)
+}
+
+fn open_by(read: impl Fn(&[PathBuf]) -> io::Result<Store>, sources: &[PathBuf]) -> Result<Store, Failure> {
     require(sources)?;
-    let store = Store::open_all(sources)?;
+    let store = read(sources)?;
     for note in store.notes() {
         eprintln!("sheaf: {note}");
     }

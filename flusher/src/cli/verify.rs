@@ -15,7 +15,10 @@ use serde::Serialize;
 
 use super::offline::{self, Progress};
 use super::{COULD_NOT, FOUND_A_PROBLEM, Failure};
-use crate::aggregate::{Damage, FormatError, ReadError, Record, Recovered, Segment, Stop, check_record, recover};
+use crate::aggregate::{
+    BLOCK, Damage, FormatError, Kind, ReadAt, ReadError, Record, Recovered, Segment, Stop, check_record,
+    published_behind, recover, recover_from,
+};
 use crate::store::{aggregate_files, open_file};
 
 /// Check every published byte of a store or of single aggregates
@@ -83,7 +86,7 @@ fn inspect(sources: &[PathBuf]) -> Result<Reports, Failure> {
     }
     let sizes = files.iter().filter_map(|file| Some(file.metadata().ok()?.len()));
     let progress = Progress::new(sizes.sum());
-    let aggregates: Vec<Report> = files.iter().map(|file| verify(file, &progress)).collect();
+    let aggregates: Vec<Report> = files.iter().filter_map(|file| verify(file, &progress)).collect();
     progress.finish();
     let clean = aggregates.iter().all(|report| report.damage.is_empty() && report.unreadable.is_none());
     Ok(Reports { clean, aggregates })
@@ -120,10 +123,11 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     Ok(())
 }
 
-fn verify(path: &Path, progress: &Progress) -> Report {
+/// `None` for an aggregate that has been reclaimed since it was listed.
+fn verify(path: &Path, progress: &Progress) -> Option<Report> {
     let aggregate = path.display().to_string();
     let recovered = open_file(path).map_err(ReadError::from).and_then(|file| Ok((recover(&file)?, file)));
-    match recovered {
+    Some(match recovered {
         Ok((recovered, file)) => {
             let mut report = Report {
                 segments: recovered.segments.len(),
@@ -134,6 +138,7 @@ fn verify(path: &Path, progress: &Progress) -> Report {
             check(&recovered, &file, progress, &mut report);
             report
         }
+        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => return None,
         // Its flusher has not written anything yet, or never came to it.
         Err(ReadError::Format(FormatError::Empty)) => Report { aggregate, ..Report::default() },
         Err(ReadError::Format(FormatError::Damaged(what))) => {
@@ -141,7 +146,7 @@ fn verify(path: &Path, progress: &Progress) -> Report {
             Report { aggregate, damage: vec![finding], ..Report::default() }
         }
         Err(error) => Report { aggregate, unreadable: Some(error.to_string()), ..Report::default() },
-    }
+    })
 }
 
 fn check(recovered: &Recovered, file: &File, progress: &Progress, report: &mut Report) {
@@ -171,6 +176,39 @@ fn check(recovered: &Recovered, file: &File, progress: &Progress, report: &mut R
         report.damage.push(Finding { offset: recovered.published_end, path: None, what });
     }
     report.unreadable = failed.into_inner();
+    if recovered.stop == Stop::Unpublished || recovered.stop == Stop::End {
+        match check_end(recovered, file) {
+            Ok(found) => report.damage.extend(found),
+            Err(error) => report.unreadable = Some(format!("cannot be read: {error}")),
+        }
+    }
+}
+
+/// Checks what lies behind the published segments: the zeros that end the archive; nothing more if it was closed; nothing
+/// that was published.
+fn check_end(recovered: &Recovered, file: &File) -> io::Result<Option<Finding>> {
+    let (end, length) = (recovered.published_end, file.metadata()?.len());
+    let finding = |offset: u64, what: String| Ok(Some(Finding { offset, path: None, what }));
+    if length < end + BLOCK {
+        let left = length.saturating_sub(end);
+        return finding(end, format!("of the {BLOCK} zero bytes that end the archive {left} are left"));
+    }
+    let is_sealed = |segment: &Segment| segment.records.iter().any(|record| record.entry.kind == Kind::Index);
+    if recovered.segments.last().is_some_and(is_sealed) {
+        let mut block = vec![0; BLOCK as usize];
+        file.read_exact_at(&mut block, end)?;
+        let is_right = length == end + BLOCK && block.iter().all(|byte| *byte == 0);
+        return if is_right { Ok(None) } else { finding(end, "bytes follow that do not belong to it".to_owned()) };
+    }
+    let Some(behind) = published_behind(file, &recovered.identity, end)? else { return Ok(None) };
+    // Unless a flusher has just published both.
+    match recover_from(file, end, recovered.next_sequence) {
+        Ok(now) if now.published_end == end => {
+            let what = format!("the segment here has lost its head, and another one that was published is at {behind}");
+            finding(end, format!("{what}; `sheaf extract --salvage` gets both"))
+        }
+        _ => Ok(None),
+    }
 }
 
 #[cfg(test)]

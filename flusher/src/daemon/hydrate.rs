@@ -20,11 +20,12 @@ use sheaf_common::layout::STUB_BIT;
 use super::Shared;
 use super::watcher::Command;
 use crate::aggregate::Attributes;
+use crate::settings::Damaged;
 use crate::stage::lease::{self, Lease};
 use crate::stage::mirror;
 use crate::stage::room::Room;
 use crate::stage::tracker::attributes;
-use crate::store::Version;
+use crate::store::{DataLoss, Version, VersionReader};
 
 /// How often room is made for a file that finds none.
 const ROOM_ATTEMPTS: u32 = 4;
@@ -74,13 +75,23 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File) -> Result<(), Errno>
     let (reader, writer) = open_both(&reopened, metadata.mode())?;
     // A flusher that dies meanwhile leaves the stub with other times: this tells which it had.
     shared.stage.note_times(metadata.ino(), &attributes).map_err(errno)?;
-    if let Err(error) = fill_with_room(shared, &version, &writer) {
-        let _ = mirror::drop_data(&writer, version.size);
-        let _ = mirror::restore(&writer, &attributes, true);
-        shared.stage.forget_times(metadata.ino());
-        return Err(failed(shared, format!("cannot bring back /{}: {error}", path.escape_ascii())));
+    match fill_with_room(shared, &version, &writer) {
+        Ok(None) => make_resident(shared, &attributes, writer, reader).map_err(errno)?,
+        Ok(Some(older)) => {
+            let path = path.escape_ascii();
+            log::warn!("/{path}: its newest version is damaged; an older one takes its place (SHEAF_DAMAGED)");
+            shared.stubs.lock().remove(&metadata.ino());
+            // Its close counts as a program's: it is published, and so becomes the newest version.
+            mirror::restore(&writer, &older.attributes, false).map_err(errno)?;
+        }
+        Err(error) => {
+            let _ = writer.set_len(version.size);
+            let _ = mirror::drop_data(&writer, version.size);
+            let _ = mirror::restore(&writer, &attributes, true);
+            shared.stage.forget_times(metadata.ino());
+            return Err(failed(shared, format!("cannot bring back /{}: {error}", path.escape_ascii())));
+        }
     }
-    make_resident(shared, &attributes, writer, reader).map_err(errno)?;
     // Its version stays known: the file may be evicted again by now, and that is all that tells where its data is.
     shared.stage.forget_times(metadata.ino());
     shared.set_error("hydrate", None);
@@ -89,7 +100,7 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File) -> Result<(), Errno>
 }
 
 /// Fills the file when there is room for it. Others may be faster and take the room that was made: then once more.
-fn fill_with_room(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<()> {
+fn fill_with_room(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<Option<Version>> {
     for _ in 1..ROOM_ATTEMPTS {
         make_room(shared, version.size);
         match fill(shared, version, writer) {
@@ -114,14 +125,26 @@ fn make_room(shared: &Shared, bytes: u64) {
     let _ = receiver.recv_timeout(shared.settings.timeout);
 }
 
-fn fill(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<()> {
-    writer.set_len(version.size)?;
+/// Fills a file with its version's data; or with that of an older one, if it is damaged and SHEAF_DAMAGED allows it.
+fn fill(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<Option<Version>> {
     let reader = shared.store.read().reader(version)?;
-    reader.copy(&mut |offset, bytes| {
-        writer.write_all_at(bytes, offset)?;
-        shared.hydrations.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
-    })
+    let fill_from = |reader: &VersionReader| {
+        writer.set_len(reader.version().size)?;
+        reader.copy(&mut |offset, bytes| {
+            writer.write_all_at(bytes, offset)?;
+            shared.hydrations.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            Ok(())
+        })
+    };
+    let Err(error) = fill_from(&reader) else { return Ok(None) };
+    let is_damage = error.get_ref().is_some_and(|inner| inner.is::<DataLoss>());
+    match reader.older().filter(|_| is_damage && shared.settings.damaged == Damaged::Older) {
+        None => Err(error),
+        Some(older) => {
+            writer.set_len(0)?;
+            fill_from(&older).map(|()| Some(older.version().clone()))
+        }
+    }
 }
 
 /// Opens a stub for reading and for writing, even if its mode forbids that to its owner.

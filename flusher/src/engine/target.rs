@@ -88,7 +88,12 @@ impl Target {
     pub fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
         let call = || fallocate(&self.buffered, FallocateFlags::empty(), offset, length);
         match rustix::io::retry_on_intr(call) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Ok(()) => Ok(()),
+            // The zeros that end the archive must be there in any case.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => match self.buffered.metadata()?.len() < offset + length {
+                true => self.buffered.set_len(offset + length),
+                false => Ok(()),
+            },
             Err(errno) => Err(errno.into()),
         }
     }

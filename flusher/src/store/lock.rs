@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -35,7 +36,13 @@ pub fn try_lock(file: File) -> Lock {
 /// Locks an aggregate: nobody writes to one that can be locked.
 pub fn lock_aggregate(path: &Path) -> Lock {
     // Network file systems lock exclusively only what is open for writing.
-    OpenOptions::new().read(true).write(true).open(path).map_or(Lock::Unknown, try_lock)
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .map_or(Lock::Unknown, try_lock)
 }
 
 /// Locks the store against others that reclaim in it.
@@ -44,6 +51,6 @@ pub fn lock_aggregate(path: &Path) -> Lock {
 /// When the file that is locked cannot be made.
 pub fn lock_store(store: &Path) -> io::Result<Lock> {
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).open(store.join(RECLAIM))?;
-    Ok(try_lock(file))
+    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    Ok(try_lock(options.open(store.join(RECLAIM))?))
 }

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::{Aggregate, AggregateId, MergeKey, Store, View, aggregate_files, open_file};
-use crate::aggregate::{BLOCK, FormatError, Kind, ReadError, Record, Recovered, Segment, Stop, recover, recover_from};
+use crate::aggregate::{
+    BLOCK, FormatError, Kind, ReadError, Record, Recovered, Salvaged, Segment, Stop, recover, recover_from, salvage,
+};
 
 /// Aggregates that are read at the same time: on a parallel file system the waiting counts, not the CPU.
 const READERS: usize = 16;
@@ -43,13 +45,16 @@ fn note_of_error(path: &Path, error: &ReadError) -> Note {
     Note { path: path.to_owned(), what: error.to_string(), damaged, foreign }
 }
 
-fn note_of_stop(path: &Path, recovered: &Recovered) -> Option<Note> {
-    let Stop::Damaged(reason) = &recovered.stop else { return None };
-    let what = format!(
-        "the segment at byte {} is damaged ({reason}); it and what follows in this aggregate are not shown",
-        recovered.published_end
-    );
-    Some(Note { path: path.to_owned(), what, damaged: true, foreign: false })
+/// What was salvaged, as if it was all that there is.
+fn recovered_from(salvaged: Salvaged) -> Recovered {
+    let Salvaged { identity, segments, lost } = salvaged;
+    let end = segments.last().map_or(BLOCK, |segment| segment.offset + segment.length);
+    let ranges: Vec<String> = lost.iter().map(|(from, to)| format!("{from} to {to}")).collect();
+    let stop = match ranges.is_empty() {
+        true => Stop::End,
+        false => Stop::Damaged(format!("nothing can be read of bytes {}", ranges.join(", "))),
+    };
+    Recovered { identity, length: end, segments, published_end: end, next_sequence: 0, stop }
 }
 
 /// What one aggregate adds.
@@ -158,6 +163,19 @@ impl Store {
         self.aggregates.iter().position(|aggregate| !aggregate.gone && aggregate.path == file)
     }
 
+    fn note_of_stop(&self, path: &Path, recovered: &Recovered) -> Option<Note> {
+        let Stop::Damaged(reason) = &recovered.stop else { return None };
+        let end = recovered.published_end;
+        let what = if self.salvages {
+            format!("{reason}; all other segments are shown")
+        } else {
+            format!(
+                "the segment at byte {end} is damaged ({reason}); it and what follows in this aggregate are not shown"
+            )
+        };
+        Some(Note { path: path.to_owned(), what, damaged: true, foreign: false })
+    }
+
     /// Yields what is new, and whether every file was still there.
     fn read_additions(&mut self, files: &[PathBuf]) -> (Vec<Addition>, bool) {
         let known: Vec<Option<usize>> = files.iter().map(|file| self.position(file)).collect();
@@ -186,7 +204,7 @@ impl Store {
                 complete = false;
                 continue;
             }
-            self.notes.extend(note_of_stop(file, &recovered));
+            self.notes.extend(self.note_of_stop(file, &recovered));
             let index = known.unwrap_or(self.aggregates.len());
             if known.is_none() {
                 self.aggregates.push(Aggregate::new(file, recovered.identity));
@@ -220,6 +238,9 @@ impl Store {
 
     fn read_one(&self, file: &Path, known: Option<usize>) -> Result<Recovered, ReadError> {
         let source = open_file(file)?;
+        if self.salvages {
+            return salvage(&source).map(recovered_from);
+        }
         match known.map(|index| &self.aggregates[index]) {
             Some(aggregate) => recover_from(&source, aggregate.published_end, aggregate.next_sequence),
             None => recover(&source),

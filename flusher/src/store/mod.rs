@@ -114,6 +114,8 @@ pub struct Store {
     view: View,
     notes: Vec<Note>,
     last_applied: Option<MergeKey>,
+    /// Whether what lies behind damage is read, too.
+    salvages: bool,
 }
 
 /// The aggregates behind a path: all `*.tar` of a directory, or the file itself. A directory that is missing has none.
@@ -167,9 +169,20 @@ impl Store {
         Ok(store)
     }
 
+    /// As [`Store::open_all`], with everything that can be read of damaged aggregates. Where a damaged segment had renamed or
+    /// removed names, they are as they were before it.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn salvage(sources: &[PathBuf]) -> io::Result<Store> {
+        let mut store = Store { salvages: true, ..Store::empty(sources) };
+        store.load()?;
+        Ok(store)
+    }
+
     fn empty(sources: &[PathBuf]) -> Store {
         let (sources, view) = (sources.to_vec(), View::default());
-        Store { sources, aggregates: Vec::new(), view, notes: Vec::new(), last_applied: None }
+        Store { sources, aggregates: Vec::new(), view, notes: Vec::new(), last_applied: None, salvages: false }
     }
 
     /// Takes in what was published since.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{Store, Version, open_file};
 use crate::aggregate::{DataError, FileData};
+use crate::settings::Damaged;
 
 /// Data that cannot be had intact.
 #[derive(Debug)]
@@ -63,6 +64,23 @@ impl VersionReader {
     /// The version that is read.
     pub fn version(&self) -> &Version {
         &self.version
+    }
+
+    /// This reader, or one of an older version that is intact, if this one is not and `damaged` allows it. That takes reading
+    /// all data once more.
+    pub fn choose(self, damaged: Damaged) -> VersionReader {
+        let is_fine = || self.copy(&mut |_, _| Ok(())).is_ok();
+        if damaged == Damaged::Refuse || is_fine() {
+            return self;
+        }
+        self.older().unwrap_or(self)
+    }
+
+    /// A reader of the newest older version that is intact.
+    pub fn older(&self) -> Option<VersionReader> {
+        let (version, path) = self.older.iter().find(|(version, path)| is_intact(version, path))?;
+        let file = open_file(path).ok()?;
+        Some(VersionReader::new(version.clone(), path.clone(), file, Vec::new(), self.sources.clone()))
     }
 
     /// Hands out all data in order, as offsets in the file and bytes; holes are left out. What cannot be had intact is read

@@ -13,6 +13,7 @@ mod listings;
 mod moments;
 mod moves;
 mod operations;
+mod prune;
 mod quiet;
 mod replaced;
 mod space;
