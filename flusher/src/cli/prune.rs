@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -184,7 +184,7 @@ impl Pruning<'_> {
     fn remove(&mut self, plan: &Plan) -> Result<(), Failure> {
         let path = plan.path.display();
         fs::remove_file(&plan.path).map_err(|error| Failure::new(format_args!("cannot remove {path}: {error}")))?;
-        File::open(self.store)?.sync_all()?;
+        engine::sync_directory(self.store)?;
         self.planner.removed(plan);
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! Used by the flusher and by `sheaf prune`. It never appends to an aggregate that it has not made itself, and after any
 //! error the aggregate must be abandoned: nothing is known then about what it holds behind its published end.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::segment::{self, Input, Pace, SegmentError};
 use crate::aggregate::{
     self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, PlanError, Segment, SegmentPlan, TarNames,
 };
-use crate::engine::{Data, Engine, Target, WriteError};
+use crate::engine::{Data, Engine, Target, WriteError, sync_directory};
 use crate::store::Sealed;
 
 /// End of the name of an aggregate whose first block is being written.
@@ -42,7 +42,7 @@ impl Appender {
     pub fn create(store: &Path) -> io::Result<Appender> {
         fs::create_dir_all(store)?;
         let (identity, target) = publish_first_block(store, &node_name())?;
-        File::open(store)?.sync_all()?;
+        sync_directory(store)?;
         Ok(Appender {
             target: Arc::new(target),
             identity,
@@ -237,6 +237,7 @@ fn remove_abandoned(directory: &Path, node: &str, own: &Target) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::time::SystemTime;
 
     use super::*;

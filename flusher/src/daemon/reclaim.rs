@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::node_name;
 use super::segment::Input;
 use super::writer::{Failure, Writer};
+use crate::engine::sync_directory;
 use crate::stage::tracker::{BATCH_BYTES_MAX, BATCH_FILES_MAX};
 use crate::store::{Candidate, Cause, Copied, Lock, Plan, Planner, lock_aggregate, lock_store, next_victim};
 
@@ -193,7 +194,7 @@ impl Writer {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        File::open(&self.shared.settings.store)?.sync_all()?;
+        sync_directory(&self.shared.settings.store)?;
         planner.removed(plan);
         log::info!("reclaimed {}: {} records copied", victim.path.display(), plan.copies.len());
         Ok(())

@@ -30,6 +30,8 @@ pub struct Call {
     pub memory: *const u8,
     pub length: usize,
     pub offset: u64,
+    /// Whether io_uring may be asked to do it.
+    pub queued: bool,
 }
 
 /// What a completion means.
@@ -77,7 +79,7 @@ impl Piece {
         let (length, offset) = (length - self.done, self.offset + self.done as u64);
         let (descriptor, direct) = self.target.descriptor(memory, offset, length);
         self.direct = direct;
-        Call { descriptor, memory, length, offset }
+        Call { descriptor, memory, length, offset, queued: self.target.takes_queued_writes() }
     }
 
     /// Whether there is nothing to write.

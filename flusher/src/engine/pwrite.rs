@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::piece::{Piece, Step, pieces};
+use super::piece::{Call, Piece, Step, pieces};
 use super::{BLOCK_SIZE, Block, DEPTH, Data, Engine, Target, WriteError};
 
 /// Writes synchronously.
@@ -24,14 +24,7 @@ impl Pwrite {
     fn write_piece(piece: &mut Piece) -> Result<(), WriteError> {
         loop {
             let call = piece.call();
-            debug_assert!(call.length <= BLOCK_SIZE);
-            // SAFETY: `piece` owns or shares the memory, `call.length` bytes of it, and outlives the call. A mapped
-            // file that has shrunk makes the kernel return EFAULT.
-            let result = unsafe {
-                libc::pwrite64(call.descriptor, call.memory.cast(), call.length, call.offset as libc::off64_t)
-            };
-            let result = usize::try_from(result)
-                .map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+            let result = write_call(&call);
             match piece.complete(result) {
                 Step::Done => return Ok(()),
                 Step::Again => {}
@@ -43,6 +36,16 @@ impl Pwrite {
     fn latched(&self) -> Result<(), WriteError> {
         self.error.clone().map_or(Ok(()), Err)
     }
+}
+
+/// Makes the next system call of a piece, which must outlive it.
+pub(super) fn write_call(call: &Call) -> Result<usize, Errno> {
+    debug_assert!(call.length <= BLOCK_SIZE);
+    // SAFETY: the caller's piece owns or shares the memory, `call.length` bytes of it, which the kernel only reads. A
+    // mapped file that has shrunk makes the kernel return EFAULT.
+    let result =
+        unsafe { libc::pwrite64(call.descriptor, call.memory.cast(), call.length, call.offset as libc::off64_t) };
+    usize::try_from(result).map_err(|_| Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
 }
 
 impl Engine for Pwrite {

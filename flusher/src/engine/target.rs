@@ -10,11 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, fallocate, flock, fstat, renameat_with,
+    CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, fallocate, flock, fstat, fstatfs, renameat_with,
 };
 use rustix::io::Errno;
 
 use super::ALIGNMENT;
+
+/// FUSE's number in statfs(2).
+const FUSE_MAGIC: u64 = 0x6573_5546;
 
 /// An aggregate opened for writing.
 #[derive(Debug)]
@@ -24,6 +27,7 @@ pub struct Target {
     direct: Option<OwnedFd>,
     /// Cleared for good when the file system turns out to refuse direct writes to this file.
     direct_works: AtomicBool,
+    is_fuse: bool,
 }
 
 impl Target {
@@ -42,7 +46,8 @@ impl Target {
     pub(super) fn over(path: &Path, buffered: File) -> Target {
         let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let direct = rustix::fs::open(path, flags, Mode::empty()).ok().filter(|direct| same_file(direct, &buffered));
-        Target { path: path.to_path_buf(), buffered, direct, direct_works: AtomicBool::new(true) }
+        let is_fuse = fstatfs(&buffered).is_ok_and(|status| status.f_type as u64 == FUSE_MAGIC);
+        Target { path: path.to_path_buf(), buffered, direct, direct_works: AtomicBool::new(true), is_fuse }
     }
 
     /// Gives the file its lasting name, in the same directory. Whoever has that name keeps it.
@@ -135,9 +140,27 @@ impl Target {
         }
     }
 
+    /// Whether writes may be handed to io_uring. After a short write it goes on by itself, from where the file system
+    /// has left the buffer; FUSE leaves it too far on when its server takes less than it was given, and the bytes between
+    /// are lost (seen with Linux 6.18). What pwrite(2) returns is right there.
+    pub(super) fn takes_queued_writes(&self) -> bool {
+        !self.is_fuse
+    }
+
     /// Sends everything through the page cache from now on.
     pub(super) fn give_up_direct(&self) {
         self.direct_works.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Makes a directory's names durable. Some network file systems have no such call: their servers do it in any case.
+///
+/// # Errors
+/// Whatever else the kernel says.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    match rustix::fs::fsync(&File::open(directory)?) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
+        outcome => Ok(outcome?),
     }
 }
 

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use io_uring::{EnterFlags, IoUring, Probe, opcode, types};
 use rustix::io::Errno;
 
-use super::piece::{Piece, Step, pieces};
+use super::piece::{Call, Piece, Step, pieces};
+use super::pwrite::write_call;
 use super::{Block, DEPTH, Data, Engine, Target, WriteError};
 
 /// How often the kernel may turn a submission away for want of memory before that is an error.
@@ -96,9 +97,23 @@ impl Uring {
     }
 
     /// Submits what is left of the piece in a slot.
+    ///
+    /// Where the ring must not be used, it is written at once; see [`Target::takes_queued_writes`].
     fn submit(&mut self, slot: usize) {
-        let Some(piece) = self.slots[slot].as_mut() else { return };
-        let call = piece.call();
+        while let Some(piece) = self.slots[slot].as_mut() {
+            let call = piece.call();
+            if call.queued {
+                return self.queue(slot, &call);
+            }
+            let result = write_call(&call);
+            let step = piece.complete(result);
+            if !self.take(slot, step) {
+                break;
+            }
+        }
+    }
+
+    fn queue(&mut self, slot: usize, call: &Call) {
         let entry = opcode::Write::new(types::Fd(call.descriptor), call.memory, call.length as u32)
             .offset(call.offset)
             .build()
@@ -156,10 +171,17 @@ impl Uring {
 
     fn complete(&mut self, slot: usize, result: i32) {
         let Some(piece) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
-        let result = usize::try_from(result).map_err(|_| Errno::from_raw_os_error(-result));
-        match piece.complete(result) {
+        let step = piece.complete(usize::try_from(result).map_err(|_| Errno::from_raw_os_error(-result)));
+        if self.take(slot, step) {
+            self.submit(slot);
+        }
+    }
+
+    /// Does what a completion means; true when the rest of the piece is to be submitted. Else its slot is vacant.
+    fn take(&mut self, slot: usize, step: Step) -> bool {
+        match step {
             // After an error the rest of the others is of no use.
-            Step::Again if self.error.is_none() => return self.submit(slot),
+            Step::Again if self.error.is_none() => return true,
             Step::Done | Step::Again => {}
             Step::Failed(error) => {
                 self.error.get_or_insert(error);
@@ -170,6 +192,7 @@ impl Uring {
             block.set_len(0);
             self.blocks.push(block);
         }
+        false
     }
 
     /// The ring does not yield completions any more.
