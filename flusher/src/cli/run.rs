@@ -85,9 +85,15 @@ pub fn run(arguments: RunArgs) -> Result<ExitCode, Failure> {
     let mut code = exit_code(status);
     if settings.on_exit == OnExit::Drain && !environment::is_disabled() {
         if let Some(stage) = settings.existing_stage() {
-            code = publish(&settings, &stage, code);
+            match publish(&settings, &stage) {
+                Ok(()) => report::say_escapes(&settings, started),
+                // A file system that takes nothing may not answer questions either, and these could not be given up.
+                Err(NotPublished) if code == 0 => code = NOT_PUBLISHED,
+                Err(NotPublished) => {}
+            }
+        } else {
+            report::say_escapes(&settings, started);
         }
-        report::say_escapes(&settings, started);
     }
     Ok(ExitCode::from(code))
 }
@@ -235,21 +241,24 @@ fn exit_code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(u8::MAX)
 }
 
-/// Publishes what the program left in the stage; returns the exit code of it all.
-fn publish(settings: &Settings, stage: &Path, code: u8) -> u8 {
+/// The store did not take what was captured, which has been said.
+struct NotPublished;
+
+/// Publishes what the program left in the stage.
+fn publish(settings: &Settings, stage: &Path) -> Result<(), NotPublished> {
     match publication::publish(settings, stage, Kind::Drain, true) {
         Ok(0) => {
             await_end(stage);
-            code
+            Ok(())
         }
         Ok(open) => {
             eprintln!("sheaf: {open} files are still open for writing; they are published when they are closed");
-            code
+            Ok(())
         }
         Err(error) => {
             eprintln!("sheaf: {error}");
             eprintln!("sheaf: what was captured stays in {}; `sheaf drain` publishes it", stage.display());
-            if code == 0 { NOT_PUBLISHED } else { code }
+            Err(NotPublished)
         }
     }
 }
