@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::process;
 
-/// Enough for the smallest xfs.
-const SIZE_BYTES: u64 = 400 << 20;
+/// Of every disk. Enough for the smallest xfs.
+pub const SIZE_BYTES: u64 = 400 << 20;
 
 /// A mounted disk; it is unmounted and gone when dropped.
 pub struct Disk {
@@ -32,6 +32,18 @@ impl Disk {
         disk
     }
 
+    /// Mounts a file system that is there already over `place`; it recovers as after a loss of power.
+    pub fn of(image: &Path, place: &Path) -> Disk {
+        let disk = Disk { image: image.to_path_buf(), place: place.to_path_buf() };
+        disk.mount();
+        disk
+    }
+
+    /// Unmounts it. Nobody may hold a file of it open.
+    pub fn unmount(&self) {
+        process::run(as_root("umount").arg(&self.place)).expect_success();
+    }
+
     fn mount(&self) {
         process::run(as_root("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.place)).expect_success();
     }
@@ -49,13 +61,13 @@ impl Disk {
 
     /// The power is back: the file system is mounted again, and recovers. Nobody may hold a file of it open.
     pub fn recover(&self) {
-        process::run(as_root("umount").arg(&self.place)).expect_success();
+        self.unmount();
         self.mount();
     }
 }
 
 /// A program that only root may run.
-fn as_root(program: &str) -> Command {
+pub fn as_root(program: &str) -> Command {
     // SAFETY: takes nothing.
     if unsafe { libc::geteuid() } == 0 {
         return Command::new(program);
@@ -68,7 +80,7 @@ fn as_root(program: &str) -> Command {
 impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily: whoever still holds a file of it dies with the scene.
-        let _ = as_root("umount").arg("--lazy").arg(&self.place).status();
+        let _ = as_root("umount").arg("--lazy").arg(&self.place).stderr(Stdio::null()).status();
     }
 }
 

@@ -3,6 +3,7 @@
 //! A [`Scene`] is one private "parallel file system" with a native and a captured side, and one private stage.
 //! Nothing here knows how Sheaf works inside: it looks at bytes, names and exit codes. Every wait is bounded.
 
+pub mod campaign;
 pub mod differential;
 pub mod disk;
 pub mod forge;
@@ -10,6 +11,7 @@ pub mod process;
 pub mod scene;
 pub mod seccomp;
 pub mod snapshot;
+pub mod unreliable;
 
 pub use process::{Finished, LIMIT};
 pub use scene::{Engine, Scene};

@@ -33,10 +33,15 @@ pub struct Scene {
 impl Scene {
     /// An empty scene: `native/ckpt` and `captured/ckpt` on the disk, and an empty tier in memory.
     pub fn new(engine: Engine) -> Scene {
+        Scene::staged_in(Path::new("/dev/shm"), engine)
+    }
+
+    /// As [`Scene::new`], with the tier in a directory of the caller's.
+    pub fn staged_in(directory: &Path, engine: Engine) -> Scene {
         let disk = workspace().join("target/scenes");
         fs::create_dir_all(&disk).expect("the build directory is writable");
         let root = tempfile::Builder::new().prefix("scene-").tempdir_in(&disk).expect("a directory on the disk");
-        let tier = tempfile::Builder::new().prefix("sheaf-test-").tempdir_in("/dev/shm").expect("room in /dev/shm");
+        let tier = tempfile::Builder::new().prefix("sheaf-test-").tempdir_in(directory).expect("room for a tier");
         let scene = Scene { root, tier, engine };
         for side in [scene.native_directory(), scene.captured_directory()] {
             fs::create_dir_all(side.join("ckpt")).expect("the scene is ours");
@@ -206,6 +211,18 @@ impl Scene {
         flushers.len()
     }
 
+    /// Kills everything of this scene at once, as a node's death does.
+    pub fn kill_everything(&self) {
+        // One that was being made while others were killed is seen the next time.
+        for _ in 0..20 {
+            let processes = self.processes();
+            if processes.is_empty() {
+                break;
+            }
+            processes.into_iter().for_each(kill_and_await);
+        }
+    }
+
     /// Processes that carry this scene's tier in their environment.
     fn processes(&self) -> Vec<u32> {
         let mark = [b"SHEAF_STAGE=", self.tier.path().as_os_str().as_bytes()].concat();
@@ -244,9 +261,7 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        for process in self.processes() {
-            kill_and_await(process);
-        }
+        self.kill_everything();
     }
 }
 

@@ -5,7 +5,9 @@
 mod damage;
 mod full;
 mod hostile;
+mod hung;
 mod killed;
+mod sites;
 mod standard_error;
 mod stopped;
 mod store;

@@ -1,0 +1,87 @@
+//! A parallel file system that does not answer: the program goes on, `sheaf run` gives up in its time, and everything is
+//! published when the file system answers again.
+
+use std::fs;
+use std::time::Instant;
+
+use sheaf_tests::unreliable::Unreliable;
+use sheaf_tests::{Engine, Scene, process};
+
+/// What `sheaf run` returns when the program succeeded and its files could not be published.
+const NOT_PUBLISHED: i32 = 120;
+const EARLIER: &str = "mkdir -p ckpt/set; seq 20000 >ckpt/earlier";
+const WRITE: &str = "echo small >ckpt/set/small; \
+                     for number in 1 2 3; do seq $number 60000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
+                     cat ckpt/state-3 >ckpt/copy";
+
+/// A scene over a file system that has been used before, with what the program is to write on the native side.
+fn used_before(engine: Engine) -> (Scene, Unreliable) {
+    let scene = Scene::new(engine);
+    let unreliable = Unreliable::new(scene.root(), &scene.checkpoints());
+    for script in [EARLIER, WRITE] {
+        scene.native(&["bash", "-c", script]).expect_success();
+    }
+    scene.preloaded(&["bash", "-c", EARLIER]).expect_success();
+    scene.drain();
+    (scene, unreliable)
+}
+
+fn assert_recovers(scene: &Scene) {
+    scene.drain();
+    scene.verify();
+    scene.assert_no_captured_files_on_pfs();
+    scene.wipe_stage();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+}
+
+/// Every call that changes the store hangs, as when the servers of the data are down and that of the names is not.
+#[test]
+fn whatever_changes_the_store_hangs() {
+    for (engine, calls) in [
+        (Engine::IoUring, ["write", "fallocate", "fsync"]),
+        (Engine::Pwrite, ["create", "rename-with-flags", "fsync-directory"]),
+    ] {
+        for call in calls {
+            let (scene, unreliable) = used_before(engine);
+            unreliable.rule(&format!("{call} * hang"));
+            let mut run = scene.sheaf_command();
+            run.args(["run", "--store-timeout", "2", "--", "bash", "-c", WRITE]);
+            let finished = process::run(&mut run);
+            assert_eq!(finished.status.code(), Some(NOT_PUBLISHED), "{engine:?}, {call}: {}", finished.describe());
+            assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{engine:?}, {call}: while it hangs");
+            scene.sheaf(&["status"]).expect_success();
+            unreliable.rule("");
+            assert_recovers(&scene);
+        }
+    }
+}
+
+/// The whole file system stops while the program runs. Names that the program has not used since are looked for there,
+/// with or without Sheaf; what it has open, and `sheaf`, goes on.
+#[test]
+fn everything_hangs() {
+    let (scene, unreliable) = used_before(Engine::IoUring);
+    let gate = scene.captured_directory().join("gate");
+    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+    let wait = format!(
+        "exec 3>ckpt/open; echo begin >&3; {WRITE}; echo ready >ready; read line <gate; seq 60000 >&3; exec 3>&-"
+    );
+    scene.native(&["bash", "-c", "echo begin >ckpt/open; seq 60000 >>ckpt/open"]).expect_success();
+    // Nothing is published before the file system stops.
+    unreliable.rule("fsync * hang");
+    let mut run = scene.sheaf_command();
+    let program = process::start(run.args(["run", "--store-timeout", "2", "--", "bash", "-c", &wait]));
+    let deadline = Instant::now() + process::LIMIT;
+    while !scene.captured_directory().join("ready").exists() {
+        assert!(Instant::now() < deadline, "the program does not get on");
+        std::thread::yield_now();
+    }
+    unreliable.stop();
+    fs::write(&gate, "\n").expect("the program reads it");
+    let finished = program.finish();
+    assert_eq!(finished.status.code(), Some(NOT_PUBLISHED), "{}", finished.describe());
+    scene.sheaf(&["status"]).expect_success();
+    unreliable.rule("");
+    unreliable.go_on();
+    assert_recovers(&scene);
+}
