@@ -2,6 +2,7 @@
 //!
 //! What was written is there in the end, and nothing torn is visible at any time.
 
+mod campaign;
 mod reclaim;
 mod steps;
 
