@@ -21,7 +21,7 @@ use sheaf_tests::scene::{artefact, helper};
 use sheaf_tests::{Engine, Scene};
 
 /// Rounds without SHEAF_TEST_CAMPAIGN_ROUNDS: as many as fit into this time.
-const SECONDS: u64 = 40;
+const SECONDS: u64 = 30;
 /// What kills: calls that name a file, change one, or talk.
 const CALLS: [&str; 22] = [
     "openat",

@@ -2,6 +2,7 @@
 //!
 //! The program always gets what it would get without Sheaf; a reader never gets a wrong byte.
 
+mod company;
 mod damage;
 mod full;
 mod hostile;
