@@ -213,7 +213,7 @@ impl Round {
             self.scene.drain();
             flusher.finish();
         }
-        killed_at(&log)
+        killed_at(&log, call)
     }
 
     /// The victims die after a while, in any order.
@@ -284,12 +284,10 @@ impl Round {
     }
 }
 
-/// The call at which the first process was killed, by strace's log.
-fn killed_at(log: &Path) -> String {
+/// Where the table says that somebody was killed, by strace's log: at this call, or not at all.
+fn killed_at(log: &Path, call: &str) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
-    let injected = text.lines().filter(|line| line.contains("(INJECTED)"));
-    let call = |line: &str| line.split_whitespace().nth(1).and_then(|call| call.split('(').next()).map(str::to_string);
-    injected.filter_map(call).next().unwrap_or_else(|| "not reached".to_string())
+    if text.contains("killed by SIGKILL") { call.to_string() } else { "not reached".to_string() }
 }
 
 /// Children of a launcher that are the program.
