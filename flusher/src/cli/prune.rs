@@ -136,8 +136,7 @@ impl Pruning<'_> {
             Err(refusal) => return Ok(Row { stays: Some(refusal.to_string()), ..row }),
         };
         row.copied_records = plan.copies.len();
-        let copied_bytes = if plan.copies.is_empty() { 0 } else { plan.copied_bytes() + 2 * BLOCK };
-        if copied_bytes > candidate.written_bytes / 2 {
+        if !plan.frees_half_of(candidate.written_bytes) {
             return Ok(Row { stays: Some("more than half of it is alive".to_owned()), ..row });
         }
         if !self.dry_run {
@@ -147,7 +146,7 @@ impl Pruning<'_> {
             self.remove(&plan)?;
             row.removed = true;
         }
-        Ok(Row { freed_bytes: candidate.written_bytes - copied_bytes, ..row })
+        Ok(Row { freed_bytes: candidate.written_bytes - plan.copied_bytes, ..row })
     }
 
     fn copy(&mut self, plan: &Plan) -> Result<(), Failure> {

@@ -57,6 +57,16 @@ impl Reclaiming {
     }
 }
 
+/// What became of reclaiming one aggregate.
+enum Outcome {
+    /// It is gone.
+    Done,
+    /// It stays: that would free too little.
+    Poor,
+    /// It has to stay for now.
+    Refused,
+}
+
 /// The store as it is on disk, and the lock under which it was read: one reclaims at a time.
 struct Planning {
     planner: Planner,
@@ -81,17 +91,26 @@ impl Writer {
 
     /// Yields whether nothing is left that would be due.
     fn reclaim_all(&mut self) -> Result<bool, Failure> {
-        let mut refused = HashSet::new();
+        let (mut refused, mut poor) = (HashSet::new(), HashSet::new());
         let mut planning = None;
         self.close_when_full()?;
+        // What is made meanwhile is left to the next publication: so this comes to an end.
+        let there: HashSet<[u8; 16]> = self.candidates().iter().map(|candidate| candidate.uuid).collect();
         loop {
             let candidates = self.candidates();
-            let Some((victim, cause)) = next_victim(&candidates, self.current(), &refused) else {
+            let is_open = |candidate: &Candidate, cause: Cause| {
+                let tried =
+                    refused.contains(&candidate.uuid) || cause == Cause::Space && poor.contains(&candidate.uuid);
+                there.contains(&candidate.uuid) && !tried
+            };
+            let Some((victim, cause)) = next_victim(&candidates, self.current(), is_open) else {
                 return Ok(refused.is_empty());
             };
             let victim = victim.clone();
-            if !self.reclaim_one(&victim, cause, &mut planning)? {
-                refused.insert(victim.uuid);
+            match self.reclaim_one(&victim, cause, &mut planning)? {
+                Outcome::Done => {}
+                Outcome::Poor => drop(poor.insert(victim.uuid)),
+                Outcome::Refused => drop(refused.insert(victim.uuid)),
             }
         }
     }
@@ -112,48 +131,47 @@ impl Writer {
         if current.is_some() && self.candidates().iter().any(full) { self.seal() } else { Ok(()) }
     }
 
-    /// False when the victim has to stay for now.
     fn reclaim_one(
         &mut self,
         victim: &Candidate,
         cause: Cause,
         planning: &mut Option<Planning>,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Outcome, Failure> {
         if self.current() == Some(victim.uuid) {
             self.seal()?;
         }
         let store = &self.shared.settings.store;
         let Lock::Held(_victim) = lock_aggregate(&victim.path) else {
             log::debug!("{} is in use, or cannot be locked", victim.path.display());
-            return Ok(false);
+            return Ok(Outcome::Refused);
         };
         if planning.is_none() {
             let Lock::Held(_lock) = lock_store(store)? else {
                 log::debug!("{} is reclaimed by somebody else, or cannot be locked", store.display());
-                return Ok(false);
+                return Ok(Outcome::Refused);
             };
             *planning = Some(Planning { planner: Planner::read(store)?, _lock });
         }
         let planner = &mut planning.as_mut().expect("made above").planner;
         let needed = self.shared.store.read().shown_of(victim.id);
         let plan = match planner.plan(victim.uuid, &needed, self.current()) {
-            Ok(plan) if cause == Cause::Space && plan.copied_bytes() > victim.written_bytes / 2 => {
+            Ok(plan) if cause == Cause::Space && !plan.frees_half_of(victim.written_bytes) => {
                 log::debug!("{} would free too little", victim.path.display());
-                return Ok(false);
+                return Ok(Outcome::Poor);
             }
             Ok(plan) => plan,
             Err(refusal) => {
                 log::debug!("{} stays: {refusal}", victim.path.display());
-                return Ok(false);
+                return Ok(Outcome::Refused);
             }
         };
         for part in parts(&plan.copies) {
             if !self.copy(victim, part, planner)? {
-                return Ok(false);
+                return Ok(Outcome::Refused);
             }
         }
         self.remove(victim, &plan, planner)?;
-        Ok(true)
+        Ok(Outcome::Done)
     }
 
     /// Copies records of the victim into the aggregate, as one segment. False when something in it is damaged: then the

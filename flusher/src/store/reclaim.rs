@@ -15,7 +15,9 @@ use super::lock::{Lock, lock_aggregate};
 use super::merge::{Addition, Step, steps};
 use super::view::{Moved, version};
 use super::{Aggregate, AggregateId, Live, Node, Sealed, Store, Version, VersionReader, View};
-use crate::aggregate::{BLOCK, Entry, FLAG_MOVED, FLAG_RENAMED, Identity, Kind, Segment};
+use crate::aggregate::{
+    BLOCK, Entry, FIRST_SEQUENCE, FLAG_MOVED, FLAG_RENAMED, Identity, Kind, Segment, SegmentPlan, TarNames,
+};
 
 /// What is not worth an aggregate's end, in bytes: it is held against tiny checkpoints that would make and remove files
 /// all the time.
@@ -64,7 +66,7 @@ impl Candidate {
 }
 
 /// Why an aggregate is to be reclaimed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// Nothing in it is alive, or there is too much that is dead: it may only cost less than it frees.
     Space,
@@ -73,22 +75,30 @@ pub enum Cause {
 }
 
 /// The aggregate that should be reclaimed next, if any: one that is dead; else, when there is more than twice of what is
-/// alive, the one with the largest part dead; else the smallest of too many. `current` is still written to.
+/// alive, the one with the largest part dead; else the smallest of too many. `current` is still written to; `is_open` says
+/// which may still be tried.
 pub fn next_victim<'a>(
     candidates: &'a [Candidate],
     current: Option<[u8; 16]>,
-    refused: &HashSet<[u8; 16]>,
+    is_open: impl Fn(&Candidate, Cause) -> bool,
 ) -> Option<(&'a Candidate, Cause)> {
-    let open = || candidates.iter().filter(|candidate| !refused.contains(&candidate.uuid));
-    let closed = || open().filter(|candidate| Some(candidate.uuid) != current);
-    if let Some(dead) = closed().find(|candidate| candidate.is_dead()) {
+    let open = |cause| {
+        candidates.iter().filter({
+            let is_open = &is_open;
+            move |candidate: &&Candidate| is_open(candidate, cause)
+        })
+    };
+    let is_closed = |candidate: &&Candidate| Some(candidate.uuid) != current;
+    let mut for_space = open(Cause::Space).filter(|candidate| candidate.is_dead()).filter(is_closed);
+    if let Some(dead) = for_space.next() {
         return Some((dead, Cause::Space));
     }
-    if is_too_much(candidates) {
-        let dead_part = |candidate: &&Candidate| candidate.dead_bytes() * 1000 / candidate.written_bytes.max(1);
-        return open().max_by_key(dead_part).map(|candidate| (candidate, Cause::Space));
+    let dead_part = |candidate: &&Candidate| candidate.dead_bytes() * 1000 / candidate.written_bytes.max(1);
+    let mostly_dead = open(Cause::Space).filter(|_| is_too_much(candidates)).max_by_key(dead_part);
+    if let Some(mostly_dead) = mostly_dead {
+        return Some((mostly_dead, Cause::Space));
     }
-    let joinable = closed().filter(|candidate| candidate.written_bytes <= JOINED_MAX);
+    let joinable = open(Cause::Number).filter(is_closed).filter(|candidate| candidate.written_bytes <= JOINED_MAX);
     let smallest = joinable.min_by_key(|candidate| candidate.written_bytes);
     smallest.filter(|_| candidates.len() > AGGREGATES_MAX).map(|candidate| (candidate, Cause::Number))
 }
@@ -108,15 +118,32 @@ pub struct Plan {
     pub path: PathBuf,
     /// The copies, in order. None is needed when this is empty.
     pub copies: Vec<Copied>,
+    /// Bytes that the copies take.
+    pub copied_bytes: u64,
 }
 
 impl Plan {
-    /// About as many bytes as the copies take.
-    pub fn copied_bytes(&self) -> u64 {
-        let others = |entry: &Entry| 2 * BLOCK.min((entry.path.len() + entry.target.len()) as u64) + BLOCK / 16;
-        let bytes = |copy: &Copied| copy.version.as_ref().map_or(others(&copy.entry), |version| version.stored_bytes());
-        self.copies.iter().map(bytes).sum()
+    /// Whether it is worth its cost: what stays, in an aggregate of its own, is less than half of what goes. So nothing can
+    /// be copied again and again for little.
+    pub fn frees_half_of(&self, written_bytes: u64) -> bool {
+        self.copied_bytes == 0 || self.copied_bytes.saturating_add(2 * BLOCK) <= written_bytes / 2
     }
+}
+
+/// Bytes of a segment with these copies; holes are not written.
+fn segment_bytes(identity: &Identity, copies: &[Copied]) -> u64 {
+    if copies.is_empty() {
+        return 0;
+    }
+    let entries: Vec<Entry> = copies.iter().map(|copy| copy.entry.clone()).collect();
+    let holes: u64 = entries.iter().map(|entry| entry.size - data_bytes(entry)).sum();
+    let plan = SegmentPlan::new(identity, FIRST_SEQUENCE, entries, &mut TarNames::default());
+    // More than one segment can hold is more than anybody should copy at once.
+    plan.map_or(u64::MAX, |plan| plan.length().saturating_sub(holes))
+}
+
+fn data_bytes(entry: &Entry) -> u64 {
+    entry.extents.iter().map(|extent| extent.length).sum()
 }
 
 /// A record that is copied.
@@ -206,8 +233,9 @@ impl Planner {
             return refuse("what is dead in it still decides what other records mean");
         }
         let names = names(view, victim);
-        let copies = copies.into_iter().map(|step| copy_of(step, view, &names)).collect();
-        Ok(Plan { victim, path: aggregate.path.clone(), copies })
+        let copies: Vec<Copied> = copies.into_iter().map(|step| copy_of(step, view, &names)).collect();
+        let copied_bytes = segment_bytes(&aggregate.identity, &copies);
+        Ok(Plan { victim, path: aggregate.path.clone(), copies, copied_bytes })
     }
 
     /// The one place that asks whether what superseded something is published on every node of the job: up to this time,

@@ -299,6 +299,23 @@ fn nothing_goes_while_something_cannot_be_read() {
     assert_eq!(node.reclaim(0), Some(0));
 }
 
+/// Names and renames take room, too: an aggregate with many of them must not look dead for ever.
+#[test]
+fn what_would_be_copied_again_and_again_stays() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut node = Writing::new(scratch.path(), 1);
+    node.waiting.push(item(Kind::File, "a", "", 1));
+    node.waiting.extend((2..1000).map(|number| item(Kind::HardLink, &format!("l{number}"), "a", number)));
+    node.publish();
+    node.roll();
+    let planner = Planner::read(scratch.path()).unwrap();
+    let first = planner.candidates(None).remove(0);
+    assert!(!first.is_full(), "{first:?}");
+    let plan = planner.plan(first.uuid, &HashSet::new(), None).unwrap();
+    assert_eq!(plan.copies.len(), 999);
+    assert!(!plan.frees_half_of(first.written_bytes), "{} of {}", plan.copied_bytes, first.written_bytes);
+}
+
 fn candidate(uuid: u8, written_bytes: u64, bytes: u64) -> Candidate {
     let live = Live { bytes, records: bytes.min(1) };
     let (id, path, node) = (AggregateId(uuid.into()), PathBuf::new(), String::new());
@@ -307,10 +324,9 @@ fn candidate(uuid: u8, written_bytes: u64, bytes: u64) -> Candidate {
 
 #[test]
 fn the_dead_go_first_then_the_mostly_dead_then_the_many() {
-    let none = HashSet::new();
     let mebibyte = 1 << 20;
     let choose = |candidates: &[Candidate], current| {
-        next_victim(candidates, current, &none).map(|(victim, cause)| (victim.uuid[0], cause))
+        next_victim(candidates, current, |_, _| true).map(|(victim, cause)| (victim.uuid[0], cause))
     };
     let mut two = vec![candidate(1, 10 * mebibyte, 9 * mebibyte), candidate(2, mebibyte, 0)];
     assert_eq!(choose(&two, Some([2; 16])), None);
@@ -319,6 +335,10 @@ fn the_dead_go_first_then_the_mostly_dead_then_the_many() {
     assert_eq!(choose(&two, None), None);
     two[0] = candidate(1, 10 * mebibyte, 4 * mebibyte);
     assert_eq!(choose(&two, None), Some((1, Cause::Space)));
+    let for_number = |_: &Candidate, cause| cause == Cause::Number;
+    let dead: Vec<_> = (1..=17).map(|number| candidate(number, mebibyte + u64::from(number), 0)).collect();
+    let chosen = next_victim(&dead, None, for_number).map(|(victim, cause)| (victim.uuid[0], cause));
+    assert_eq!(chosen, Some((1, Cause::Number)), "not worth it for its space, and yet one too many");
     let many: Vec<_> = (1..=17).map(|number| candidate(number, mebibyte + u64::from(number), mebibyte)).collect();
     assert_eq!(choose(&many, Some([1; 16])), Some((2, Cause::Number)));
     assert_eq!(choose(&many[..16], None), None);

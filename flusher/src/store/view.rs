@@ -251,11 +251,13 @@ impl View {
                     None => continue,
                 },
             };
-            if self.linked.contains_key(&origin) && !counted.insert(origin) {
-                continue;
-            }
             let of_aggregate = live.entry(origin.0).or_default();
             of_aggregate.records += 1;
+            if self.linked.contains_key(&origin) && !counted.insert(origin) {
+                // A further name, which is a record, and mostly a member.
+                of_aggregate.bytes += 2 * SMALL_HEADER + RECORD_BYTES as u64;
+                continue;
+            }
             if let Node::File(version) = &slot.node {
                 of_aggregate.bytes += version.stored_bytes();
             }
