@@ -77,11 +77,11 @@ pub enum Cause {
 /// The aggregate that should be reclaimed next, if any: one that is dead; else, when there is more than twice of what is
 /// alive, the one with the largest part dead; else the smallest of too many. `current` is still written to; `is_open` says
 /// which may still be tried.
-pub fn next_victim<'a>(
-    candidates: &'a [Candidate],
+pub fn next_victim(
+    candidates: &[Candidate],
     current: Option<[u8; 16]>,
     is_open: impl Fn(&Candidate, Cause) -> bool,
-) -> Option<(&'a Candidate, Cause)> {
+) -> Option<(&Candidate, Cause)> {
     let open = |cause| {
         candidates.iter().filter({
             let is_open = &is_open;
