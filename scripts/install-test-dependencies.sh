@@ -40,6 +40,7 @@ nm                                           binutils
 g++                                          g++
 patchelf                                     patchelf
 fakeroot                                     fakeroot
+fusermount3                                  fuse3
 musl-gcc                                     musl-tools
 /usr/lib/x86_64-linux-gnu/libjemalloc.so.2   libjemalloc2
 /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 libtcmalloc-minimal4
