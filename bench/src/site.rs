@@ -94,6 +94,16 @@ impl Site {
         Ok(process as i32)
     }
 
+    /// Lets programs that are ready write while the flusher is stopped: all is staged then, and nothing published.
+    pub fn stage(&self, programs: Ready) -> Result<Stopped, Failure> {
+        self.sheaf(&["wait"])?;
+        let stopped = Stopped { flusher: self.flusher()? };
+        // SAFETY: kill takes two integers; the flusher is this site's own.
+        unsafe { libc::kill(stopped.flusher, libc::SIGSTOP) };
+        programs.go()?;
+        Ok(stopped)
+    }
+
     /// Removes the stage, as a reboot does.
     pub fn wipe_stage(&self) -> Result<(), Failure> {
         for entry in fs::read_dir(self.stage.path())? {
@@ -126,6 +136,26 @@ impl Site {
             }
         }
         Ok((start.elapsed().as_secs_f64(), children_cpu() - before))
+    }
+}
+
+/// A flusher that is stopped, until it is told to go on.
+pub struct Stopped {
+    /// Its process.
+    pub flusher: i32,
+}
+
+impl Stopped {
+    /// Lets it do its work.
+    pub fn go_on(&self) {
+        // SAFETY: kill takes two integers; the flusher is the site's own.
+        unsafe { libc::kill(self.flusher, libc::SIGCONT) };
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.go_on();
     }
 }
 

@@ -42,17 +42,11 @@ fn one_round(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure>
     group.row(ALONE).values.push(alone);
     let captured = site.place("ckpt")?;
     let programs = site.start(size.ranks, true, &write(&captured, 1, size.file_bytes, false))?;
-    site.sheaf(&["wait"])?;
-    let flusher = site.flusher()?;
-    // SAFETY: kill takes two integers; the flusher is this site's own.
-    unsafe { libc::kill(flusher, libc::SIGSTOP) };
-    let outcome = programs.go();
+    let stopped = site.stage(programs)?;
     let flushing = rate_during(|| {
-        // SAFETY: as above.
-        unsafe { libc::kill(flusher, libc::SIGCONT) };
+        stopped.go_on();
         site.sheaf(&["wait"]).map(drop)
     });
-    outcome?;
     group.row(FLUSHING).values.push(flushing?);
     site.clear()?;
     let staged = site.stage_place("native")?;

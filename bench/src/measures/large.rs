@@ -69,20 +69,14 @@ fn with_sheaf(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure
 fn flush_alone(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
     let captured = site.place("ckpt")?;
     let programs = site.start(size.ranks, true, &write(&captured, 1, size.file_bytes, false))?;
-    site.sheaf(&["wait"])?;
-    let flusher = site.flusher()?;
-    // SAFETY: kill takes two integers; the flusher is this site's own.
-    unsafe { libc::kill(flusher, libc::SIGSTOP) };
-    let outcome = programs.go();
-    let before = process_cpu(flusher);
+    let stopped = site.stage(programs)?;
+    let before = process_cpu(stopped.flusher);
     let start = Instant::now();
-    // SAFETY: as above.
-    unsafe { libc::kill(flusher, libc::SIGCONT) };
-    outcome?;
+    stopped.go_on();
     site.sheaf(&["wait"])?;
     group.row(FLUSH).values.push(start.elapsed().as_secs_f64());
-    group.row(FLUSHER_CPU).values.push((process_cpu(flusher) - before) / size.gib());
-    group.row(FLUSHER_MEMORY).values.push(resident_mib(flusher));
+    group.row(FLUSHER_CPU).values.push((process_cpu(stopped.flusher) - before) / size.gib());
+    group.row(FLUSHER_MEMORY).values.push(resident_mib(stopped.flusher));
     site.clear()
 }
 

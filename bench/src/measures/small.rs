@@ -96,15 +96,9 @@ fn count_operations(site: &Site, before: Option<f64>, row: &mut Row) {
 fn publish_rate(site: &Site, files: usize) -> Result<f64, Failure> {
     let captured = site.place("ckpt")?;
     let programs = site.start(1, true, &write(&captured, files, SMALL_BYTES, false))?;
-    site.sheaf(&["wait"])?;
-    let flusher = site.flusher()?;
-    // SAFETY: kill takes two integers; the flusher is this site's own.
-    unsafe { libc::kill(flusher, libc::SIGSTOP) };
-    let outcome = programs.go();
+    let stopped = site.stage(programs)?;
     let start = Instant::now();
-    // SAFETY: as above.
-    unsafe { libc::kill(flusher, libc::SIGCONT) };
-    outcome?;
+    stopped.go_on();
     site.sheaf(&["wait"])?;
     let rate = files as f64 / start.elapsed().as_secs_f64();
     site.clear()?;
