@@ -18,8 +18,8 @@ use crate::open::OpenHow;
 use crate::system::{Stat, set_errno};
 use crate::walk::{Order, Visit, VisitPlace};
 use crate::{
-    actions, data, directory, durable, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall, reject,
-    stdio, tree_walk, walk,
+    actions, data, directory, durable, entries, exec, loader, log, metadata, names, namespace, open, rare, raw_syscall,
+    reject, stdio, tree_walk, walk,
 };
 
 /// A function of the C library, or of another library that was preloaded behind this one.
@@ -489,6 +489,11 @@ hooks! {
     }
     // Another function or a system call does what is left to do natively.
     answered {
+        getdents64 (fd: c_int, buffer: *mut c_void, size: size_t) -> ssize_t = entries::getdents64;
+        getdirentries (fd: c_int, buffer: *mut c_void, size: size_t, base: *mut off_t) -> ssize_t
+            = entries::getdirentries;
+        getdirentries64 (fd: c_int, buffer: *mut c_void, size: size_t, base: *mut off_t) -> ssize_t
+            = entries::getdirentries;
         mknod (path: *const c_char, mode: mode_t, device: dev_t) -> c_int = rare::mknod;
         mknodat (directory: c_int, path: *const c_char, mode: mode_t, device: dev_t) -> c_int = rare::mknodat;
         __xmknod (version: c_int, path: *const c_char, mode: mode_t, device: *mut dev_t) -> c_int

@@ -26,6 +26,7 @@ mod copy;
 mod data;
 mod directory;
 mod durable;
+mod entries;
 mod exec;
 mod flusher;
 mod hooks;

@@ -108,15 +108,7 @@ pub fn of_directory(entry: &Entry, configuration: &'static Configuration) -> Res
     if !entry.is_zone || entry.kind != Kind::Directory {
         return Ok(None);
     }
-    entry.populate_from_store(configuration);
-    let store = configuration.store.to_bytes();
-    let store_directory = paths::parent(store);
-    let store_name = match store_directory == entry.canonical() {
-        true => store.get(store_directory.len() + 1..).unwrap_or_default(),
-        false => b"",
-    };
-    let mirror = configuration.has_stage().then(|| entry.tree_path());
-    let listing = Listing::take(mirror, store_name)?;
+    let listing = taken(entry, configuration)?;
     // SAFETY: `take` has just made it, and nobody else knows it.
     let place = unsafe { if (*listing).is_useless() { Ok(None) } else { reserve().map(Some) } };
     match place {
@@ -127,6 +119,76 @@ pub fn of_directory(entry: &Entry, configuration: &'static Configuration) -> Res
             outcome.map(|_| None)
         }
     }
+}
+
+/// What the tree adds to a directory of a zone, and hides in it.
+fn taken(entry: &Entry, configuration: &'static Configuration) -> Result<*mut Listing> {
+    entry.populate_from_store(configuration);
+    let store = configuration.store.to_bytes();
+    let store_directory = paths::parent(store);
+    let store_name = match store_directory == entry.canonical() {
+        true => store.get(store_directory.len() + 1..).unwrap_or_default(),
+        false => b"",
+    };
+    let mirror = configuration.has_stage().then(|| entry.tree_path());
+    Listing::take(mirror, store_name)
+}
+
+/// All names that a directory of a zone shows, real ones and those of the tree.
+pub struct Names(*mut Listing);
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        // SAFETY: this value is the listing's only owner.
+        unsafe { Listing::free(self.0) };
+    }
+}
+
+impl Names {
+    /// Reads the real directory from the descriptor `real`, and its mirror.
+    pub fn of_directory(entry: &Entry, configuration: &'static Configuration, real: i32) -> Result<Names> {
+        let staged = Names(taken(entry, configuration)?);
+        let mut all = Names(Listing::take(None, b"")?);
+        // SAFETY: both listings are ours alone; records are read while their listing lives.
+        unsafe {
+            Listing::read(&mut all.0, real, |record| !(*staged.0).hides(name_of(record)))?;
+            Listing::reserve(&mut all.0, (*staged.0).end - HEAD)?;
+            let length = (*staged.0).end - HEAD;
+            ptr::copy_nonoverlapping(staged.0.cast::<u8>().add(HEAD), all.0.cast::<u8>().add((*all.0).end), length);
+            (*all.0).end += length;
+        }
+        Ok(all)
+    }
+
+    /// The records, each behind the number that `number` makes from its name: all that get one, in no order.
+    pub fn numbered(&mut self, number: impl Fn(&[u8]) -> Option<u32>) -> Result<Numbered<'_>> {
+        // SAFETY: the listing is ours alone; the numbers lie behind the records, aligned as these are, in the room that
+        // `reserve` has made, and nothing else is put there.
+        unsafe {
+            u32::try_from((*self.0).end).map_err(|_| Errno(libc::ENOMEM))?;
+            let mut count = 0;
+            (*self.0).each(|_| count += 1);
+            Listing::reserve(&mut self.0, count * size_of::<u64>())?;
+            let base = self.0.cast::<u8>();
+            let numbers: *mut u64 = base.add((*self.0).end).cast();
+            count = 0;
+            (*self.0).each(|offset| {
+                if let Some(number) = number(name_of(base.add(offset).cast())) {
+                    numbers.add(count).write(u64::from(number) << 32 | offset as u64);
+                    count += 1;
+                }
+            });
+            Ok(Numbered { base, numbers: core::slice::from_raw_parts_mut(numbers, count) })
+        }
+    }
+}
+
+/// Records with numbers.
+pub struct Numbered<'a> {
+    /// Where their offsets count from.
+    pub base: *const u8,
+    /// Each a number in the high half, and an offset in the low one.
+    pub numbers: &'a mut [u64],
 }
 
 fn reserve() -> Result<&'static Place> {
@@ -216,7 +278,8 @@ pub fn each_name(directory: &CStr, mut visit: impl FnMut(&[u8]) -> Result<()>) -
     outcome
 }
 
-fn hash(name: &[u8]) -> usize {
+/// A number made from a name.
+pub fn hash(name: &[u8]) -> usize {
     name.iter().fold(0xcbf2_9ce4_8422_2325usize, |hash, byte| (hash ^ *byte as usize).wrapping_mul(0x0100_0000_01b3))
 }
 
@@ -243,7 +306,8 @@ impl Listing {
     unsafe fn fill(mut listing: *mut Listing, mirror: i32) -> Result<*mut Listing> {
         // SAFETY: the caller owns the mapping; `read` and `index` leave a valid one behind, where they say.
         unsafe {
-            let outcome = Listing::read(&mut listing, mirror).and_then(|()| Listing::index(&mut listing));
+            let outcome = Listing::read(&mut listing, mirror, |record| is_shown(record, mirror))
+                .and_then(|()| Listing::index(&mut listing));
             if outcome.is_err() {
                 Listing::free(listing);
             }
@@ -270,24 +334,24 @@ impl Listing {
         Ok(())
     }
 
-    /// Reads all names but those of directories, which are real and listed as such.
-    unsafe fn read(listing: &mut *mut Listing, mirror: i32) -> Result<()> {
+    /// Reads all names of a directory that are to be kept.
+    unsafe fn read(listing: &mut *mut Listing, directory: i32, is_kept: impl Fn(*const dirent) -> bool) -> Result<()> {
         // SAFETY: the caller owns the mapping; the kernel writes into the room that `reserve` has made.
         unsafe {
             loop {
                 Listing::reserve(listing, PORTION_BYTES)?;
                 let end = (**listing).end;
-                let length = system::getdents(mirror, listing.cast::<u8>().add(end), PORTION_BYTES)?;
+                let length = system::getdents(directory, listing.cast::<u8>().add(end), PORTION_BYTES)?;
                 if length == 0 {
                     return Ok(());
                 }
-                (**listing).keep_names(end, end + length, mirror);
+                (**listing).keep_names(end, end + length, &is_kept);
             }
         }
     }
 
-    /// Closes up the names in a portion that was just read, leaving out what is not to be shown.
-    unsafe fn keep_names(&mut self, start: usize, end: usize, mirror: i32) {
+    /// Closes up the names in a portion that was just read, leaving out what is not to be kept.
+    unsafe fn keep_names(&mut self, start: usize, end: usize, is_kept: &impl Fn(*const dirent) -> bool) {
         let base: *mut u8 = ptr::from_mut(self).cast();
         let mut from = start;
         while from < end {
@@ -295,7 +359,7 @@ impl Listing {
             unsafe {
                 let record: *mut dirent = base.add(from).cast();
                 let length = usize::from((*record).d_reclen);
-                if is_shown(record, mirror) {
+                if is_kept(record) {
                     ptr::copy(base.add(from), base.add(self.end), length);
                     let kept: *mut dirent = base.add(self.end).cast();
                     self.end += length;
@@ -428,7 +492,7 @@ pub unsafe fn name_of<'a>(record: *const dirent) -> &'a [u8] {
     unsafe { CStr::from_ptr((&raw const (*record).d_name).cast()) }.to_bytes()
 }
 
-/// Whether a record of a mirror is shown: files and links are.
+/// Whether a record of a mirror is shown: files and links are. Directories are real, and listed as such.
 unsafe fn is_shown(record: *const dirent, mirror: i32) -> bool {
     // SAFETY: the caller passes a whole record.
     let (kind, name) = unsafe { ((*record).d_type, CStr::from_ptr((&raw const (*record).d_name).cast())) };

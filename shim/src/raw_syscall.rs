@@ -8,13 +8,13 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use libc::mode_t;
 
 use crate::hooks::fail;
-use crate::{exec, log, metadata, names, namespace, open, rare, system};
+use crate::{entries, exec, log, metadata, names, namespace, open, rare, system};
 
 /// Numbers of calls that are looked at are below this.
 const NUMBERS: usize = 512;
 
-/// Calls of every architecture that take a path and have a hook.
-const EVERYWHERE: [c_long; 32] = [
+/// Calls of every architecture that have a hook: those that take a path, and the listing of directories.
+const EVERYWHERE: [c_long; 33] = [
     libc::SYS_openat,
     libc::SYS_openat2,
     libc::SYS_newfstatat,
@@ -47,11 +47,12 @@ const EVERYWHERE: [c_long; 32] = [
     libc::SYS_lremovexattr,
     libc::SYS_execve,
     libc::SYS_execveat,
+    libc::SYS_getdents64,
 ];
 
 /// Calls that only older architectures have.
 #[cfg(target_arch = "x86_64")]
-const OLDER: [c_long; 19] = [
+const OLDER: [c_long; 20] = [
     libc::SYS_open,
     libc::SYS_creat,
     libc::SYS_stat,
@@ -71,6 +72,7 @@ const OLDER: [c_long; 19] = [
     libc::SYS_utime,
     libc::SYS_utimes,
     libc::SYS_futimesat,
+    libc::SYS_getdents,
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: [c_long; 0] = [];
@@ -219,6 +221,9 @@ unsafe fn hooked_further(number: c_long, arguments: [c_long; 6]) -> c_long {
             libc::SYS_lremovexattr => metadata::lremovexattr(path(a), path(b)),
             libc::SYS_execve => exec::execve(path(a), b as *const _, c as *const _),
             libc::SYS_execveat => exec::execveat(a as c_int, path(b), c as *const _, d as *const _, e as c_int),
+            libc::SYS_getdents64 => {
+                return entries::getdents64(a as c_int, b as *mut _, c as c_uint as usize) as c_long;
+            }
             _ => return hooked_older(number, [a, b, c, d, e, f]),
         }
     };
@@ -253,6 +258,7 @@ unsafe fn hooked_older(number: c_long, arguments: [c_long; 6]) -> c_long {
             // A null path means the descriptor itself here.
             libc::SYS_futimesat if b == 0 => return plain(number, a, b, c, d, e, f),
             libc::SYS_futimesat => metadata::futimesat(a as c_int, path(b), c as *const _),
+            libc::SYS_getdents => return entries::getdents(a as c_int, b as *mut _, c as c_uint) as c_long,
             _ => return plain(number, a, b, c, d, e, f),
         }
     };

@@ -100,6 +100,15 @@ fn trees_are_walked_as_natively() {
     assert_same_answers(&scene, "trees");
 }
 
+/// getdents64(2) and its relatives.
+#[test]
+fn descriptors_are_listed_as_natively() {
+    let scene = prepared();
+    compile(&scene, "listed.c", "listed", &[]);
+    assert_same_answers(&scene, "listed");
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+}
+
 /// O_TMPFILE with linkat(2), in every way in which an open file can be named, and the restrictions of openat2(2).
 #[test]
 fn files_without_a_name_are_captured_when_they_get_one() {
