@@ -82,6 +82,21 @@ static void opened(int directory, const char *path, unsigned long flags, unsigne
         close(fd);
 }
 
+/* What is not in the kernel's memory answers EAGAIN, at any time; what answers otherwise must answer as without that. */
+static void cached(int directory, const char *path, unsigned long flags)
+{
+    struct open_how how = {.flags = flags, .resolve = RESOLVE_CACHED};
+    int fd = syscall(SYS_openat2, directory, path, &how, sizeof how), seen = fd < 0 ? errno : 0, other_seen;
+    how.resolve = 0;
+    int other = syscall(SYS_openat2, directory, path, &how, sizeof how);
+    other_seen = other < 0 ? errno : 0;
+    struct stat one = {0}, two = {0};
+    fstat(fd, &one), fstat(other, &two);
+    int is_right = seen == EAGAIN || (seen == other_seen && one.st_ino == two.st_ino && one.st_dev == two.st_dev);
+    printf("cached %s flags %lo: %s, else %d\n", path, flags, is_right ? "as it may" : "wrong", other_seen);
+    close(fd), close(other);
+}
+
 /* Calls on the descriptor itself, by an empty path. */
 static void empty_path(const char *path, int flags)
 {
@@ -139,6 +154,15 @@ int main(void)
             opened(here, paths[path], O_PATH | O_NOFOLLOW, resolves[resolve]);
             opened(here, paths[path], O_RDONLY | O_CREAT | O_EXCL, resolves[resolve]);
         }
+    for (unsigned path = 0; path < sizeof paths / sizeof *paths; path++) {
+        cached(here, paths[path], O_RDONLY);
+        cached(here, paths[path], O_PATH | O_NOFOLLOW);
+    }
+    struct open_how making = {.flags = O_RDWR | O_CREAT, .mode = 0600, .resolve = RESOLVE_CACHED};
+    said("cached, made", "made-cached", syscall(SYS_openat2, here, "made-cached", &making, sizeof making));
+    said("cached, was it made", "made-cached", access("ckpt/made-cached", F_OK));
+    making.flags = O_RDWR | O_TRUNC, making.mode = 0;
+    said("cached, truncated", "fresh", syscall(SYS_openat2, here, "fresh", &making, sizeof making));
     for (unsigned resolve = 0; resolve < 6; resolve++) {
         char name[64];
         snprintf(name, sizeof name, "made-%u", resolve);

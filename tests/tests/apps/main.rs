@@ -161,6 +161,12 @@ over_both_engines! {
         restart: &["python3", "checkpoints.py", "restart"],
         ..PROGRAM
     };
+    python_multiprocessing: Program {
+        inputs: &["pool.py"],
+        write: &["python3", "pool.py", "write"],
+        restart: &["python3", "pool.py", "restart"],
+        ..PROGRAM
+    };
     hdf5: Program {
         inputs: &["fields_h5.py"],
         write: &["python3", "fields_h5.py", "write"],

@@ -109,6 +109,20 @@ fn descriptors_are_listed_as_natively() {
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
 }
 
+/// The loader binds the library's functions, which have no version, to whatever version is asked for.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn oldest_versions_answer_as_natively() {
+    let scene = prepared();
+    compile(&scene, "older.c", "older", &[]);
+    let mut tool = scene.native_command("nm");
+    let symbols = process::run(tool.arg("-D").arg(scene.root().join("older"))).expect_success().text();
+    for name in ["realpath", "glob", "glob64", "nftw", "nftw64", "posix_spawn", "posix_spawnp", "dlopen"] {
+        assert!(symbols.contains(&format!("{name}@GLIBC_2.2.5")), "the linker took another {name}:\n{symbols}");
+    }
+    assert_same_answers(&scene, "older");
+}
+
 /// O_TMPFILE with linkat(2), in every way in which an open file can be named, and the restrictions of openat2(2).
 #[test]
 fn files_without_a_name_are_captured_when_they_get_one() {
