@@ -184,7 +184,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let keeper = LeaseKeeper::start(stage.path(layout::SCRATCH))?;
     clear_scratch(&stage)?;
     moving::finish(&stage)?;
-    let (mut tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), store.view())?;
+    let (mut tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), &store)?;
     tracker.limit_batch_files(raise_limits() / 4);
     let (ceiling, stage_limit) = (Ceiling::create(&stage)?, stage_limit(&settings, &stage)?);
     // What is published together can only be evicted together.

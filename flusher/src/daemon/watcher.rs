@@ -260,7 +260,7 @@ impl Watcher {
             return Ok(());
         }
         log::info!("what happened in the stage is not clear from its events: scanning it");
-        let stubs = self.tracker.rescan(self.shared.store.read().view())?;
+        let stubs = self.tracker.rescan(&self.shared.store.read())?;
         self.shared.stubs.lock().extend(stubs);
         self.wait_anew();
         self.remove_replaced()

@@ -24,7 +24,7 @@ use super::links::Links;
 use super::source::{LeaseKeeper, Opened, Source};
 use super::watch::{Change, Place, Watches};
 use crate::aggregate::{Attributes, BLOCK, Entry, Extent, FLAG_UNCLOSED, Kind};
-use crate::store::{Node, Version, View, split};
+use crate::store::{Node, Store, Version, View, split};
 
 /// A canonical path without its leading slash.
 pub type StagedPath = Vec<u8>;
@@ -220,7 +220,12 @@ impl Tracker {
     ///
     /// # Errors
     /// When the tree cannot be watched or read.
-    pub fn new(stage: Stage, keeper: LeaseKeeper, zones: Vec<StagedPath>, view: &View) -> io::Result<(Tracker, Stubs)> {
+    pub fn new(
+        stage: Stage,
+        keeper: LeaseKeeper,
+        zones: Vec<StagedPath>,
+        store: &Store,
+    ) -> io::Result<(Tracker, Stubs)> {
         let mut tracker = Tracker {
             stage,
             watches: Watches::new()?,
@@ -235,7 +240,7 @@ impl Tracker {
             wanted_now: HashSet::new(),
             hydrated: Arc::default(),
             next_position: 1,
-            last_time_ns: view.newest_operation_time_ns(),
+            last_time_ns: store.view().newest_operation_time_ns(),
             oldest_work: None,
             overflowed: false,
             resident_bytes: 0,
@@ -247,7 +252,7 @@ impl Tracker {
         };
         tracker.proven = tracker.read_proofs();
         tracker.watches.add_links(&tracker.stage.path(layout::LINKS))?;
-        let stubs = tracker.rescan(view)?;
+        let stubs = tracker.rescan(store)?;
         Ok((tracker, stubs))
     }
 
@@ -707,24 +712,25 @@ impl Tracker {
     }
 
     /// Compares the tree with the store's view: at start, and when events were dropped or are not clear. Whatever cannot
-    /// be shown to be published as it is becomes dirty; names that the store holds and a mirror lacks were removed.
+    /// be shown to be published as it is becomes dirty; names that the store holds and a mirror lacks were removed, but for
+    /// those of other nodes' files: these may have been published after the mirror was made.
     /// Yields the stubs that it found, with their versions. When the tree changed so that the comparison proves
     /// nothing, [`Tracker::overflowed`] still asks for a scan.
     ///
     /// # Errors
     /// When the tree cannot be watched or read.
-    pub fn rescan(&mut self, view: &View) -> io::Result<Stubs> {
+    pub fn rescan(&mut self, store: &Store) -> io::Result<Stubs> {
         assert!(self.work.values().all(|work| matches!(work, Work::File(_))), "operations are published before a scan");
         // Until the scan has come to its end.
         self.overflowed = true;
         self.forget_files();
-        let mut scan = self.look_at_tree(view)?;
+        let mut scan = self.look_at_tree(store)?;
         let changes = self.watches.drain()?;
         // Directories that were found under new names: once that is published, a scan compares what belongs together.
         let gone: HashSet<&StagedPath> = scan.gone.iter().collect();
         let is_clear = self.first_position().is_none() && !changes.iter().any(|change| self.upsets(change, &gone));
         if is_clear {
-            self.match_orphans(view, &mut scan);
+            self.match_orphans(store.view(), &mut scan);
             for path in std::mem::take(&mut scan.gone) {
                 self.operate(Kind::Unlink, &path, b"", Attributes::default());
             }
@@ -744,9 +750,9 @@ impl Tracker {
         Ok(scan.stubs)
     }
 
-    /// Compares every name in the tree with `view`.
-    fn look_at_tree(&mut self, view: &View) -> io::Result<Scan> {
-        let mut scan = Scan::default();
+    /// Compares every name in the tree with what the store holds.
+    fn look_at_tree(&mut self, store: &Store) -> io::Result<Scan> {
+        let (view, mut scan) = (store.view(), Scan::default());
         let mut directories = vec![StagedPath::new()];
         while let Some(directory) = directories.pop() {
             match self.watches.add(&directory, &self.stage.tree_path(&directory)) {
@@ -776,7 +782,7 @@ impl Tracker {
                     |name: &[u8], node: &Node| present.get(name) != Some(&matches!(node, Node::Directory(_)));
                 let absent = view.children(&directory).filter(|(name, node)| is_absent(name, node));
                 for (name, node) in absent {
-                    scan.note_gone(view, join(&directory, name), node);
+                    scan.note_gone(store, join(&directory, name), node);
                 }
             }
         }
@@ -1394,16 +1400,18 @@ impl Lost {
 impl Scan {
     /// A directory without a mirror was removed or renamed only if the real one is missing: populating its parent has
     /// made those that only the store knew.
-    fn note_gone(&mut self, view: &View, path: StagedPath, node: &Node) {
+    fn note_gone(&mut self, store: &Store, path: StagedPath, node: &Node) {
         if !matches!(node, Node::Directory(_)) {
-            self.gone.push(path);
+            if !store.is_of_another_node(node) {
+                self.gone.push(path);
+            }
             return;
         }
         if fs::symlink_metadata(super::mirror::absolute(&path)).is_ok_and(|real| real.is_dir()) {
             return;
         }
-        for (name, below) in view.children(&path) {
-            self.note_gone(view, join(&path, name), below);
+        for (name, below) in store.view().children(&path) {
+            self.note_gone(store, join(&path, name), below);
         }
         self.gone_directories.push(path);
     }

@@ -47,7 +47,7 @@ impl Scene {
         fs::write(&file, crate::aggregate::format_entry(&identity)).unwrap();
         let aggregate = store.add_own(&file, &identity).unwrap();
         let keeper = LeaseKeeper::start(stage.path("scratch")).unwrap();
-        let (tracker, _) = Tracker::new(stage.clone(), keeper.clone(), vec![zone.clone()], store.view()).unwrap();
+        let (tracker, _) = Tracker::new(stage.clone(), keeper.clone(), vec![zone.clone()], &store).unwrap();
         Scene {
             _tier: tier,
             zone,
@@ -76,7 +76,7 @@ impl Scene {
                 self.publish_batch();
                 self.tracker.forget_files();
             }
-            self.tracker.rescan(self.store.view()).unwrap();
+            self.tracker.rescan(&self.store).unwrap();
         }
     }
 
@@ -117,7 +117,7 @@ impl Scene {
     /// As if the flusher had died and another had taken over.
     pub(super) fn restart(&mut self) -> Stubs {
         let (tracker, stubs) =
-            Tracker::new(self.stage.clone(), self.keeper.clone(), vec![self.zone.clone()], self.store.view()).unwrap();
+            Tracker::new(self.stage.clone(), self.keeper.clone(), vec![self.zone.clone()], &self.store).unwrap();
         self.tracker = tracker;
         stubs
     }

@@ -26,6 +26,7 @@ use crate::aggregate::{
     BLOCK, FIRST_SEQUENCE, FileChecksummer, Identity, IndexEntry, Kind, ReadError, Record, Segment, SegmentPlan,
     encode_index, identify,
 };
+use crate::daemon::node_name;
 
 /// Name suffix of the files in a store that are taken for aggregates.
 const SUFFIX: &str = "tar";
@@ -114,6 +115,8 @@ pub struct Store {
     view: View,
     notes: Vec<Note>,
     last_applied: Option<MergeKey>,
+    /// The name of the node that this process publishes for.
+    node: String,
     /// Whether what lies behind damage is read, too.
     salvages: bool,
 }
@@ -181,8 +184,15 @@ impl Store {
     }
 
     fn empty(sources: &[PathBuf]) -> Store {
-        let (sources, view) = (sources.to_vec(), View::default());
-        Store { sources, aggregates: Vec::new(), view, notes: Vec::new(), last_applied: None, salvages: false }
+        Store {
+            sources: sources.to_vec(),
+            aggregates: Vec::new(),
+            view: View::default(),
+            notes: Vec::new(),
+            last_applied: None,
+            node: node_name(),
+            salvages: false,
+        }
     }
 
     /// Takes in what was published since.
@@ -220,7 +230,14 @@ impl Store {
     pub fn add_own(&mut self, path: &Path, identity: &Identity) -> io::Result<AggregateId> {
         let id = u32::try_from(self.aggregates.len()).map_err(|_| io::Error::other("too many aggregates"))?;
         self.aggregates.push(Aggregate::new(path, identity.clone()));
+        self.node.clone_from(&identity.node);
         Ok(AggregateId(id))
+    }
+
+    /// Whether a file or link was published by another node than this process's.
+    pub fn is_of_another_node(&self, node: &Node) -> bool {
+        let of = node.origin().and_then(|(aggregate, _)| self.aggregate(aggregate).ok());
+        of.is_some_and(|aggregate| aggregate.identity.node != self.node)
     }
 
     /// Takes in a segment that this process has just published.
