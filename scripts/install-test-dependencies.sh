@@ -41,6 +41,10 @@ g++                                          g++
 patchelf                                     patchelf
 fakeroot                                     fakeroot
 fusermount3                                  fuse3
+slurmctld                                    slurm-wlm
+munged                                       munge
+ip                                           iproute2
+setpriv                                      util-linux
 musl-gcc                                     musl-tools
 /usr/lib/x86_64-linux-gnu/libjemalloc.so.2   libjemalloc2
 /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 libtcmalloc-minimal4

@@ -4,6 +4,7 @@
 //! Nothing here knows how Sheaf works inside: it looks at bytes, names and exit codes. Every wait is bounded.
 
 pub mod campaign;
+pub mod cluster;
 pub mod differential;
 pub mod disk;
 pub mod forge;

@@ -1,0 +1,211 @@
+//! Under a real Slurm, on several nodes: each rank's file comes back on other nodes, whatever ended the job before.
+//!
+//! Slurm kills every process of a step when the step ends (proctrack/cgroup), also a flusher that is at work.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use sheaf_tests::cluster::Cluster;
+use sheaf_tests::scene::{helper, workspace};
+use sheaf_tests::{Engine, Finished, Scene, process};
+
+const PATHS: &str = "SHEAF_PATHS=/mnt/shared/ckpt/**";
+const PRELOAD: &str = "--export=ALL,LD_PRELOAD=/mnt/installed/libsheaf.so,SHEAF_PATHS=/mnt/shared/ckpt/**";
+const SHEAF: &str = "/mnt/installed/sheaf";
+const RUN: [&str; 5] = [SHEAF, "run", "--paths", "/mnt/shared/ckpt/**", "--"];
+const NODES: [&str; 4] = ["n0", "n1", "n2", "n3"];
+
+/// Four nodes, a program of four ranks, and what it leaves without Sheaf.
+struct Site {
+    cluster: Cluster,
+    ranks: PathBuf,
+    scene: Scene,
+}
+
+impl Site {
+    fn new(configuration: &str) -> Site {
+        let scene = Scene::new(Engine::IoUring);
+        let ranks = scene.root().join("ranks");
+        let source = workspace().join("tests/apps/ranks.c");
+        process::run(scene.native_command("mpicc").arg("-O1").arg("-o").arg(&ranks).arg(source)).expect_success();
+        let cluster = Cluster::new(NODES.len(), &scene.captured_directory(), configuration);
+        Site { cluster, ranks, scene }
+    }
+
+    /// What the program says without Sheaf.
+    fn native(&self, phase: &str) -> String {
+        let mut command = self.scene.native_command("mpirun");
+        command.args(["-n", "4", "--oversubscribe", "--bind-to", "none"]).arg(&self.ranks).arg(phase);
+        process::run(&mut command).expect_success().text()
+    }
+
+    /// `srun` of four ranks on two nodes, with options and a launcher before the program.
+    fn ranks(&self, nodes: &str, options: &[&str], launcher: &[&str], phase: &str) -> Finished {
+        let program = self.ranks.to_str().expect("a path of this test's own");
+        let srun = ["srun", "--chdir=/mnt/shared", "--mpi=pmix", "-N2", "--ntasks-per-node=2", "-w", nodes];
+        self.cluster.run(&[&srun, options, launcher, &[program, phase]].concat())
+    }
+
+    /// All stages are gone, as after the nodes' next start.
+    fn wipe_stages(&self) {
+        for node in NODES {
+            self.cluster.on(node, &["sh", "-c", "rm -rf /dev/shm/sheaf-*"]).expect_success();
+        }
+    }
+
+    /// What a program on a node sees of the checkpoints.
+    fn seen_on(&self, node: &str) -> String {
+        let snapshot = helper("snapshot");
+        let snapshot = snapshot.to_str().expect("a path of this test's own");
+        let srun = ["srun", "--chdir=/mnt/shared", "-N1", "-w", node];
+        self.cluster.run(&[&srun[..], &RUN, &[snapshot, "ckpt"]].concat()).expect_success().text()
+    }
+
+    /// Publishes by hand what a job has left on a node.
+    fn drain_on(&self, node: &str) {
+        self.cluster.on(node, &["env", PATHS, SHEAF, "drain"]).expect_success();
+    }
+}
+
+#[test]
+fn the_launcher_publishes_one_aggregate_for_each_node_and_other_nodes_restart_from_them() {
+    let site = Site::new("");
+    let expected = site.native("write");
+    assert_eq!(site.ranks("n0,n1", &[], &RUN, "write").expect_success().text(), expected);
+    assert_eq!(site.scene.store_aggregates().len(), 2, "one for each node");
+    site.scene.assert_no_captured_files_on_pfs();
+    site.scene.verify();
+
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n2"), site.scene.native_snapshot());
+    let expected = site.native("restart");
+    assert_eq!(site.ranks("n2,n3", &[], &RUN, "restart").expect_success().text(), expected);
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n0"), site.scene.native_snapshot());
+}
+
+#[test]
+fn what_a_step_left_when_its_flusher_was_killed_with_it_is_drained_by_hand() {
+    let site = Site::new("");
+    let expected = site.native("write");
+    assert_eq!(site.ranks("n0,n1", &[PRELOAD], &[], "write").expect_success().text(), expected);
+    for node in ["n0", "n1"] {
+        let left = site.cluster.on(node, &["pgrep", "-x", "sheaf"]);
+        assert!(!left.status.success(), "the step's end left a process: {}", left.describe());
+        site.drain_on(node);
+    }
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n3"), site.scene.native_snapshot());
+}
+
+#[test]
+fn the_next_job_on_the_nodes_publishes_what_a_step_left() {
+    let site = Site::new("");
+    site.native("write");
+    site.ranks("n0,n1", &[PRELOAD], &[], "write").expect_success();
+    // Any program: its launcher finds the stage.
+    let next = ["srun", "--chdir=/mnt/shared", "-N2", "-w", "n0,n1"];
+    site.cluster.run(&[&next[..], &RUN, &["true"]].concat()).expect_success();
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n3"), site.scene.native_snapshot());
+}
+
+#[test]
+fn the_example_job_script_goes_on_from_its_checkpoints_on_other_nodes() {
+    let site = Site::new("");
+    let script = workspace().join("scripts/slurm/job.sh");
+    for (phase, nodes) in [("write", "n0,n1"), ("restart", "n2,n3")] {
+        let expected = site.native(phase);
+        let sbatch =
+            ["sbatch", "--wait", "--chdir=/mnt/shared", "--output=said-%j", "--export=ALL,SHEAF=/mnt/installed/sheaf"];
+        let program = [script.to_str().expect("UTF-8"), site.ranks.to_str().expect("UTF-8"), phase];
+        let said = || process::run(site.scene.native_command("sh").args(["-c", "cat ../captured/said-*"])).text();
+        let job = site.cluster.run(&[&sbatch[..], &["-w", nodes], &program].concat());
+        assert!(job.status.success(), "{}\n{}", job.describe(), said());
+        assert!(said().ends_with(&expected), "{}", said());
+    }
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n0"), site.scene.native_snapshot());
+}
+
+/// A user of the site, who is not root.
+const USER: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+
+/// Writes, says so, and then ignores what asks it to end.
+const STUBBORN: &str = r#"trap "" TERM; seq 200000 >ckpt/"$SLURMD_NODENAME"; touch wrote-"$SLURMD_NODENAME"
+while :; do sleep 0.1; done"#;
+
+#[test]
+fn the_epilog_drains_as_its_user_what_a_cancelled_job_left() {
+    let epilog = workspace().join("scripts/slurm/epilog.sh");
+    let site = Site::new("Epilog=/mnt/local/epilog");
+    let shared = site.scene.captured_directory();
+    for directory in [shared.clone(), shared.join("ckpt")] {
+        std::os::unix::fs::chown(directory, Some(65534), Some(65534)).expect("this test is run by root");
+    }
+    for node in NODES {
+        let text = format!("printf '#!/bin/sh\\nSHEAF={SHEAF} exec {}\\n' >$0; chmod 755 $0", epilog.display());
+        site.cluster.on(node, &["sh", "-c", &text, "/mnt/local/epilog"]).expect_success();
+    }
+    let srun = ["srun", "-J", "stubborn", "--chdir=/mnt/shared", "-N2", "-w", "n0,n1", PRELOAD, "bash", "-c", STUBBORN];
+    let mut job = site.cluster.start(&[&USER[..], &srun].concat());
+    let written = || ["n0", "n1"].iter().all(|node| shared.join(format!("wrote-{node}")).exists());
+    while !written() {
+        assert!(!job.wait_for(Duration::from_millis(20)), "the job ended too early");
+    }
+    site.cluster.run(&["scancel", "-n", "stubborn"]).expect_success();
+    job.finish();
+    // The nodes are free when their epilogs have ended.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while site.cluster.run(&["sinfo", "-h", "-t", "idle", "-o", "%D"]).text().trim() != "4" {
+        assert!(Instant::now() < deadline, "{}", site.cluster.run(&["sinfo"]).describe());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(site.scene.store_aggregates().len(), 2, "one for each node");
+    for aggregate in site.scene.store_aggregates() {
+        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(aggregate).expect("it is there"));
+        assert_eq!(owner, 65534, "written as the job's user");
+    }
+    site.wipe_stages();
+    let expected = process::run(site.scene.native_command("seq").arg("200000")).expect_success().stdout;
+    for file in ["n0", "n1"] {
+        let path = format!("/mnt/shared/ckpt/{file}");
+        let srun = ["srun", "--chdir=/mnt/shared", "-N1", "-w", "n3"];
+        let read = site.cluster.run(&[&USER[..], &srun, &RUN, &["cat", &path]].concat()).expect_success();
+        assert!(read.stdout == expected, "{file} differs");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_the_crash_of_its_node() {
+    let site = Site::new("");
+    let shared = site.scene.captured_directory();
+    let program = format!(
+        r#"for n in $(seq 100000); do seq $n $((n + 20000)) >ckpt/$SLURMD_NODENAME-$n
+        env -u LD_PRELOAD {SHEAF} wait || exit 1; echo $n >>acknowledged-$SLURMD_NODENAME; done"#
+    );
+    let srun = ["srun", "--chdir=/mnt/shared", "-N2", "-w", "n0,n1", PRELOAD, "bash", "-c", &program];
+    let mut job = site.cluster.start(&srun);
+    let acknowledged = |node: &str| -> usize {
+        let text = fs::read_to_string(shared.join(format!("acknowledged-{node}"))).unwrap_or_default();
+        text.lines().count()
+    };
+    while ["n0", "n1"].iter().any(|node| acknowledged(node) < 3) {
+        assert!(!job.wait_for(Duration::from_millis(5)), "the job ended too early");
+    }
+    site.cluster.crash("n1");
+    let counts = [("n1", acknowledged("n1")), ("n0", acknowledged("n0"))];
+    site.cluster.run(&["scancel", "--full", "--user=root"]).expect_success();
+    drop(job);
+    site.scene.verify();
+    for (node, count) in counts {
+        for number in 1..=count {
+            let path = shared.join(format!("ckpt/{node}-{number}"));
+            let script = format!("cmp ckpt/{node}-{number} <(seq {number} {})", number + 20000);
+            assert!(!path.exists(), "it is captured");
+            let srun = ["srun", "--chdir=/mnt/shared", "-N1", "-w", "n3", PRELOAD, "bash", "-c", &script];
+            site.cluster.run(&srun).expect_success();
+        }
+    }
+}
