@@ -209,3 +209,54 @@ fn what_was_acknowledged_survives_the_crash_of_its_node() {
         }
     }
 }
+
+/// LAMMPS' table of steps: the rest of what it prints is times and memory.
+fn thermo(finished: &Finished) -> String {
+    let text = finished.text();
+    let is_row = |line: &&str| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        columns.len() == 5 && columns.iter().all(|column| column.parse::<f64>().is_ok())
+    };
+    let rows: Vec<_> = text.lines().filter(is_row).collect();
+    assert!(rows.len() >= 4, "no table of steps: {}", finished.describe());
+    rows.join("\n")
+}
+
+#[test]
+fn lammps_goes_on_elsewhere_when_a_node_crashes_in_its_run() {
+    let site = Site::new("");
+    let (native, captured) = (site.scene.native_directory(), site.scene.captured_directory());
+    for input in ["lammps-liquid.in", "lammps-ranks.in", "lammps-ranks-restart.in"] {
+        let text = fs::read_to_string(workspace().join("tests/apps").join(input)).expect("the input is there");
+        fs::write(native.join(input), &text).expect("the scene is ours");
+        // One that is still at work when the node crashes.
+        fs::write(captured.join(input), text.replace("\nrun             120", "\nrun             1000000"))
+            .expect("the scene is ours");
+    }
+    let lammps = |input: &'static str| ["lmp", "-log", "none", "-in", input];
+    let alone = |input| {
+        let mut command = site.scene.native_command("mpirun");
+        command.args(["-n", "4", "--oversubscribe", "--bind-to", "none"]).args(lammps(input));
+        process::run(&mut command).expect_success()
+    };
+    alone("lammps-ranks.in");
+
+    let srun = ["srun", "--chdir=/mnt/shared", "--mpi=pmix", "-N2", "--ntasks-per-node=2"];
+    let run = [&srun[..], &["-w", "n0,n1"], &RUN, &lammps("lammps-ranks.in")].concat();
+    let mut job = site.cluster.start(&run);
+    let store = site.scene.store();
+    let is_published = || {
+        let listed = site.scene.sheaf(&["ls", store.to_str().expect("a path of this test's own")]).text();
+        ["base", "0", "1", "2", "3"].iter().all(|part| listed.contains(&format!("/liquid.100.{part}\n")))
+    };
+    while !is_published() {
+        assert!(!job.wait_for(Duration::from_millis(50)), "the run ended too early: {}", job.finish().describe());
+    }
+    site.cluster.crash("n1");
+    drop(job);
+    site.cluster.run(&["scancel", "--user=root"]).expect_success();
+
+    let run = [&srun[..], &["-w", "n2,n3"], &RUN, &lammps("lammps-ranks-restart.in")].concat();
+    let restarted = site.cluster.run(&run).expect_success();
+    assert_eq!(thermo(&restarted), thermo(&alone("lammps-ranks-restart.in")));
+}
