@@ -5,11 +5,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::process;
 
 /// Of every disk. Enough for the smallest xfs.
 pub const SIZE_BYTES: u64 = 400 << 20;
+/// How long a file system may stay busy that nobody uses any more.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A mounted disk; it is unmounted and gone when dropped.
 pub struct Disk {
@@ -39,9 +42,19 @@ impl Disk {
         disk
     }
 
-    /// Unmounts it. Nobody may hold a file of it open.
+    /// Unmounts it. Nobody may hold a file of it open; the kernel itself may for a moment: what a killed process had in its
+    /// io_uring is given back by a worker of the kernel's after the process has ended, which nothing announces.
     pub fn unmount(&self) {
-        process::run(as_root("umount").arg(&self.place)).expect_success();
+        const BUSY: i32 = 32;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let unmounted = process::run(as_root("umount").arg(&self.place));
+            if unmounted.status.code() != Some(BUSY) || deadline < Instant::now() {
+                unmounted.expect_success();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn mount(&self) {
