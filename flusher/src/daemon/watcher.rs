@@ -355,6 +355,7 @@ impl Watcher {
     fn populate(&mut self, directory: &[u8], extent: Extent) -> Result<(), Errno> {
         let (store, zones, mut stubs) = (self.shared.store.read(), &self.shared.zones, Stubs::new());
         let wanted = (directory, extent);
+        self.tracker.has_seen(store.view());
         let outcome = mirror::populate(&self.shared.stage, &mut self.tracker, zones, store.view(), wanted, &mut stubs);
         // Those that were made before it failed are in the tree, too.
         self.shared.stubs.lock().extend(stubs);

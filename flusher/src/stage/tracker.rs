@@ -356,6 +356,12 @@ impl Tracker {
         self.last_time_ns
     }
 
+    /// Programs are about to see what other nodes have published, too: whatever happens from here on is later, even if this
+    /// node's clock is behind theirs.
+    pub fn has_seen(&mut self, view: &View) {
+        self.last_time_ns = self.last_time_ns.max(view.newest_operation_time_ns());
+    }
+
     fn mark_dirty(&mut self, path: StagedPath) {
         let position = self.position();
         self.unfinished.remove(&path);
@@ -376,8 +382,25 @@ impl Tracker {
     }
 
     fn operate(&mut self, kind: Kind, path: &[u8], target: &[u8], attributes: Attributes) {
+        let stamp_ns = self.stamp_ns(kind, path, target);
+        self.operate_at(stamp_ns, record(kind, path, target, attributes));
+    }
+
+    fn operate_at(&mut self, stamp_ns: u64, entry: Entry) {
         let position = self.position();
-        self.work.insert(position, Work::Operation(record(kind, path, target, attributes)));
+        self.work.insert(position, Work::Operation(Entry { operation_time_ns: stamp_ns, ..entry }));
+    }
+
+    /// When an operation happened: the kernel's stamp of it on what it was done to, or, when that is gone, on the directory
+    /// that it went from. Whatever was changed again since has a later stamp, but none that is later than now.
+    fn stamp_ns(&self, kind: Kind, path: &[u8], target: &[u8]) -> u64 {
+        let stamped = match kind {
+            Kind::Rename => target,
+            Kind::Unlink | Kind::RemoveDirectory => split(path).0,
+            _ => path,
+        };
+        let now_ns = now_ns();
+        self.stat(stamped).map_or(now_ns, |stat| (change_time_ns(&stat).max(0) as u64).min(now_ns))
     }
 
     fn stat(&self, path: &[u8]) -> Option<Stat> {
@@ -965,7 +988,8 @@ impl Tracker {
 
     /// Records that the store's version of `path` has been superseded by a newer unmanaged file.
     pub fn superseded_outside(&mut self, path: &[u8]) {
-        self.operate(Kind::Unlink, path, b"", Attributes::default());
+        // The stage has no stamp of what happened outside of it.
+        self.operate_at(now_ns(), record(Kind::Unlink, path, b"", Attributes::default()));
     }
 
     /// The clean resident files of batches up to `published`, as (path, inode, size, attributes): what could be evicted.
@@ -1180,7 +1204,7 @@ impl Tracker {
                     if entry.kind == Kind::Rename {
                         self.commit_rename(position, &entry.target);
                     }
-                    entry.operation_time_ns = self.operation_time_ns(now_ns());
+                    entry.operation_time_ns = self.operation_time_ns(entry.operation_time_ns);
                     batch.entries.push(entry);
                     batch.sources.push(None);
                 }
@@ -1324,7 +1348,7 @@ impl Tracker {
             self.overflowed = true;
             return;
         };
-        let operation_time_ns = self.operation_time_ns(now_ns());
+        let operation_time_ns = self.operation_time_ns(change_time_ns(stat).max(0) as u64);
         let entry = record(Kind::HardLink, &path, &target, attributes(stat));
         batch.entries.push(Entry { operation_time_ns, inode: stat.st_ino, ..entry });
         batch.sources.push(None);
@@ -1460,7 +1484,7 @@ fn data_extents(source: &Source) -> io::Result<Vec<Extent>> {
     Ok(extents)
 }
 
-/// A record without data. Its time is given when it goes into a batch.
+/// A record without data and time.
 fn record(kind: Kind, path: &[u8], target: &[u8], attributes: Attributes) -> Entry {
     Entry {
         kind,

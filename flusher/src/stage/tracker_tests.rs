@@ -11,7 +11,7 @@ use sheaf_common::layout;
 use super::source::LeaseKeeper;
 use super::tracker::{Batch, Stubs, Tracker};
 use super::{Stage, lease};
-use crate::aggregate::{BLOCK, FileChecksummer, Identity, SegmentPlan, TarNames};
+use crate::aggregate::{BLOCK, FileChecksummer, Identity, Kind, SegmentPlan, TarNames};
 use crate::store::{AggregateId, Node, Store};
 
 /// A stage, a tracker, and a store whose aggregate exists in memory only.
@@ -87,9 +87,18 @@ impl Scene {
 
     fn publish_batch(&mut self) -> Batch {
         let batch = self.tracker.next_batch().unwrap();
-        if batch.entries.is_empty() {
-            return batch;
+        if !batch.entries.is_empty() {
+            self.publish_as(&batch);
         }
+        batch
+    }
+
+    fn tracker_batch(&mut self) -> Batch {
+        self.follow();
+        self.tracker.next_batch().unwrap()
+    }
+
+    fn publish_as(&mut self, batch: &Batch) {
         let plan = SegmentPlan::new(&self.identity, self.sequence, batch.entries.clone(), &mut self.names).unwrap();
         let checksums: Vec<_> = batch
             .sources
@@ -104,7 +113,6 @@ impl Scene {
             .collect();
         self.store.publish(self.aggregate, &plan.segment(BLOCK, &checksums));
         self.sequence += 1;
-        batch
     }
 
     /// Publishes until nothing is left.
@@ -217,6 +225,42 @@ fn a_batch_is_a_prefix_of_what_happened() {
     assert!(position(b"s/data") < position(b"s/latest"));
     let times: Vec<u64> = batch.entries.iter().map(|entry| entry.operation_time_ns).collect();
     assert!(times.is_sorted_by(|earlier, later| earlier < later), "{times:?}");
+}
+
+#[test]
+fn an_operation_has_the_time_at_which_it_happened_however_late_it_is_published() {
+    let mut scene = Scene::new();
+    for name in ["a", "b", "c"] {
+        fs::write(scene.at(name), name).unwrap();
+    }
+    scene.publish();
+    fs::rename(scene.at("a"), scene.at("d")).unwrap();
+    fs::remove_file(scene.at("b")).unwrap();
+    fs::set_permissions(scene.at("c"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(scene.at("e")).unwrap();
+    let happened = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let batch = scene.publish();
+    let kinds: Vec<Kind> = batch.entries.iter().map(|entry| entry.kind).collect();
+    assert_eq!(kinds, [Kind::Rename, Kind::Unlink, Kind::SetAttributes, Kind::Directory]);
+    // Stamps that are the same are told apart by nanoseconds.
+    let latest_ns = happened.as_nanos() as u64 + batch.entries.len() as u64;
+    let times: Vec<u64> = batch.entries.iter().map(|entry| entry.operation_time_ns).collect();
+    assert!(times.is_sorted() && times.iter().all(|time_ns| *time_ns <= latest_ns), "{times:?} after {latest_ns}");
+}
+
+#[test]
+fn what_is_done_to_a_file_of_a_node_whose_clock_is_ahead_is_later_than_the_file() {
+    let mut scene = Scene::new();
+    fs::write(scene.at("a"), "a").unwrap();
+    let ahead_ns = u64::MAX / 4;
+    let mut batch = scene.tracker_batch();
+    batch.entries[0].operation_time_ns = ahead_ns;
+    scene.publish_as(&batch);
+    scene.tracker.has_seen(scene.store.view());
+    fs::remove_file(scene.at("a")).unwrap();
+    let removal = scene.publish();
+    assert_eq!(removal.entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(), [Kind::Unlink]);
+    assert!(removal.entries[0].operation_time_ns > ahead_ns);
 }
 
 #[test]
