@@ -413,6 +413,11 @@ impl Tracker {
     /// # Errors
     /// When a new directory cannot be watched or read.
     fn apply(&mut self, change: Change) -> io::Result<()> {
+        if self.overflowed && change.is_of_file() {
+            // It belongs to names that are not known any more: recorded as a move or removal, it would concern another file
+            // than the one that it happened to. The scan finds what has come of it.
+            return Ok(());
+        }
         match change {
             Change::Overflow => self.overflowed = true,
             Change::Ignored(watch) => self.watches.forget(watch),
@@ -751,7 +756,8 @@ impl Tracker {
         let changes = self.watches.drain()?;
         // Directories that were found under new names: once that is published, a scan compares what belongs together.
         let gone: HashSet<&StagedPath> = scan.gone.iter().collect();
-        let is_clear = self.first_position().is_none() && !changes.iter().any(|change| self.upsets(change, &gone));
+        let upsets = |change| self.upsets(change, &gone) || (change.is_move() && !scan.orphans.is_empty());
+        let is_clear = self.first_position().is_none() && !changes.iter().any(upsets);
         if is_clear {
             self.match_orphans(store.view(), &mut scan);
             for path in std::mem::take(&mut scan.gone) {
@@ -813,7 +819,8 @@ impl Tracker {
     }
 
     /// Whether something happened during a scan that makes it unclear which names the tree lacks. A file that moved
-    /// only matters when it is a stub: others are published anew.
+    /// only matters when it is a stub: others are published anew. (While a stub is not where the store holds it, any move
+    /// matters: it could be the one that has taken it there, and would take another along when it is applied.)
     fn upsets(&self, change: &Change, gone: &HashSet<&StagedPath>) -> bool {
         match change {
             Change::Overflow | Change::Moved(_, _, true) | Change::MovedOut(..) => true,
@@ -1021,7 +1028,7 @@ impl Tracker {
     /// # Errors
     /// When the queue or a staged file cannot be read.
     pub fn next_batch(&mut self) -> io::Result<Batch> {
-        let markers = self.markers();
+        let (markers, was_overflowed) = (self.markers(), self.overflowed);
         let mut minimum_end = 0;
         for _ in 0..BATCH_ATTEMPTS {
             let candidate = self.open_prefix(minimum_end);
@@ -1040,6 +1047,10 @@ impl Tracker {
             }
             drop(candidate);
             self.apply_all(changes)?;
+            if self.overflowed && !was_overflowed {
+                // Where the cut has to be is not known any more.
+                break;
+            }
             // What was read of the changed file is newer than the cut: the cut must move past the change.
             minimum_end = self.next_position;
         }

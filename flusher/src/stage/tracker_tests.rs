@@ -10,6 +10,7 @@ use sheaf_common::layout;
 
 use super::source::LeaseKeeper;
 use super::tracker::{Batch, Stubs, Tracker};
+use super::watch::Change;
 use super::{Stage, lease};
 use crate::aggregate::{BLOCK, FileChecksummer, Identity, Kind, SegmentPlan, TarNames};
 use crate::store::{AggregateId, Node, Store};
@@ -677,4 +678,58 @@ fn both_names_of_a_stub_that_moved_unseen_are_found() {
     scene.check();
     let names = scene.store.view().names(scene.store.view().get(b"s/e/x").unwrap());
     assert_eq!(names.len(), 3, "{names:?}");
+}
+
+/// Three stubs that are rotated, as by a program that was restarted and keeps three checkpoints: `state.0` is one byte long,
+/// `state.1` two, `state.2` three.
+fn scene_of_rotation() -> Scene {
+    let mut scene = Scene::new();
+    for length in 1..=3 {
+        fs::write(scene.at(&format!("state.{}", length - 1)), vec![1; length]).unwrap();
+    }
+    scene.check();
+    for number in 0..3 {
+        let name = format!("state.{number}");
+        let inode = fs::metadata(scene.at(&name)).unwrap().ino();
+        let path = [ZONE, b"/", name.as_bytes()].concat();
+        assert!(super::mirror::evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap());
+    }
+    scene.settle();
+    scene
+}
+
+/// One turn of the rotation; `state.2` is then two bytes long, and `state.1` one.
+fn rotate(scene: &Scene) {
+    fs::rename(scene.at("state.1"), scene.at("state.2")).unwrap();
+    fs::rename(scene.at("state.0"), scene.at("state.1")).unwrap();
+    fs::write(scene.at("state.0"), b"four").unwrap();
+}
+
+/// Every stub's version is known, also to the next flusher.
+fn assert_rotated(mut scene: Scene) {
+    scene.check();
+    assert_eq!(scene.restart().len(), 2);
+    scene.check();
+}
+
+#[test]
+fn stubs_that_are_rotated_while_the_tree_is_scanned_keep_their_data() {
+    let mut scene = scene_of_rotation();
+    scene.tracker.apply_all(vec![Change::Overflow]).unwrap();
+    scene.tracker.forget_files();
+    // Nothing of it is read before the scan looks at the tree.
+    rotate(&scene);
+    scene.tracker.rescan(&scene.store).unwrap();
+    assert_rotated(scene);
+}
+
+#[test]
+fn a_move_behind_events_that_were_dropped_takes_no_stub_s_place() {
+    let mut scene = scene_of_rotation();
+    fs::rename(scene.at("state.1"), scene.at("state.2")).unwrap();
+    scene.tracker.watches().drain().unwrap();
+    scene.tracker.apply_all(vec![Change::Overflow]).unwrap();
+    fs::rename(scene.at("state.0"), scene.at("state.1")).unwrap();
+    fs::write(scene.at("state.0"), b"four").unwrap();
+    assert_rotated(scene);
 }

@@ -46,6 +46,26 @@ pub enum Change {
     Ignored(i32),
 }
 
+impl Change {
+    /// Whether it is about a file or link, and so about nothing that a scan of the tree would not find.
+    pub fn is_of_file(&self) -> bool {
+        match self {
+            Change::Closed(_) | Change::Linked(..) | Change::Attributes(_) => true,
+            Change::Created(_, directory)
+            | Change::Deleted(_, directory)
+            | Change::Moved(_, _, directory)
+            | Change::MovedIn(_, directory)
+            | Change::MovedOut(_, directory) => !directory,
+            Change::Overflow | Change::Ignored(_) => false,
+        }
+    }
+
+    /// Whether a name moved inside the tree.
+    pub fn is_move(&self) -> bool {
+        matches!(self, Change::Moved(..))
+    }
+}
+
 /// Whether a changed name is a directory.
 pub type IsDirectory = bool;
 
