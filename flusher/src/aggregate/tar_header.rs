@@ -54,23 +54,26 @@ pub fn padded(length: u64) -> Option<u64> {
 /// With `alignment` (where the header will lie, and a block size), the `x` body grows by a `comment` so that the data
 /// behind the header starts on a multiple of the block size.
 pub fn encode(member: &Member, alignment: Option<(u64, u64)>) -> Vec<u8> {
-    let mut body = extended_records(member);
+    // The body is made where it will be.
+    let mut header = Vec::with_capacity(3 * SECTOR as usize);
+    header.resize(SECTOR as usize, 0);
+    extended_records(member, &mut header);
     if let Some((position, block)) = alignment {
-        pad_for_alignment(&mut body, position, block);
+        pad_for_alignment(&mut header, position, block);
     }
-    let mut header = Vec::new();
-    if !body.is_empty() {
-        let extended = Member {
-            typeflag: TYPE_EXTENDED,
-            path: extended_name(&member.path),
-            link: Vec::new(),
-            attributes: Attributes { mode: 0o644, mtime_nanoseconds: 0, ..member.attributes.clone() },
-            size: body.len() as u64,
-        };
-        header.extend_from_slice(&encode_ustar(&extended));
-        header.extend_from_slice(&body);
-        header.resize(header.len().next_multiple_of(SECTOR as usize), 0);
+    let size = header.len() as u64 - SECTOR;
+    if size == 0 {
+        return encode_ustar(member).to_vec();
     }
+    let extended = Member {
+        typeflag: TYPE_EXTENDED,
+        path: extended_name(&member.path),
+        link: Vec::new(),
+        attributes: Attributes { mode: 0o644, mtime_nanoseconds: 0, ..member.attributes.clone() },
+        size,
+    };
+    header[..SECTOR as usize].copy_from_slice(&encode_ustar(&extended));
+    header.resize(header.len().next_multiple_of(SECTOR as usize), 0);
     header.extend_from_slice(&encode_ustar(member));
     header
 }
@@ -84,31 +87,30 @@ fn extended_name(path: &[u8]) -> Vec<u8> {
     name
 }
 
-fn extended_records(member: &Member) -> Vec<u8> {
+/// Appends what only an `x` header can say.
+fn extended_records(member: &Member, body: &mut Vec<u8>) {
     let attributes = &member.attributes;
-    let mut body = Vec::new();
     let long_path = member.path.len() > NAME_MAX;
     let long_link = member.link.len() > NAME_MAX;
     let binary = |text: &[u8]| std::str::from_utf8(text).is_err();
     if long_path && binary(&member.path) || long_link && binary(&member.link) {
-        push_record(&mut body, b"hdrcharset", b"BINARY");
+        push_record(body, b"hdrcharset", b"BINARY");
     }
     if long_path {
-        push_record(&mut body, b"path", &member.path);
+        push_record(body, b"path", &member.path);
     }
     if long_link {
-        push_record(&mut body, b"linkpath", &member.link);
+        push_record(body, b"linkpath", &member.link);
     }
     if attributes.uid > OCTAL_ID_MAX {
-        push_record(&mut body, b"uid", attributes.uid.to_string().as_bytes());
+        push_record(body, b"uid", attributes.uid.to_string().as_bytes());
     }
     if attributes.gid > OCTAL_ID_MAX {
-        push_record(&mut body, b"gid", attributes.gid.to_string().as_bytes());
+        push_record(body, b"gid", attributes.gid.to_string().as_bytes());
     }
     if attributes.mtime_nanoseconds != 0 || octal_time(attributes.mtime_seconds).is_none() {
-        push_record(&mut body, b"mtime", decimal_time(attributes).as_bytes());
+        push_record(body, b"mtime", decimal_time(attributes).as_bytes());
     }
-    body
 }
 
 fn octal_time(seconds: i64) -> Option<u64> {
@@ -117,6 +119,9 @@ fn octal_time(seconds: i64) -> Option<u64> {
 
 /// Seconds with their decimal fraction, as pax has it; the fraction of a negative time counts away from zero.
 fn decimal_time(attributes: &Attributes) -> String {
+    if attributes.mtime_seconds >= 0 && attributes.mtime_nanoseconds > 0 {
+        return format!("{}.{:09}", attributes.mtime_seconds, attributes.mtime_nanoseconds);
+    }
     let nanoseconds = i128::from(attributes.mtime_seconds) * 1_000_000_000 + i128::from(attributes.mtime_nanoseconds);
     let sign = if nanoseconds < 0 { "-" } else { "" };
     let (seconds, fraction) = (nanoseconds.abs() / 1_000_000_000, nanoseconds.abs() % 1_000_000_000);
@@ -129,7 +134,8 @@ fn push_record(body: &mut Vec<u8>, keyword: &[u8], value: &[u8]) {
     while length != rest + decimal_digits(length) {
         length = rest + decimal_digits(length);
     }
-    body.extend_from_slice(format!("{length} ").as_bytes());
+    push_decimal(body, length as u64);
+    body.push(b' ');
     body.extend_from_slice(keyword);
     body.push(b'=');
     body.extend_from_slice(value);
@@ -137,27 +143,46 @@ fn push_record(body: &mut Vec<u8>, keyword: &[u8], value: &[u8]) {
 }
 
 fn decimal_digits(number: usize) -> usize {
-    number.to_string().len()
+    number.checked_ilog10().map_or(1, |digits| digits as usize + 1)
 }
 
-fn pad_for_alignment(body: &mut Vec<u8>, position: u64, block: u64) {
+fn push_decimal(text: &mut Vec<u8>, number: u64) {
+    let start = text.len();
+    text.resize(start + decimal_digits(number as usize), b'0');
+    put_digits(&mut text[start..], number, 10);
+}
+
+/// Fills `field` with the digits of `number`. By way of strings it was a good part of what a small file costs.
+fn put_digits(field: &mut [u8], number: u64, base: u64) {
+    let mut rest = number;
+    for digit in field.iter_mut().rev() {
+        *digit = b'0' + (rest % base) as u8;
+        rest /= base;
+    }
+    assert_eq!(rest, 0, "{number} has room in its field");
+}
+
+/// Pads the body of an `x` header, which follows its sector in `header`, so that the data behind both headers is aligned.
+fn pad_for_alignment(header: &mut Vec<u8>, position: u64, block: u64) {
+    let body_length = header.len() - SECTOR as usize;
     let data_after = |body_length: usize| {
         let extended = if body_length == 0 { 0 } else { SECTOR + (body_length as u64).next_multiple_of(SECTOR) };
         position + extended + SECTOR
     };
-    if data_after(body.len()).is_multiple_of(block) {
+    if data_after(body_length).is_multiple_of(block) {
         return;
     }
     // One sector more than needed leaves room for the shortest comment.
-    let mut wanted = (body.len().next_multiple_of(SECTOR as usize)) + SECTOR as usize;
+    let mut wanted = (body_length.next_multiple_of(SECTOR as usize)) + SECTOR as usize;
     while !data_after(wanted).is_multiple_of(block) {
         wanted += SECTOR as usize;
     }
-    let length = wanted - body.len();
+    let length = wanted - body_length;
     let fill = length - decimal_digits(length) - b" comment=\n".len();
-    body.extend_from_slice(format!("{length} comment=").as_bytes());
-    body.resize(body.len() + fill, b' ');
-    body.push(b'\n');
+    push_decimal(header, length as u64);
+    header.extend_from_slice(b" comment=");
+    header.resize(header.len() + fill, b' ');
+    header.push(b'\n');
 }
 
 fn encode_ustar(member: &Member) -> [u8; SECTOR as usize] {
@@ -176,7 +201,8 @@ fn encode_ustar(member: &Member) -> [u8; SECTOR as usize] {
     put_octal(&mut header[329..337], 0);
     put_octal(&mut header[337..345], 0);
     let sum = checksum(&header);
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    put_octal(&mut header[148..155], sum.into());
+    header[155] = b' ';
     header
 }
 
@@ -194,7 +220,7 @@ fn put_text(field: &mut [u8], text: &[u8]) {
 
 fn put_octal(field: &mut [u8], number: u64) {
     let digits = field.len() - 1;
-    field[..digits].copy_from_slice(format!("{number:0digits$o}").as_bytes());
+    put_digits(&mut field[..digits], number, 8);
 }
 
 fn put_size(field: &mut [u8], size: u64) {

@@ -6,6 +6,7 @@
 
 mod appender;
 mod clients;
+mod heap;
 mod hydrate;
 mod reclaim;
 mod segment;

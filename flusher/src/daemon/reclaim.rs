@@ -13,7 +13,7 @@ use super::segment::Input;
 use super::writer::{Failure, Writer};
 use crate::engine::sync_directory;
 use crate::stage::tracker::{BATCH_BYTES_MAX, BATCH_FILES_MAX};
-use crate::store::{Candidate, Cause, Copied, Lock, Plan, Planner, lock_aggregate, lock_store, next_victim};
+use crate::store::{Candidate, Cause, Copied, LARGE, Lock, Plan, Planner, lock_aggregate, lock_store, next_victim};
 
 /// How long to wait after something could not be reclaimed: at first, and at most.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
@@ -22,6 +22,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(600);
 /// When to look for what may be reclaimed.
 #[derive(Debug)]
 pub(super) struct Reclaiming {
+    /// Whether everything has been looked at since this flusher started.
+    looked: bool,
     due: Option<Instant>,
     earliest: Instant,
     pause: Duration,
@@ -29,7 +31,7 @@ pub(super) struct Reclaiming {
 
 impl Default for Reclaiming {
     fn default() -> Reclaiming {
-        Reclaiming { due: None, earliest: Instant::now(), pause: PAUSE_FIRST }
+        Reclaiming { looked: false, due: None, earliest: Instant::now(), pause: PAUSE_FIRST }
     }
 }
 
@@ -39,14 +41,17 @@ impl Reclaiming {
         self.due
     }
 
-    /// Something has been published.
-    pub fn wanted(&mut self) {
-        self.due = Some(self.earliest);
+    /// Something has been published. Looking takes time in proportion to all names: it is left out when nothing can have died.
+    pub fn published(&mut self, may_have_superseded: bool) {
+        if may_have_superseded || !self.looked {
+            self.due = Some(self.earliest);
+        }
     }
 
     /// Looked from `start` on, and found all done or not. It takes at most half of the time.
     pub fn looked(&mut self, start: Instant, all_done: bool) {
         let now = Instant::now();
+        self.looked = true;
         if all_done {
             (self.due, self.earliest, self.pause) = (None, now + (now - start), PAUSE_FIRST);
         } else {
@@ -93,11 +98,15 @@ impl Writer {
     fn reclaim_all(&mut self) -> Result<bool, Failure> {
         let (mut refused, mut poor) = (HashSet::new(), HashSet::new());
         let mut planning = None;
-        self.close_when_full()?;
+        let mut candidates = self.candidates();
+        if self.is_full(&candidates) {
+            // The next segment goes to a new aggregate.
+            self.seal()?;
+            candidates = self.candidates();
+        }
         // What is made meanwhile is left to the next publication: so this comes to an end.
-        let there: HashSet<[u8; 16]> = self.candidates().iter().map(|candidate| candidate.uuid).collect();
+        let there: HashSet<[u8; 16]> = candidates.iter().map(|candidate| candidate.uuid).collect();
         loop {
-            let candidates = self.candidates();
             let is_open = |candidate: &Candidate, cause: Cause| {
                 let tried =
                     refused.contains(&candidate.uuid) || cause == Cause::Space && poor.contains(&candidate.uuid);
@@ -112,6 +121,7 @@ impl Writer {
                 Outcome::Poor => drop(poor.insert(victim.uuid)),
                 Outcome::Refused => drop(refused.insert(victim.uuid)),
             }
+            candidates = self.candidates();
         }
     }
 
@@ -124,11 +134,17 @@ impl Writer {
         self.aggregate.as_ref().map(|aggregate| aggregate.appender.identity().uuid)
     }
 
-    /// The next segment goes to a new aggregate when this one is large or mostly dead.
-    fn close_when_full(&mut self) -> Result<(), Failure> {
+    /// Whether the aggregate that is written to is large or mostly dead.
+    fn is_full(&self, candidates: &[Candidate]) -> bool {
         let current = self.current();
-        let full = |candidate: &Candidate| Some(candidate.uuid) == current && candidate.is_full();
-        if current.is_some() && self.candidates().iter().any(full) { self.seal() } else { Ok(()) }
+        candidates.iter().any(|candidate| Some(candidate.uuid) == current && candidate.is_full())
+    }
+
+    /// What there is to be reclaimed depends on this, as long as only new files are published: the aggregate that is
+    /// written to, whether it is large, and how much has been superseded.
+    pub(super) fn reclaimable(&self) -> (Option<[u8; 16]>, bool, u64) {
+        let is_large = self.aggregate.as_ref().is_some_and(|aggregate| aggregate.appender.end() >= LARGE);
+        (self.current(), is_large, self.shared.store.read().view().superseded())
     }
 
     fn reclaim_one(

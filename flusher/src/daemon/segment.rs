@@ -220,11 +220,20 @@ impl Stream<'_> {
         if entry.size >= ALIGNED_SIZE {
             return self.large_file(index, entry, source);
         }
-        let mut bytes = vec![0; entry.size as usize];
-        source.read_exact_at(&mut bytes, 0).map_err(|error| SegmentError::Read(index, error))?;
-        self.copy(&bytes)?;
+        let size = entry.size as usize;
         let mut checksums = FileChecksummer::default();
-        checksums.data(&bytes);
+        if size > 0 && self.room()?.left() >= size {
+            // Where it is written from.
+            let bytes = self.room()?.extend(size);
+            source.read_exact_at(bytes, 0).map_err(|error| SegmentError::Read(index, error))?;
+            checksums.data(bytes);
+            self.position += size as u64;
+        } else {
+            let mut bytes = vec![0; size];
+            source.read_exact_at(&mut bytes, 0).map_err(|error| SegmentError::Read(index, error))?;
+            checksums.data(&bytes);
+            self.copy(&bytes)?;
+        }
         Ok(checksums.finish())
     }
 

@@ -15,10 +15,12 @@ use sheaf_common::replaced::Marker;
 
 use super::Shared;
 use super::appender::Appender;
+use super::heap;
 use super::reclaim::Reclaiming;
 use super::segment::{Input, Pace, SegmentError, Throttle};
 use crate::aggregate::{Entry, FileChecksums, Kind, Segment, SegmentPlan};
 use crate::engine::{Engine, WriteError};
+use crate::stage::lease;
 use crate::stage::source::Source;
 use crate::stage::tracker::{Batch, Replaced};
 use crate::store::AggregateId;
@@ -97,6 +99,10 @@ impl Writer {
                 let all_done = self.reclaim();
                 self.reclaiming.looked(start, all_done);
             }
+            if self.jobs.is_empty() {
+                self.engine.rest();
+                heap::trim();
+            }
             let job = match self.reclaiming.due() {
                 Some(due) => self.jobs.recv_deadline(due),
                 None => self.jobs.recv().map_err(RecvTimeoutError::from),
@@ -112,8 +118,11 @@ impl Writer {
     fn obey(&mut self, job: Job) {
         match job {
             Job::Batch(number, batch) => {
+                let before = self.reclaimable();
+                let is_new = |entry: &Entry| matches!(entry.kind, Kind::File | Kind::Symlink);
+                let all_new = batch.entries.iter().all(is_new);
                 self.publish(number, batch);
-                self.reclaiming.wanted();
+                self.reclaiming.published(!all_new || self.reclaimable() != before);
             }
             Job::Replaced(replaced) => self.remove_replaced(&replaced),
             Job::Seal(reply) => {
@@ -192,8 +201,9 @@ impl Writer {
     fn write_segment(&mut self, entries: &[Entry], sources: &[Option<Arc<Source>>]) -> Result<(), Failure> {
         let inputs: Vec<Input<'_>> = sources.iter().map(Input::from).collect();
         let (plan, checksums) = self.write_unpublished(entries, &inputs)?;
+        let trusted = lease::trusted_time();
         let torn: Vec<usize> = (0..sources.len())
-            .filter(|index| sources[*index].as_ref().is_some_and(|source| source.is_torn()))
+            .filter(|index| sources[*index].as_ref().is_some_and(|source| source.is_torn(trusted)))
             .collect();
         if !torn.is_empty() {
             return Err(Failure::Entries(torn));

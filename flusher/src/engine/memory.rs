@@ -60,6 +60,18 @@ impl Block {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), BLOCK_SIZE) }
     }
 
+    /// Bytes that may still be appended.
+    pub fn left(&self) -> usize {
+        BLOCK_SIZE - self.length
+    }
+
+    /// Takes `count` bytes more into use, to be filled; at most [`Block::left`].
+    pub fn extend(&mut self, count: usize) -> &mut [u8] {
+        let from = self.length;
+        self.set_len(from + count);
+        &mut self.buffer()[from..from + count]
+    }
+
     /// Appends as much of `bytes` as there is room for; returns how much that was.
     pub fn append(&mut self, bytes: &[u8]) -> usize {
         let from = self.length;

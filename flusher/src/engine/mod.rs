@@ -30,6 +30,10 @@ pub const BLOCK_SIZE: usize = 4 << 20;
 /// Writes in flight at most.
 pub const DEPTH: usize = 8;
 
+/// Blocks that an engine has at most. Gathering small files is slower than writing them: three under way are enough, and each
+/// that is new has to be cleared.
+pub const BLOCKS_MAX: usize = 4;
+
 /// What is written.
 #[derive(Debug)]
 pub enum Data {
@@ -101,6 +105,9 @@ pub trait Engine: Send {
     /// The first error since the last `finish`. Until it has been returned from here, it is latched: every other call
     /// returns it and writes nothing. Afterwards the engine can be used again.
     fn finish(&mut self) -> Result<(), WriteError>;
+
+    /// Frees the blocks that are not in use: nothing is to be written for now.
+    fn rest(&mut self);
 
     /// How many writes are in flight.
     fn in_flight(&self) -> usize;

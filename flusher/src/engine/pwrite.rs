@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::piece::{Call, Piece, Step, pieces};
-use super::{BLOCK_SIZE, Block, DEPTH, Data, Engine, Target, WriteError};
+use super::{BLOCK_SIZE, BLOCKS_MAX, Block, Data, Engine, Target, WriteError};
 
 /// Writes synchronously.
 pub struct Pwrite {
@@ -66,7 +66,7 @@ impl Engine for Pwrite {
         for mut piece in pieces(target, offset, data)? {
             let result = if piece.is_empty() { Ok(()) } else { Pwrite::write_piece(&mut piece) };
             if let Data::Block(mut block) = piece.into_data()
-                && self.free.len() < DEPTH
+                && self.free.len() < BLOCKS_MAX
             {
                 block.set_len(0);
                 self.free.push(block);
@@ -81,6 +81,10 @@ impl Engine for Pwrite {
 
     fn finish(&mut self) -> Result<(), WriteError> {
         self.error.take().map_or(Ok(()), Err)
+    }
+
+    fn rest(&mut self) {
+        self.free.clear();
     }
 
     fn in_flight(&self) -> usize {

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::piece::{Call, Piece, Step, pieces};
 use super::pwrite::write_call;
-use super::{Block, DEPTH, Data, Engine, Target, WriteError};
+use super::{BLOCKS_MAX, Block, DEPTH, Data, Engine, Target, WriteError};
 
 /// How often the kernel may turn a submission away for want of memory before that is an error.
 const SUBMIT_ATTEMPTS_MAX: u32 = 1000;
@@ -275,7 +275,7 @@ impl Engine for Uring {
                 return Ok(block);
             }
             // When nothing is in flight, the caller holds or has dropped them all.
-            if self.block_count < DEPTH || self.in_flight() == 0 {
+            if self.block_count < BLOCKS_MAX || self.in_flight() == 0 {
                 self.block_count += 1;
                 return Block::new().map_err(WriteError::no_memory);
             }
@@ -303,6 +303,11 @@ impl Engine for Uring {
             self.fail(errno);
         }
         if self.broken { self.latched() } else { self.error.take().map_or(Ok(()), Err) }
+    }
+
+    fn rest(&mut self) {
+        self.block_count -= self.blocks.len().min(self.block_count);
+        self.blocks.clear();
     }
 
     fn in_flight(&self) -> usize {

@@ -6,11 +6,15 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// Sent by the kernel when somebody wants to write to a leased file; its `siginfo` names the descriptor.
 pub fn break_signal() -> libc::c_int {
     libc::SIGRTMIN() + 1
 }
+
+/// Kept between the last moment at which a lease is trusted and the moment at which the kernel takes it away.
+const MARGIN_S: u64 = 5;
 
 /// `F_SETSIG` of fcntl(2), which the libc crate lacks.
 const F_SETSIG: libc::c_int = 10;
@@ -71,6 +75,12 @@ pub fn break_time_s() -> u64 {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(45)
+}
+
+/// How long a lease that was whole can be relied on without looking: the kernel takes none away before
+/// [`break_time_s`] has passed since somebody wanted it. A margin is kept.
+pub fn trusted_time() -> Duration {
+    Duration::from_secs(break_time_s().saturating_sub(MARGIN_S))
 }
 
 /// Blocks the break signal (and SIGIO, which replaces it when its queue is full) in the calling thread. To be called

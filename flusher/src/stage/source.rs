@@ -25,8 +25,6 @@ use crate::engine::Mapping;
 
 /// A program that truncates replaces the inode instead of waiting; the keeper gives it this long before it copies.
 const REPLACEMENT_GRACE: Duration = Duration::from_millis(10);
-/// Kept between the last moment at which a lease is trusted and the moment at which the kernel takes it away.
-const LEASE_MARGIN_S: u64 = 5;
 
 /// What opening a completed file came to.
 #[derive(Debug)]
@@ -51,12 +49,15 @@ pub enum Opened {
 #[derive(Debug)]
 pub struct Source {
     size: u64,
+    /// A moment before the lease was taken.
+    opened: Instant,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    file: File,
+    /// Until it is released.
+    file: Option<File>,
     leased: bool,
     mapping: Option<Arc<Mapping>>,
     /// When the kernel will have taken the lease away, once somebody has asked for it.
@@ -64,7 +65,35 @@ struct State {
     torn: bool,
 }
 
+impl State {
+    fn file(&self) -> io::Result<&File> {
+        self.file.as_ref().ok_or_else(|| io::Error::other("the file has been released"))
+    }
+
+    /// Whether nobody has asked for the lease.
+    fn is_whole(&self) -> bool {
+        self.leased && self.file.as_ref().is_some_and(|file| lease::is_whole(file.as_fd()))
+    }
+
+    /// Closing takes the lease away, unless a mapping keeps the file.
+    fn release(&mut self) {
+        let is_mapped = self.mapping.take().is_some();
+        if let Some(file) = self.file.take()
+            && self.leased
+            && is_mapped
+        {
+            lease::release(file.as_fd());
+        }
+        self.leased = false;
+    }
+}
+
 impl Source {
+    fn new(file: File, size: u64, leased: bool, opened: Instant) -> Arc<Source> {
+        let state = State { file: Some(file), leased, mapping: None, deadline: None, torn: false };
+        Arc::new(Source { size, opened, state: Mutex::new(state) })
+    }
+
     /// Opens `path` in the tree and takes a read lease on it.
     ///
     /// # Errors
@@ -81,18 +110,21 @@ impl Source {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => return Ok(Opened::Gone),
             Err(error) => return Err(error.into()),
         };
-        if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
-            return Ok(Opened::Gone);
-        }
-        if lease::take_read(file.as_fd())? == Lease::StillWritten {
-            return Ok(Opened::StillWritten);
+        let opened = Instant::now();
+        match lease::take_read(file.as_fd()) {
+            Ok(Lease::Granted) => {}
+            Ok(Lease::StillWritten) => return Ok(Opened::StillWritten),
+            Err(error) => {
+                // Only regular files can be leased.
+                let is_regular = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) == FileType::RegularFile;
+                return if is_regular { Err(error) } else { Ok(Opened::Gone) };
+            }
         }
         let stat = rustix::fs::fstat(&file)?;
         if stat.st_mode & STUB_BIT != 0 {
             return Ok(Opened::Stub(Box::new(stat)));
         }
-        let state = State { file, leased: true, mapping: None, deadline: None, torn: false };
-        Ok(Opened::Ready(Arc::new(Source { size: stat.st_size as u64, state: Mutex::new(state) }), Box::new(stat)))
+        Ok(Opened::Ready(Source::new(file, stat.st_size as u64, true, opened), Box::new(stat)))
     }
 
     /// Copies what is in `path` now, while others may write to it: for a program that waits until that is durable.
@@ -109,8 +141,7 @@ impl Source {
         let stat = rustix::fs::fstat(&file)?;
         let size = stat.st_size as u64;
         let copy = copy_aside(&file, size, &stage.path(layout::SCRATCH)).or_else(|_| copy_into_memory(&file, size))?;
-        let state = State { file: copy, leased: false, mapping: None, deadline: None, torn: false };
-        Ok(Opened::Unclosed(Arc::new(Source { size, state: Mutex::new(state) }), Box::new(stat)))
+        Ok(Opened::Unclosed(Source::new(copy, size, false, Instant::now()), Box::new(stat)))
     }
 
     /// The file's size in bytes.
@@ -124,15 +155,16 @@ impl Source {
     /// From lseek(2).
     pub fn data_ranges(&self) -> io::Result<Vec<(u64, u64)>> {
         let state = self.state.lock();
+        let file = state.file()?;
         let mut ranges = Vec::new();
         let mut position = 0;
         while position < self.size {
-            let start = match rustix::fs::seek(&state.file, rustix::fs::SeekFrom::Data(position)) {
+            let start = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(position)) {
                 Ok(start) => start,
                 Err(Errno::NXIO) => break,
                 Err(error) => return Err(error.into()),
             };
-            let end = rustix::fs::seek(&state.file, rustix::fs::SeekFrom::Hole(start))?.min(self.size);
+            let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?.min(self.size);
             ranges.push((start, end));
             position = end;
         }
@@ -144,7 +176,7 @@ impl Source {
     /// # Errors
     /// From pread(2); `UnexpectedEof` when the file is shorter than it was under the lease.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.state.lock().file.read_exact_at(buffer, offset)
+        self.state.lock().file()?.read_exact_at(buffer, offset)
     }
 
     /// The file's pages, to be written from where they lie. The keeper does not release the lease while a clone of
@@ -157,41 +189,36 @@ impl Source {
         if let Some(mapping) = &state.mapping {
             return Ok(mapping.clone());
         }
-        let mapping = Arc::new(Mapping::new(state.file.as_fd(), self.size)?);
+        let mapping = Arc::new(Mapping::new(state.file()?.as_fd(), self.size)?);
         state.mapping = Some(mapping.clone());
         Ok(mapping)
     }
 
-    /// Whether the bytes may have changed before they were read, because the kernel took the lease away. A lease that
-    /// somebody wants, and that the keeper has not seen to, counts as taken.
-    pub fn is_torn(&self) -> bool {
+    /// Whether the bytes may have changed before they were read, because the kernel took the lease away. Before
+    /// `trusted` ([`lease::trusted_time`]) has passed it takes none; later one that somebody wants, and that the keeper has not
+    /// seen to, counts as taken.
+    pub fn is_torn(&self, trusted: Duration) -> bool {
         let state = self.state.lock();
-        let expired = match state.deadline {
+        let is_taken = || match state.deadline {
             Some(deadline) => Instant::now() >= deadline,
-            None => !lease::is_whole(state.file.as_fd()),
+            None => self.opened.elapsed() >= trusted && !state.is_whole(),
         };
-        state.torn || (state.leased && expired)
+        state.torn || (state.leased && is_taken())
     }
 
     /// Whether nobody can have written to the file since it was opened here: the lease is still whole.
     pub fn is_unwritten(&self) -> bool {
-        let state = self.state.lock();
-        state.leased && lease::is_whole(state.file.as_fd())
+        self.state.lock().is_whole()
     }
 
     /// The descriptor that lease notices name.
-    fn descriptor(&self) -> RawFd {
-        self.state.lock().file.as_raw_fd()
+    fn descriptor(&self) -> Option<RawFd> {
+        self.state.lock().file.as_ref().map(File::as_raw_fd)
     }
 
-    /// Gives the lease back and frees the pages, once the bytes are in a published segment.
+    /// Gives the lease back, closes the file and frees the pages, once the bytes are in a published segment.
     pub fn release(&self) {
-        let mut state = self.state.lock();
-        state.mapping = None;
-        if state.leased {
-            lease::release(state.file.as_fd());
-            state.leased = false;
-        }
+        self.state.lock().release();
     }
 
     /// Makes way for a writer who asked at `asked`: goes on from a copy, and releases the lease when nothing reads the old
@@ -204,16 +231,15 @@ impl Source {
         if !state.leased {
             return;
         }
-        let trusted_s = lease::break_time_s().saturating_sub(LEASE_MARGIN_S);
-        let deadline = *state.deadline.get_or_insert(asked + Duration::from_secs(trusted_s));
-        let Ok(copy) = copy_aside(&state.file, self.size, scratch) else {
+        let deadline = *state.deadline.get_or_insert(asked + lease::trusted_time());
+        let Ok(copy) = state.file().and_then(|file| copy_aside(file, self.size, scratch)) else {
             // No room for a copy: the flush goes on from the file itself, and the writer waits for it.
             return;
         };
         // The copy is of a file that could be written again.
         state.torn |= Instant::now() >= deadline;
         let old_mapping = state.mapping.take().map(|mapping| Arc::downgrade(&mapping));
-        let old = std::mem::replace(&mut state.file, copy);
+        let Some(old) = state.file.replace(copy) else { return };
         state.leased = false;
         drop(state);
         if old_mapping.as_ref().is_none_or(|mapping| mapping.strong_count() == 0) {
@@ -230,7 +256,7 @@ impl Source {
     /// Whether somebody waits for the lease.
     fn is_wanted(&self) -> bool {
         let state = self.state.lock();
-        state.leased && !lease::is_whole(state.file.as_fd())
+        state.leased && !state.is_whole()
     }
 
     fn release_when_read(&self, old: &File, mapping: Option<&Weak<Mapping>>, deadline: Instant) {
@@ -251,8 +277,9 @@ impl Source {
             if !state.leased {
                 return true;
             }
-            if rustix::fs::fstat(&state.file).is_ok_and(|stat| stat.st_nlink == 0) {
-                lease::release(state.file.as_fd());
+            let Ok(file) = state.file() else { return true };
+            if rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 0) {
+                lease::release(file.as_fd());
                 state.leased = false;
                 return true;
             }
@@ -352,11 +379,12 @@ impl LeaseKeeper {
 
     /// Registers a source, and looks once whether its lease was broken before it was known here.
     pub fn register(&self, source: &Arc<Source>) {
+        let Some(descriptor) = source.descriptor() else { return };
         let mut sources = self.sources.lock();
         if sources.len() > 4 * 1024 && sources.len().is_multiple_of(1024) {
             sources.retain(|_, known| known.strong_count() > 0);
         }
-        sources.insert(source.descriptor(), Arc::downgrade(source));
+        sources.insert(descriptor, Arc::downgrade(source));
         drop(sources);
         source.step_aside(&self.scratch, Instant::now());
     }
@@ -438,7 +466,7 @@ mod tests {
         writer.write_all(b"new").unwrap();
         let mut bytes = vec![0; 100_000];
         source.read_exact_at(&mut bytes, 0).unwrap();
-        assert!(bytes.iter().all(|byte| *byte == 7) && !source.is_torn());
+        assert!(bytes.iter().all(|byte| *byte == 7) && !source.is_torn(lease::trusted_time()));
         let mapping = source.mapping().unwrap();
         // SAFETY: the source has gone over to a copy that nobody else can open.
         assert_eq!(unsafe { mapping.bytes() }[..4], [7; 4]);
@@ -452,7 +480,7 @@ mod tests {
         fs::write(stage.path("scratch").join("n"), b"new").unwrap();
         fs::rename(stage.path("scratch").join("n"), stage.tree_path(b"a")).unwrap();
         let refused = std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().write(true), libc::O_NONBLOCK)
-            .open(format!("/proc/self/fd/{}", source.descriptor()));
+            .open(format!("/proc/self/fd/{}", source.descriptor().unwrap()));
         assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
         source.step_aside(&stage.path("scratch"), Instant::now());
         let mut bytes = [0; 3];

@@ -23,7 +23,7 @@ use super::Stage;
 use super::links::Links;
 use super::source::{LeaseKeeper, Opened, Source};
 use super::watch::{Change, Place, Watches};
-use crate::aggregate::{Attributes, BLOCK, Entry, Extent, FLAG_UNCLOSED, Kind};
+use crate::aggregate::{ALIGNED_SIZE, Attributes, BLOCK, Entry, Extent, FLAG_UNCLOSED, Kind};
 use crate::store::{Node, Store, Version, View, split};
 
 /// A canonical path without its leading slash.
@@ -648,14 +648,14 @@ impl Tracker {
             Ok(Some(old)) => self.directory_found(&old, path),
             result => drop(result?),
         }
-        for (name, metadata) in list(&self.stage, path)? {
+        for (name, kind) in list(&self.stage, path)? {
             let child = join(path, &name);
-            if metadata.is_dir() {
+            if kind.is_dir() {
                 // A mirror that was populated meanwhile is watched, and complete.
                 if !self.watches.contains(&child) {
                     self.directory_created(child)?;
                 }
-            } else if metadata.file_type().is_symlink() || metadata.is_file() {
+            } else {
                 self.created(child);
             }
         }
@@ -792,9 +792,9 @@ impl Tracker {
             }
             // Whether what is under a name is a directory.
             let mut present = HashMap::new();
-            for (name, metadata) in list(&self.stage, &directory)? {
+            for (name, kind) in list(&self.stage, &directory)? {
                 let path = join(&directory, &name);
-                if metadata.is_dir() {
+                if kind.is_dir() {
                     directories.push(path);
                 } else if let Some(stat) = self.stat(&path) {
                     let stat = self.restore_times(&path, stat);
@@ -803,7 +803,7 @@ impl Tracker {
                     // Gone since it was listed.
                     continue;
                 }
-                present.insert(name, metadata.is_dir());
+                present.insert(name, kind.is_dir());
             }
             if self.is_mirror(&directory) {
                 // A file took a directory's name, or the other way round: what was there is gone, whatever comes of this.
@@ -1094,7 +1094,15 @@ impl Tracker {
     /// When a new directory cannot be watched or read; the other changes are applied, and a scan is asked for.
     pub fn apply_all(&mut self, changes: Vec<Change>) -> io::Result<()> {
         let mut result = Ok(());
-        for change in changes {
+        let mut changes = changes.into_iter().peekable();
+        while let Some(change) = changes.next() {
+            // Of most files: what is there is looked at when it is published, and the close says as much as the creation.
+            if let (Change::Created(place, false), Some(Change::Closed(next))) = (&change, changes.peek())
+                && place == next
+                && self.hydrated.lock().is_empty()
+            {
+                continue;
+            }
             if let Err(error) = self.apply(change) {
                 self.overflowed = true;
                 result = Err(error);
@@ -1160,7 +1168,9 @@ impl Tracker {
     }
 
     fn touches(&self, change: &Change, candidate: &Candidate) -> bool {
-        let known = |place| self.watches.path(place).is_some_and(|path| candidate.paths.contains(&path));
+        let end = candidate.items.last().map_or(0, |(position, _)| *position);
+        let is_in = |path: StagedPath| self.dirty.get(&path).is_some_and(|position| *position <= end);
+        let known = |place| self.watches.path(place).is_some_and(is_in);
         match change {
             Change::Closed(place)
             | Change::MovedIn(place, false)
@@ -1182,10 +1192,7 @@ impl Tracker {
         let prefix: Vec<_> = self.work.iter().enumerate().take_while(within).map(|(_, item)| item).collect();
         for (&position, work) in prefix.into_iter().rev() {
             let opened = match work {
-                Work::File(path) => {
-                    candidate.paths.insert(path.clone());
-                    self.open_source(path).unwrap_or_else(|error| Opened::Failed(error.to_string()))
-                }
+                Work::File(path) => self.open_source(path).unwrap_or_else(|error| Opened::Failed(error.to_string())),
                 Work::Operation(_) => Opened::Gone,
             };
             if let Opened::Ready(source, _) = &opened {
@@ -1265,7 +1272,7 @@ impl Tracker {
             target: Vec::new(),
             attributes: attributes(stat),
             size: source.size(),
-            extents: data_extents(&source)?,
+            extents: data_extents(&source, stat)?,
             operation_time_ns: self.operation_time_ns(changed_ns.max(0) as u64),
             change_time_ns: if settled { changed_ns } else { 0 },
             inode: stat.st_ino,
@@ -1456,7 +1463,6 @@ impl Scan {
 #[derive(Debug, Default)]
 struct Candidate {
     items: Vec<(u64, Opened)>,
-    paths: HashSet<StagedPath>,
     bytes: u64,
 }
 
@@ -1481,8 +1487,12 @@ impl Candidate {
 }
 
 /// The data of a file as extents that start and end on blocks (but for the file's end), so that holes of whole blocks
-/// stay holes in the aggregate.
-fn data_extents(source: &Source) -> io::Result<Vec<Extent>> {
+/// stay holes in the aggregate. Holes of a small file are only looked for if it has any.
+fn data_extents(source: &Source, stat: &Stat) -> io::Result<Vec<Extent>> {
+    let allocated = (stat.st_blocks as u64).saturating_mul(512);
+    if source.size() < ALIGNED_SIZE && allocated >= source.size() {
+        return Ok(Entry::dense_extents(source.size()));
+    }
     let mut extents: Vec<Extent> = Vec::new();
     for (start, end) in source.data_ranges()? {
         let start = start / BLOCK * BLOCK;
@@ -1521,8 +1531,8 @@ pub fn join(directory: &[u8], name: &[u8]) -> StagedPath {
     if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
 }
 
-/// The names in a directory of the tree; a directory that is gone is empty.
-fn list(stage: &Stage, directory: &[u8]) -> io::Result<Vec<(Vec<u8>, fs::Metadata)>> {
+/// The names in a directory of the tree with their kinds; a directory that is gone is empty.
+fn list(stage: &Stage, directory: &[u8]) -> io::Result<Vec<(Vec<u8>, fs::FileType)>> {
     let entries = match fs::read_dir(stage.tree_path(directory)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         result => result?,
@@ -1534,11 +1544,10 @@ fn list(stage: &Stage, directory: &[u8]) -> io::Result<Vec<(Vec<u8>, fs::Metadat
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
             result => result?,
         };
-        if let Ok(metadata) = fs::symlink_metadata(entry.path()) {
-            let kind = metadata.file_type();
-            if kind.is_dir() || kind.is_file() || kind.is_symlink() {
-                names.push((entry.file_name().as_bytes().to_vec(), metadata));
-            }
+        if let Ok(kind) = entry.file_type()
+            && (kind.is_dir() || kind.is_file() || kind.is_symlink())
+        {
+            names.push((entry.file_name().as_bytes().to_vec(), kind));
         }
     }
     Ok(names)

@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub use lock::{Lock, lock_aggregate, lock_store, try_lock};
 pub use merge::Note;
 pub use read::{DataLoss, VersionReader};
-pub use reclaim::{Candidate, Cause, Copied, Plan, Planner, Refusal, next_victim};
+pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, next_victim};
 pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
 

@@ -23,7 +23,7 @@ use crate::aggregate::{
 /// all the time.
 const WORTHWHILE: u64 = 32 << 10;
 /// A larger aggregate is closed, so that it can be reclaimed some day.
-const LARGE: u64 = 64 << 30;
+pub const LARGE: u64 = 64 << 30;
 /// More aggregates than this of one node are joined, smallest first, so that opening stays quick.
 const AGGREGATES_MAX: usize = 16;
 /// Larger ones are not copied for that.

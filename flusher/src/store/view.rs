@@ -173,6 +173,8 @@ pub struct View {
     linked: HashMap<(AggregateId, u64), Vec<Place>>,
     older: HashMap<Box<[u8]>, Vec<Arc<Version>>>,
     newest_operation_time_ns: u64,
+    /// What was recorded and has given way to something else, or to nothing.
+    superseded: u64,
 }
 
 impl fmt::Debug for View {
@@ -190,6 +192,7 @@ impl Default for View {
             linked: HashMap::new(),
             older: HashMap::new(),
             newest_operation_time_ns: 0,
+            superseded: 0,
         }
     }
 }
@@ -338,6 +341,11 @@ impl View {
     /// The latest time of all records that were applied.
     pub fn newest_operation_time_ns(&self) -> u64 {
         self.newest_operation_time_ns
+    }
+
+    /// How many files, links and recorded directories have given way to something else, or to nothing.
+    pub fn superseded(&self) -> u64 {
+        self.superseded
     }
 
     fn slot(&self, place: Place) -> &Slot {
@@ -554,7 +562,9 @@ impl View {
     }
 
     fn exchange(&mut self, place: Place, node: Node) {
-        let Some(key) = std::mem::replace(&mut self.slot_mut(place).node, node).origin() else { return };
+        let old = std::mem::replace(&mut self.slot_mut(place).node, node);
+        self.superseded += u64::from(old != Node::Directory(Directory::default()));
+        let Some(key) = old.origin() else { return };
         if let Some(places) = self.linked.get_mut(&key) {
             places.retain(|other| *other != place);
             if places.is_empty() {
