@@ -187,7 +187,9 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     moving::finish(&stage)?;
     let (mut tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), &store)?;
     tracker.limit_batch_files(raise_limits() / 4);
-    let (ceiling, stage_limit) = (Ceiling::create(&stage)?, stage_limit(&settings, &stage)?);
+    let (mut ceiling, stage_limit) = (Ceiling::create(&stage)?, stage_limit(&settings, &stage)?);
+    // Before anybody captures: a job can write more than its memory group allows before the watcher looks for the first time.
+    ceiling.tell(&Room::look(&stage)?)?;
     // What is published together can only be evicted together.
     tracker.limit_batch_bytes(stage_limit / 4);
     let (commands, command_receiver) = Commands::new()?;
