@@ -5,9 +5,11 @@ import shutil
 import stat
 import sys
 
+from ratarmountcore.mountsource.compositing.versioning import FileVersionLayer
 from ratarmountcore.mountsource.factory import open_mount_source
 
-source = open_mount_source(sys.argv[1], recursive=False, indexFilePath=":memory:")
+# The mount has this layer, which resolves hard links.
+source = FileVersionLayer(open_mount_source(sys.argv[1], recursive=False, indexFilePath=":memory:"))
 
 
 def below(directory):

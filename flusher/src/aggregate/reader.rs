@@ -138,6 +138,14 @@ pub struct Recovered {
     pub stop: Stop,
 }
 
+impl Recovered {
+    /// Whether it was closed in peace: nothing follows.
+    pub fn is_sealed(&self) -> bool {
+        let is_index = |record: &Record| record.entry.kind == Kind::Index;
+        self.segments.last().is_some_and(|segment| segment.records.iter().any(is_index))
+    }
+}
+
 /// A published segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {

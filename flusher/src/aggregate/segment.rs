@@ -144,7 +144,7 @@ impl SegmentPlan {
         let mut removals = 0;
         for (index, entry) in self.entries.iter().enumerate() {
             let shape = names.shape(entry, self.sequence, removals);
-            removals += usize::from(shape != Shape::Shown && entry.kind != Kind::SetAttributes);
+            removals += usize::from(shape.may_remove(entry.kind));
             let mut placed = Placed { hidden: shape == Shape::Hidden, ..Placed::default() };
             if shape != Shape::Absent {
                 let header = encode_header(&self.identity, self.sequence, index, entry, placed.hidden, position);

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::entry::{Entry, FLAG_RENAMED, Kind};
+use super::reader::Segment;
 
 /// How an entry is in the tar view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,13 @@ pub(super) enum Shape {
     Hidden,
     /// Not at all.
     Absent,
+}
+
+impl Shape {
+    /// Whether an entry of this kind and shape may take a name away that was shown.
+    pub(super) fn may_remove(self, kind: Kind) -> bool {
+        self != Shape::Shown && kind != Kind::SetAttributes
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +59,19 @@ impl TarNames {
 
     fn set(&mut self, path: &[u8], shown: Shown) {
         self.names.insert(xxh3_64(path), shown);
+    }
+
+    /// What plain tar readers have seen of these segments.
+    pub fn after(segments: &[Segment]) -> TarNames {
+        let mut names = TarNames::default();
+        for segment in segments {
+            let mut removals = 0;
+            for record in &segment.records {
+                let shape = names.shape(&record.entry, segment.sequence, removals);
+                removals += usize::from(shape.may_remove(record.entry.kind));
+            }
+        }
+        names
     }
 
     /// Decides on the next entry of the segment `segment`; `removals` counts the renames and removals in it so far.

@@ -9,6 +9,7 @@ pub mod environment;
 pub mod extract;
 mod imports;
 pub mod ls;
+pub mod merge;
 mod offline;
 pub mod program_file;
 pub mod prune;
@@ -93,6 +94,7 @@ enum Command {
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
     Extract(extract::ExtractArgs),
+    Merge(merge::MergeArgs),
     Verify(verify::VerifyArgs),
     Prune(prune::PruneArgs),
     Status(status::StatusArgs),
@@ -120,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Ls(arguments) => ls::run(arguments),
         Command::Cat(arguments) => cat::run(arguments),
         Command::Extract(arguments) => extract::run(arguments),
+        Command::Merge(arguments) => merge::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Prune(arguments) => prune::run(arguments),
         Command::Status(arguments) => status::run(&arguments),

@@ -16,8 +16,8 @@ use serde::Serialize;
 use super::offline::{self, Progress};
 use super::{COULD_NOT, FOUND_A_PROBLEM, Failure};
 use crate::aggregate::{
-    BLOCK, Damage, FormatError, Kind, ReadAt, ReadError, Record, Recovered, Segment, Stop, check_record,
-    published_behind, recover, recover_from,
+    BLOCK, Damage, FormatError, ReadAt, ReadError, Record, Recovered, Segment, Stop, check_record, published_behind,
+    recover, recover_from,
 };
 use crate::store::{aggregate_files, open_file};
 
@@ -76,6 +76,14 @@ pub fn run(arguments: VerifyArgs) -> Result<ExitCode, Failure> {
         reports.aggregates.iter().try_for_each(|report| print(&mut out, report))?;
     }
     Ok(ExitCode::from(reports.code()))
+}
+
+/// Whether every published byte of an aggregate is what was written.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn is_clean(aggregate: &Path) -> Result<bool, Failure> {
+    Ok(inspect(&[aggregate.to_owned()])?.clean)
 }
 
 fn inspect(sources: &[PathBuf]) -> Result<Reports, Failure> {
@@ -193,8 +201,7 @@ fn check_end(recovered: &Recovered, file: &File) -> io::Result<Option<Finding>> 
         let left = length.saturating_sub(end);
         return finding(end, format!("of the {BLOCK} zero bytes that end the archive {left} are left"));
     }
-    let is_sealed = |segment: &Segment| segment.records.iter().any(|record| record.entry.kind == Kind::Index);
-    if recovered.segments.last().is_some_and(is_sealed) {
+    if recovered.is_sealed() {
         let mut block = vec![0; BLOCK as usize];
         file.read_exact_at(&mut block, end)?;
         let is_right = length == end + BLOCK && block.iter().all(|byte| *byte == 0);

@@ -1,7 +1,8 @@
 //! An aggregate that is being written: made, given segments, sealed, or given up.
 //!
-//! Used by the flusher and by `sheaf prune`. It never appends to an aggregate that it has not made itself, and after any
-//! error the aggregate must be abandoned: nothing is known then about what it holds behind its published end.
+//! Used by the flusher, by `sheaf prune` and by `sheaf merge`. It never appends to an aggregate that it has not made itself, but
+//! for a merge that goes on with its own; after any error the aggregate must be abandoned: nothing is known then about what it
+//! holds behind its published end.
 
 use std::fs;
 use std::io;
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 
 use super::segment::{self, Input, Pace, SegmentError};
 use crate::aggregate::{
-    self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, PlanError, Segment, SegmentPlan, TarNames,
+    self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, PlanError, Recovered, Segment, SegmentPlan, TarNames,
 };
 use crate::engine::{Data, Engine, Target, WriteError, sync_directory};
 use crate::store::Sealed;
@@ -49,6 +50,38 @@ impl Appender {
             end: BLOCK,
             sequence: FIRST_SEQUENCE,
             names: TarNames::default(),
+        })
+    }
+
+    /// Makes an aggregate of one block under this very path, outside of any store. It must not exist.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn create_apart(path: &Path, node: &str) -> io::Result<Appender> {
+        let identity = new_identity(node)?;
+        let target = Target::create(path)?;
+        target.allocate(0, 2 * BLOCK)?;
+        target.write_buffered(0, &aggregate::format_entry(&identity))?;
+        target.sync_data()?;
+        let names = TarNames::default();
+        Ok(Appender { target: Arc::new(target), identity, end: BLOCK, sequence: FIRST_SEQUENCE, names })
+    }
+
+    /// Goes on with what [`Appender::create_apart`] began and nobody sealed: `target` is its file, and `recovered` what was
+    /// published in it.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn go_on(target: Target, recovered: &Recovered) -> io::Result<Appender> {
+        // What was not published must read as zeros where the next segment has holes.
+        target.set_length(recovered.published_end)?;
+        target.set_length(recovered.published_end + BLOCK)?;
+        Ok(Appender {
+            target: Arc::new(target),
+            identity: recovered.identity.clone(),
+            end: recovered.published_end,
+            sequence: recovered.next_sequence,
+            names: TarNames::after(&recovered.segments),
         })
     }
 
@@ -185,13 +218,18 @@ pub fn node_name() -> String {
     if name.is_empty() || name.starts_with('.') { format!("node{name}") } else { name }
 }
 
-/// Makes an aggregate of one block and no segment, under the first free `<node>-<n>.tar`. It is made aside and gets
-/// that name last: readers of tar refuse a file that is empty.
-fn publish_first_block(directory: &Path, node: &str) -> io::Result<(Identity, Target)> {
+fn new_identity(node: &str) -> io::Result<Identity> {
     let mut uuid = [0; 16];
     rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
     let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
-    let mut identity = Identity { uuid, node: node.to_string(), job, incarnation: 1, created_ns: super::now_ns() };
+    Ok(Identity { uuid, node: node.to_string(), job, incarnation: 1, created_ns: super::now_ns() })
+}
+
+/// Makes an aggregate of one block and no segment, under the first free `<node>-<n>.tar`. It is made aside and gets
+/// that name last: readers of tar refuse a file that is empty.
+fn publish_first_block(directory: &Path, node: &str) -> io::Result<(Identity, Target)> {
+    let mut identity = new_identity(node)?;
+    let uuid = identity.uuid;
     let mut target = Target::create(&directory.join(format!(".{node}-{:032x}{ASIDE}", u128::from_be_bytes(uuid))))?;
     remove_abandoned(directory, node, &target);
     let named = name_first_block(directory, &mut identity, &mut target);

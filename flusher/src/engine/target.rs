@@ -1,6 +1,7 @@
 //! An aggregate that is being written: one file, with a descriptor past the page cache and one through it.
 //!
-//! Never truncates or opens a file that exists: an aggregate belongs to the one flusher that created it.
+//! Never truncates or opens a file that exists, but for one that an interrupted merge has begun: an aggregate belongs to the
+//! one flusher that created it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -42,6 +43,20 @@ impl Target {
         Ok(Target::over(path, buffered))
     }
 
+    /// Opens a file that somebody has begun, to go on with it. Nobody may write to it meanwhile.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when somebody does, or whatever else the kernel says.
+    pub fn reopen(path: &Path) -> io::Result<Target> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let buffered = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+        // Without locks nobody can tell.
+        if let Err(Errno::WOULDBLOCK) = flock(&buffered, FlockOperation::NonBlockingLockExclusive) {
+            return Err(Errno::WOULDBLOCK.into());
+        }
+        Ok(Target::over(path, buffered))
+    }
+
     /// Adds the direct descriptor, where the file system gives one for the same file.
     pub(super) fn over(path: &Path, buffered: File) -> Target {
         let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -55,16 +70,14 @@ impl Target {
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`], or whatever else the kernel says. The file then keeps the name it has.
     pub fn give_name(&mut self, path: &Path) -> io::Result<()> {
-        match renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE) {
-            // Not every network file system can. A second name that is made never replaces one either.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                std::fs::hard_link(&self.path, path)?;
-                std::fs::remove_file(&self.path)?;
-            }
-            outcome => outcome?,
-        }
+        give_name(&self.path, path)?;
         self.path = path.to_path_buf();
         Ok(())
+    }
+
+    /// The file, to read what is in it.
+    pub fn file(&self) -> &File {
+        &self.buffered
     }
 
     /// Writes a few bytes through the page cache.
@@ -150,6 +163,21 @@ impl Target {
     /// Sends everything through the page cache from now on.
     pub(super) fn give_up_direct(&self) {
         self.direct_works.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Gives a file another name in the same directory. Whoever has that name keeps it.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`], or whatever else the kernel says. The file then keeps the name it has.
+pub fn give_name(old: &Path, new: &Path) -> io::Result<()> {
+    match renameat_with(CWD, old, CWD, new, RenameFlags::NOREPLACE) {
+        // Not every network file system can. A second name that is made never replaces one either.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            std::fs::hard_link(old, new)?;
+            std::fs::remove_file(old)
+        }
+        outcome => Ok(outcome?),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Reclaiming against a store from which nothing was ever removed: random histories of two nodes, and every state that a
-//! crash can leave.
+//! crash can leave. And what a merge of such a store shows.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -210,7 +210,31 @@ proptest! {
             writing.publish();
         }
         prop_assert_eq!(shown(&kept), shown(&all));
+        for directory in [&kept, &all] {
+            prop_assert_eq!(merged(directory, scratch.path()), shown(directory));
+        }
     }
+}
+
+/// What is seen of everything in a store as one aggregate.
+fn merged(directory: &Path, scratch: &Path) -> BTreeMap<String, String> {
+    let planner = Planner::read(directory).unwrap();
+    let copies = Store::open(directory).unwrap().content();
+    let mut builder = Builder::new(200);
+    // As many segments as there may be.
+    for part in copies.chunks(3) {
+        builder.segment(part.iter().map(|copy| (copy.entry.clone(), content(&planner, copy))).collect());
+    }
+    let merged = scratch.join("merged");
+    fs::create_dir_all(&merged).unwrap();
+    fs::write(merged.join("m.tar"), builder.finished()).unwrap();
+    let again = Store::open(&merged).unwrap().content();
+    let by_path = |copies: &[Copied]| -> BTreeMap<Vec<u8>, Copied> {
+        copies.iter().map(|copy| (copy.entry.path.clone(), copy.clone())).collect()
+    };
+    let (copies, again) = (by_path(&copies), by_path(&again));
+    assert!(copies.len() == again.len() && copies.iter().all(|(path, copy)| again[path].is_same(copy)));
+    shown(&merged)
 }
 
 #[test]

@@ -130,6 +130,8 @@ pub struct RecordedDirectory {
     pub sequence: u64,
     /// Mode, owner and time.
     pub attributes: Attributes,
+    /// When it was made.
+    pub operation_time_ns: u64,
 }
 
 /// What is at a path.
@@ -412,7 +414,8 @@ impl View {
     fn make_directory(&mut self, aggregate: AggregateId, record: &Record) {
         let place = self.directory(&record.entry.path);
         let attributes = record.entry.attributes.clone();
-        let recorded = RecordedDirectory { aggregate, sequence: record.sequence, attributes };
+        let operation_time_ns = record.entry.operation_time_ns;
+        let recorded = RecordedDirectory { aggregate, sequence: record.sequence, attributes, operation_time_ns };
         self.slot_mut(place).node = Node::Directory(Directory { recorded: Some(Box::new(recorded)) });
     }
 

@@ -2,6 +2,8 @@
 //!
 //! After the end, and on copies taken while the flusher is appending.
 
+mod merge;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
