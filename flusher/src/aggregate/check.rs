@@ -5,7 +5,7 @@
 use std::io;
 
 use super::checksum::{FileChecksums, crc32c};
-use super::data::{DataError, FileData};
+use super::data::{ChunkBuffer, DataError, FileData};
 use super::entry::{HeaderPlace, Identity, Record};
 use super::reader::{ReadAt, Segment};
 use super::segment::member;
@@ -87,7 +87,7 @@ fn check_data(
     progress: &mut dyn FnMut(u64),
 ) -> io::Result<Vec<(u64, String)>> {
     let mut found = Vec::new();
-    let mut buffer = Vec::new();
+    let mut buffer = ChunkBuffer::default();
     for chunk in 0..data.chunk_count() {
         match data.read_whole_chunk(source, chunk, &mut buffer) {
             Ok(()) => {}

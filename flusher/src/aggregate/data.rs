@@ -4,7 +4,11 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Deref;
 
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use super::BLOCK;
 use super::checksum::{CHUNK, FileChecksums, crc32c};
 use super::entry::Extent;
 use super::reader::ReadAt;
@@ -20,6 +24,38 @@ pub struct FileData<'a> {
     pub extents: &'a [Extent],
     /// Checksums of all of it.
     pub checksums: &'a FileChecksums,
+}
+
+/// Memory for one chunk, aligned so that it can be read past the page cache.
+#[derive(Debug, Default)]
+pub struct ChunkBuffer {
+    pages: Vec<Page>,
+    length: usize,
+}
+
+#[derive(Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(C, align(4096))]
+struct Page([u8; BLOCK as usize]);
+
+impl ChunkBuffer {
+    /// All memory, at least `length` bytes in whole blocks, and the first `length` of them in use. It holds old bytes.
+    fn prepare(&mut self, length: usize) -> &mut [u8] {
+        let pages = length.div_ceil(size_of::<Page>());
+        if self.pages.len() < pages {
+            self.pages.reserve_exact(pages - self.pages.len());
+            self.pages.resize_with(pages, Page::new_zeroed);
+        }
+        self.length = length;
+        self.pages.as_mut_bytes()
+    }
+}
+
+impl Deref for ChunkBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.pages.as_bytes()[..self.length]
+    }
 }
 
 /// Why data cannot be had.
@@ -70,13 +106,19 @@ impl FileData<'_> {
     ///
     /// # Errors
     /// When it cannot be read or is not what was written; the buffer's content is then meaningless.
-    pub fn read_chunk(&self, source: &dyn ReadAt, chunk: u64, buffer: &mut Vec<u8>) -> Result<(), DataError> {
-        let start = self.prepare(chunk, buffer);
+    pub fn read_chunk(&self, source: &dyn ReadAt, chunk: u64, buffer: &mut ChunkBuffer) -> Result<(), DataError> {
+        let (start, length) = self.place(chunk);
+        let memory = buffer.prepare(length);
+        let mut end_of_data = 0;
         for extent in self.chunk_extents(chunk) {
             let within = (extent.offset - start) as usize;
-            let part = &mut buffer[within..within + extent.length as usize];
-            source.read_exact_at(part, self.offset + extent.offset)?;
+            memory[end_of_data..within].fill(0);
+            end_of_data = within + extent.length as usize;
+            // Only the last extent of a file ends within a block: what else is read then lies behind the chunk's end.
+            let memory = &mut memory[within..];
+            source.read_blocks_at(memory, extent.length as usize, self.offset + extent.offset)?;
         }
+        memory[end_of_data..length].fill(0);
         self.check(chunk, buffer)
     }
 
@@ -84,17 +126,16 @@ impl FileData<'_> {
     ///
     /// # Errors
     /// As there.
-    pub fn read_whole_chunk(&self, source: &dyn ReadAt, chunk: u64, buffer: &mut Vec<u8>) -> Result<(), DataError> {
-        let start = self.prepare(chunk, buffer);
-        source.read_exact_at(buffer, self.offset + start)?;
+    pub fn read_whole_chunk(&self, source: &dyn ReadAt, chunk: u64, buffer: &mut ChunkBuffer) -> Result<(), DataError> {
+        let (start, length) = self.place(chunk);
+        source.read_blocks_at(buffer.prepare(length), length, self.offset + start)?;
         self.check(chunk, buffer)
     }
 
-    fn prepare(&self, chunk: u64, buffer: &mut Vec<u8>) -> u64 {
+    /// Where a chunk starts in the file, and its length.
+    fn place(&self, chunk: u64) -> (u64, usize) {
         let start = chunk * CHUNK;
-        buffer.clear();
-        buffer.resize(CHUNK.min(self.size - start) as usize, 0);
-        start
+        (start, CHUNK.min(self.size - start) as usize)
     }
 
     fn check(&self, chunk: u64, buffer: &[u8]) -> Result<(), DataError> {
@@ -123,11 +164,11 @@ mod tests {
         let checksums = checksummer.finish();
         let mut source = [vec![9; 512], file.clone()].concat();
         let data = FileData { offset: 512, size, extents: &extents, checksums: &checksums };
-        let mut buffer = Vec::new();
+        let mut buffer = ChunkBuffer::default();
         for chunk in 0..3 {
             data.read_chunk(&source, chunk, &mut buffer).unwrap();
             let start = (chunk * CHUNK) as usize;
-            assert_eq!(buffer, file[start..file.len().min(start + CHUNK as usize)]);
+            assert_eq!(*buffer, file[start..file.len().min(start + CHUNK as usize)]);
             data.read_whole_chunk(&source, chunk, &mut buffer).unwrap();
         }
         let lengths: Vec<u64> =

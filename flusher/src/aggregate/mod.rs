@@ -19,7 +19,7 @@ mod tar_view;
 
 pub use check::{Damage, check_record};
 pub use checksum::{CHUNK, FileChecksummer, FileChecksums, combine, crc32c, of_zeros};
-pub use data::{DataError, FileData};
+pub use data::{ChunkBuffer, DataError, FileData};
 pub use entry::{
     Attributes, Entry, Extent, FLAG_MOVED, FLAG_RENAMED, FLAG_UNCLOSED, HeaderPlace, Identity, Kind, PATH_MAX, Problem,
     RESERVED, Record, check_name,

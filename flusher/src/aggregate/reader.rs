@@ -29,6 +29,15 @@ pub trait ReadAt {
     /// As reading a file; `UnexpectedEof` when there are fewer bytes.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Fills the first `length` bytes of `buffer` from `offset`. Up to the next whole block the rest of the buffer may be used
+    /// for that.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_exact_at`].
+    fn read_blocks_at(&self, buffer: &mut [u8], length: usize, offset: u64) -> io::Result<()> {
+        self.read_exact_at(&mut buffer[..length], offset)
+    }
+
     /// Bytes that there are.
     ///
     /// # Errors

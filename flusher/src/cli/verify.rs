@@ -19,7 +19,7 @@ use crate::aggregate::{
     BLOCK, Damage, FormatError, ReadAt, ReadError, Record, Recovered, Segment, Stop, check_record, published_behind,
     recover, recover_from,
 };
-use crate::store::{aggregate_files, open_file};
+use crate::store::{AggregateFile, aggregate_files, open_file};
 
 /// Check every published byte of a store or of single aggregates
 ///
@@ -134,7 +134,7 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
 /// `None` for an aggregate that has been reclaimed since it was listed.
 fn verify(path: &Path, progress: &Progress) -> Option<Report> {
     let aggregate = path.display().to_string();
-    let recovered = open_file(path).map_err(ReadError::from).and_then(|file| Ok((recover(&file)?, file)));
+    let recovered = open_file(path).map_err(ReadError::from).and_then(|file| Ok((recover(&file)?, file.into())));
     Some(match recovered {
         Ok((recovered, file)) => {
             let mut report = Report {
@@ -157,7 +157,7 @@ fn verify(path: &Path, progress: &Progress) -> Option<Report> {
     })
 }
 
-fn check(recovered: &Recovered, file: &File, progress: &Progress, report: &mut Report) {
+fn check(recovered: &Recovered, file: &AggregateFile, progress: &Progress, report: &mut Report) {
     let records: Vec<(&Segment, &Record)> = recovered
         .segments
         .iter()
@@ -185,7 +185,7 @@ fn check(recovered: &Recovered, file: &File, progress: &Progress, report: &mut R
     }
     report.unreadable = failed.into_inner();
     if recovered.stop == Stop::Unpublished || recovered.stop == Stop::End {
-        match check_end(recovered, file) {
+        match check_end(recovered, file.file()) {
             Ok(found) => report.damage.extend(found),
             Err(error) => report.unreadable = Some(format!("cannot be read: {error}")),
         }

@@ -4,6 +4,7 @@
 //! has been found right. Nothing here changes an aggregate, and one that is damaged or foreign never hides the others.
 
 mod content;
+mod file;
 mod lock;
 mod merge;
 mod read;
@@ -16,6 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use file::AggregateFile;
 pub use lock::{Lock, lock_aggregate, lock_store, try_lock};
 pub use merge::Note;
 pub use read::{DataLoss, VersionReader};
@@ -280,7 +282,7 @@ impl Store {
 
     fn open_version(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
         let aggregate = self.aggregate(version.aggregate)?;
-        let (path, file) = (aggregate.path.clone(), aggregate.open()?);
+        let (path, file) = (aggregate.path.clone(), aggregate.open()?.into());
         let older = self.view.older(&version.recorded_path).filter(|older| !older.is_copy_of(version));
         let older = older.filter_map(|older| Some((older.clone(), self.aggregate(older.aggregate).ok()?.path.clone())));
         Ok(VersionReader::new(version.clone(), path, file, older.collect(), self.sources.clone()))

@@ -1,13 +1,16 @@
 //! Reading one version's data: every chunk is checked before its bytes are handed out.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
+use super::file::AggregateFile;
 use super::{Store, Version, open_file};
-use crate::aggregate::{DataError, FileData};
+use crate::aggregate::{ChunkBuffer, DataError, FileData};
 use crate::settings::Damaged;
 
 /// Data that cannot be had intact.
@@ -44,7 +47,7 @@ impl std::error::Error for DataLoss {}
 pub struct VersionReader {
     version: Arc<Version>,
     path: PathBuf,
-    file: File,
+    file: AggregateFile,
     older: Vec<(Arc<Version>, PathBuf)>,
     /// Where the store is, to look for another copy.
     sources: Vec<PathBuf>,
@@ -54,7 +57,7 @@ impl VersionReader {
     pub(super) fn new(
         version: Arc<Version>,
         path: PathBuf,
-        file: File,
+        file: AggregateFile,
         older: Vec<(Arc<Version>, PathBuf)>,
         sources: Vec<PathBuf>,
     ) -> VersionReader {
@@ -79,7 +82,7 @@ impl VersionReader {
     /// A reader of the newest older version that is intact.
     pub fn older(&self) -> Option<VersionReader> {
         let (version, path) = self.older.iter().find(|(version, path)| is_intact(version, path))?;
-        let file = open_file(path).ok()?;
+        let file = open_file(path).ok()?.into();
         Some(VersionReader::new(version.clone(), path.clone(), file, Vec::new(), self.sources.clone()))
     }
 
@@ -89,38 +92,80 @@ impl VersionReader {
     /// # Errors
     /// What `out` returns, or an error with a [`DataLoss`] inside when the data cannot be had intact.
     pub fn copy(&self, out: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
-        let data = file_data(&self.version);
-        let mut other = None;
-        let mut buffer = Vec::new();
-        for chunk in 0..data.chunk_count() {
-            if data.chunk_extents(chunk).next().is_none() {
-                continue;
-            }
-            if let Err(reason) = data.read_chunk(&self.file, chunk, &mut buffer) {
-                let copies: &Vec<(Arc<Version>, File)> = other.get_or_insert_with(|| self.copies());
-                let read = |(version, file): &(Arc<Version>, File)| {
-                    file_data(version).read_chunk(file, chunk, &mut buffer).is_ok()
-                };
-                if !copies.iter().any(read) {
-                    return Err(self.loss(reason));
+        let (mut buffer, copies) = (ChunkBuffer::default(), OnceLock::new());
+        (0..file_data(&self.version).chunk_count()).try_for_each(|chunk| self.chunk(chunk, &mut buffer, &copies, out))
+    }
+
+    /// As [`VersionReader::copy`] in no particular order, by this thread and `helpers` more: what is read, checked and taken
+    /// overlaps.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copy_unordered(
+        &self,
+        helpers: usize,
+        out: &(dyn Fn(u64, &[u8]) -> io::Result<()> + Sync),
+    ) -> io::Result<()> {
+        let (next, failure, copies) = (AtomicU64::new(0), Mutex::new(None), OnceLock::new());
+        let count = file_data(&self.version).chunk_count();
+        let work = || {
+            let mut buffer = ChunkBuffer::default();
+            loop {
+                let chunk = next.fetch_add(1, Ordering::Relaxed);
+                if chunk >= count {
+                    return;
+                }
+                let copied = self.chunk(chunk, &mut buffer, &copies, &mut |offset, bytes| out(offset, bytes));
+                if let Err(error) = copied {
+                    // Nobody begins with another one.
+                    next.store(count, Ordering::Relaxed);
+                    failure.lock().get_or_insert(error);
                 }
             }
-            let start = chunk * crate::aggregate::CHUNK;
-            for extent in data.chunk_extents(chunk) {
-                let within = (extent.offset - start) as usize;
-                out(extent.offset, &buffer[within..within + extent.length as usize])?;
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..helpers {
+                // Without a helper it takes longer.
+                let _ = std::thread::Builder::new().name("hydrate".into()).spawn_scoped(scope, work);
             }
+            work();
+        });
+        failure.into_inner().map_or(Ok(()), Err)
+    }
+
+    /// Hands out the data of a chunk.
+    fn chunk(
+        &self,
+        chunk: u64,
+        buffer: &mut ChunkBuffer,
+        copies: &OnceLock<Vec<(Arc<Version>, AggregateFile)>>,
+        out: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let data = file_data(&self.version);
+        if data.chunk_extents(chunk).next().is_none() {
+            return Ok(());
+        }
+        if let Err(reason) = data.read_chunk(&self.file, chunk, buffer) {
+            let mut copies = copies.get_or_init(|| self.copies()).iter();
+            if !copies.any(|(version, file)| file_data(version).read_chunk(file, chunk, buffer).is_ok()) {
+                return Err(self.loss(reason));
+            }
+        }
+        let start = chunk * crate::aggregate::CHUNK;
+        for extent in data.chunk_extents(chunk) {
+            let within = (extent.offset - start) as usize;
+            out(extent.offset, &buffer[within..within + extent.length as usize])?;
         }
         Ok(())
     }
 
     /// Other copies of the version, as the store is now.
-    fn copies(&self) -> Vec<(Arc<Version>, File)> {
+    fn copies(&self) -> Vec<(Arc<Version>, AggregateFile)> {
         let Ok(store) = Store::open_all(&self.sources) else { return Vec::new() };
         let open = |copy: &Arc<Version>| {
             let aggregate = store.aggregate(copy.aggregate).ok()?;
             let is_this = aggregate.path == self.path && copy.data_offset == self.version.data_offset;
-            Some((copy.clone(), aggregate.open().ok().filter(|_| !is_this)?))
+            Some((copy.clone(), aggregate.open().ok().filter(|_| !is_this)?.into()))
         };
         store.view().twins(&self.version).filter_map(open).collect()
     }
@@ -140,8 +185,8 @@ fn file_data(version: &Version) -> FileData<'_> {
 }
 
 fn is_intact(version: &Version, path: &Path) -> bool {
-    let Ok(file) = open_file(path) else { return false };
+    let Ok(file) = open_file(path).map(AggregateFile::from) else { return false };
     let data = file_data(version);
-    let mut buffer = Vec::new();
+    let mut buffer = ChunkBuffer::default();
     (0..data.chunk_count()).all(|chunk| data.read_chunk(&file, chunk, &mut buffer).is_ok())
 }
