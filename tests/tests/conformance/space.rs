@@ -2,10 +2,11 @@
 //!
 //! Whatever was evicted, replaced or moved over, a program reads the last version; nothing may grow without end.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -314,4 +315,83 @@ fn a_file_is_evicted_when_its_last_reader_is_gone() {
     await_stage_below(&scene, limit);
     assert!(read(&scene, limit, "state") == vec![b'e'; 500_000]);
     kept.end();
+}
+
+/// A memory control group of the test's own, whose processes may use this much.
+struct MemoryGroup {
+    directory: PathBuf,
+}
+
+impl MemoryGroup {
+    fn new(limit_bytes: u64) -> MemoryGroup {
+        let (first, second) = (Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup"));
+        let is_first = first.join("memory.limit_in_bytes").exists();
+        let (root, limit) = if is_first { (first, "memory.limit_in_bytes") } else { (second, "memory.max") };
+        if !is_first {
+            fs::write(root.join("cgroup.subtree_control"), "+memory").expect("root may have groups with a memory limit");
+        }
+        let directory = root.join(format!("sheaf-test-{}", std::process::id()));
+        fs::create_dir(&directory).expect("root may make a group");
+        let group = MemoryGroup { directory };
+        fs::write(group.directory.join(limit), limit_bytes.to_string()).expect("a group takes a limit");
+        group
+    }
+
+    /// The command, run in the group with everything that it starts.
+    fn command(&self, command: &Command) -> Command {
+        let mut inside = Command::new("bash");
+        let enter = r#"echo $$ >"$0" && exec env "${@}""#;
+        inside.arg("-c").arg(enter).arg(self.directory.join("cgroup.procs"));
+        for (name, value) in command.get_envs() {
+            if let Some(value) = value {
+                inside.arg([name, value].join(OsStr::new("=")));
+            }
+        }
+        inside.arg(command.get_program()).args(command.get_args());
+        if let Some(directory) = command.get_current_dir() {
+            inside.current_dir(directory);
+        }
+        inside
+    }
+
+    /// How often the kernel has killed somebody in it.
+    fn kills(&self) -> u64 {
+        let read = |name: &str| fs::read_to_string(self.directory.join(name));
+        let text = read("memory.oom_control").or_else(|_| read("memory.events")).expect("a group counts");
+        text.lines().filter_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok()).sum()
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // Only an empty group goes; the flusher of a scene that failed may be in it for a moment.
+        let deadline = Instant::now() + PATIENCE;
+        while fs::remove_dir(&self.directory).is_err() && Instant::now() < deadline {
+            std::thread::sleep(GLANCE);
+        }
+    }
+}
+
+/// What is staged in memory counts as the job's, and beyond its limit the kernel kills: a program that writes several times as
+/// much, as fast as it can, must not notice.
+#[test]
+fn a_memory_group_smaller_than_the_data() {
+    let scene = Scene::new(Engine::IoUring);
+    let group = MemoryGroup::new(160 << 20);
+    let script = "
+import os
+block = bytes(range(256)) * 4096
+for number in range(24):
+    with open(f'ckpt/state-{number}', 'wb') as file:
+        for _ in range(24):
+            file.write(block)
+        file.write(b'%d' % number)";
+    scene.native(&["python3", "-c", script]).expect_success();
+    let mut command = scene.preloaded_command("python3");
+    command.args(["-c", script]);
+    process::run(&mut group.command(&command)).expect_success();
+    scene.drain();
+    assert_eq!(group.kills(), 0);
+    scene.verify();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
 }
