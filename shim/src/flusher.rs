@@ -5,7 +5,7 @@
 //! Nothing here may keep a connection or a process of its own, and every failure leaves the caller free to go on without
 //! a flusher.
 
-use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use sheaf_common::configuration::Level;
 use sheaf_common::layout;
@@ -30,7 +30,10 @@ const STARTS_MAX: u32 = 8;
 /// How long a failed start is not tried again.
 const START_HOLD_NS: u64 = 5_000_000_000;
 
-/// The process that has said hello.
+/// Not zero while this process, or the one whose memory it uses, has said hello: the kernel empties it in a process that is
+/// forked, which saves asking for the process id. Null until the first hello, and where the kernel cannot do that.
+static MARK: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
+/// The process that has said hello, without [`MARK`].
 static GREETED: AtomicI32 = AtomicI32::new(0);
 /// When a flusher was last seen alive by a process that has said hello; 0 for never. For a moment it is believed to live,
 /// because it could as well end just after it was seen.
@@ -42,17 +45,42 @@ static FAILED_AT_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Makes sure that a flusher lives and knows that this process captures. False when there can be none.
 pub fn ensure(configuration: &Configuration) -> bool {
-    let (process, now) = (system::process_id(), system::moment());
-    let is_greeted = GREETED.load(Ordering::Relaxed) == process;
-    if is_greeted && (SEEN_AT.load(Ordering::Relaxed) == now || has_pulse(configuration)) {
+    let now = system::moment();
+    if is_greeted() && (SEEN_AT.load(Ordering::Relaxed) == now || has_pulse(configuration)) {
         SEEN_AT.store(now, Ordering::Relaxed);
         return true;
     }
     let greeted = request(configuration, Kind::Hello, b"").is_ok();
     if greeted {
-        GREETED.store(process, Ordering::Relaxed);
+        note_greeted();
     }
     greeted
+}
+
+fn mark() -> Option<&'static AtomicU32> {
+    // SAFETY: null, or a mapping of at least four bytes, aligned to a page, that is never unmapped.
+    unsafe { MARK.load(Ordering::Acquire).as_ref() }
+}
+
+fn is_greeted() -> bool {
+    match mark() {
+        Some(mark) => mark.load(Ordering::Relaxed) != 0,
+        None => GREETED.load(Ordering::Relaxed) == system::process_id(),
+    }
+}
+
+fn note_greeted() {
+    if mark().is_none()
+        && let Ok(page) = system::map_emptied_by_fork(size_of::<AtomicU32>())
+        && MARK.compare_exchange(core::ptr::null_mut(), page.cast(), Ordering::Release, Ordering::Relaxed).is_err()
+    {
+        // SAFETY: another thread was faster, and nobody knows of this mapping.
+        unsafe { system::unmap(page, size_of::<AtomicU32>()) };
+    }
+    match mark() {
+        Some(mark) => mark.store(1, Ordering::Relaxed),
+        None => GREETED.store(system::process_id(), Ordering::Relaxed),
+    }
 }
 
 /// Has the flusher make the mirror of a directory.

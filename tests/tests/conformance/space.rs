@@ -328,7 +328,8 @@ impl MemoryGroup {
         let is_first = first.join("memory.limit_in_bytes").exists();
         let (root, limit) = if is_first { (first, "memory.limit_in_bytes") } else { (second, "memory.max") };
         if !is_first {
-            fs::write(root.join("cgroup.subtree_control"), "+memory").expect("root may have groups with a memory limit");
+            fs::write(root.join("cgroup.subtree_control"), "+memory")
+                .expect("root may have groups with a memory limit");
         }
         let directory = root.join(format!("sheaf-test-{}", std::process::id()));
         fs::create_dir(&directory).expect("root may make a group");
