@@ -10,12 +10,12 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use libc::{O_CLOEXEC, O_CREAT, O_EXCL, O_NOFOLLOW, O_RDONLY, O_TMPFILE, mode_t};
 
-use crate::configuration;
+use crate::configuration::{self, Configuration};
 use crate::exec::Actions;
 use crate::flusher;
 use crate::hooks::real;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
-use crate::system::{AT_FDCWD, Descriptor};
+use crate::system::{AT_FDCWD, Descriptor, Errno};
 use crate::{kept, open, system};
 
 /// Notes that can stand at a time, of all actions that live.
@@ -121,24 +121,48 @@ pub unsafe fn destroy(actions: *mut Actions) -> c_int {
 pub unsafe fn add_open(actions: *mut Actions, fd: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
     let errno = system::errno();
     // SAFETY: the program's arguments.
-    let staged = unsafe { find(actions, path, flags) };
+    let found = unsafe { find(actions, path, flags) };
     system::set_errno(errno);
+    let staged = match found {
+        Ok(staged) => staged,
+        Err(Errno(number)) => return number,
+    };
     let path = staged.map_or(path, CStr::as_ptr);
     // SAFETY: the program's arguments, or a path of our own.
     unsafe { real::posix_spawn_file_actions_addopen(actions, fd, path, flags, mode) }
 }
 
-/// Where the child finds a file, if the program's path does not lead it there.
-unsafe fn find(actions: *mut Actions, path: *const c_char, flags: c_int) -> Option<&'static CStr> {
-    let configuration = configuration::active()?;
+/// Where the child finds a file, if the program's path does not lead it there. Fails where it cannot be known what the
+/// path means.
+unsafe fn find(actions: *mut Actions, path: *const c_char, flags: c_int) -> system::Result<Option<&'static CStr>> {
+    let Some(configuration) = configuration::active() else { return Ok(None) };
     // SAFETY: the program's path.
     if paths::is_no_address(path) || unsafe { *path } != b'/' as c_char && changes_directory(actions) {
-        return None;
+        return Ok(None);
     }
     let is_new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
     let last = if is_new || flags & O_NOFOLLOW != 0 { Last::Entry } else { Last::Follow };
     // SAFETY: the program's path.
-    let Resolution::Ours(mut entry) = (unsafe { paths::resolve(AT_FDCWD, path, last) }) else { return None };
+    let resolution = unsafe {
+        match open::replaces(flags) {
+            true => paths::resolve_to_replace(AT_FDCWD, path, last),
+            false => paths::resolve(AT_FDCWD, path, last),
+        }
+    };
+    match resolution {
+        Resolution::Ours(entry) => Ok(find_entry(configuration, actions, entry, flags)),
+        // What the store holds cannot be learned. Of other errors the child will hear.
+        Resolution::Failed(error @ Errno(libc::EIO)) => Err(error),
+        _ => Ok(None),
+    }
+}
+
+fn find_entry(
+    configuration: &Configuration,
+    actions: *mut Actions,
+    mut entry: Entry,
+    flags: c_int,
+) -> Option<&'static CStr> {
     if entry.kind == Kind::Managed || flags & O_CREAT != 0 && can_be_made(&mut entry, flags) {
         flusher::ensure(configuration);
         if entry.is_regular() {

@@ -5,6 +5,7 @@
 //! Nothing here may keep a connection or a process of its own, and every failure leaves the caller free to go on without
 //! a flusher.
 
+use core::ffi::c_int;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use sheaf_common::configuration::Level;
@@ -83,20 +84,31 @@ fn note_greeted() {
     }
 }
 
-/// Has the flusher make the mirror of a directory.
-pub fn populate(configuration: &Configuration, directory: &[u8]) -> Result<()> {
+/// Has the flusher make the mirror of a directory. False when it says that there is no such directory, or none that can
+/// hold what Sheaf manages; fails when nobody can say what the store holds there.
+pub fn populate(configuration: &Configuration, directory: &[u8]) -> Result<bool> {
     make_mirrors(configuration, Kind::Populate, directory)
 }
 
-/// Has the flusher make the mirrors of a directory and of all below it.
-pub fn populate_below(configuration: &Configuration, directory: &[u8]) -> Result<()> {
+/// Has the flusher make the mirrors of a directory and of all below it; false and failure as for [`populate`].
+pub fn populate_below(configuration: &Configuration, directory: &[u8]) -> Result<bool> {
     make_mirrors(configuration, Kind::PopulateBelow, directory)
 }
 
-fn make_mirrors(configuration: &Configuration, kind: Kind, directory: &[u8]) -> Result<()> {
+fn make_mirrors(configuration: &Configuration, kind: Kind, directory: &[u8]) -> Result<bool> {
     let directory = if directory.is_empty() { b"/" } else { directory };
-    let outcome = request(configuration, kind, directory);
-    log::decision(configuration, "populate", directory, if outcome.is_ok() { "done" } else { "not possible" });
+    let outcome = match request_status(configuration, kind, directory) {
+        Ok(0) => Ok(true),
+        Ok(libc::ENOENT | libc::ENOTDIR | libc::EINVAL) => Ok(false),
+        Ok(status) => Err(Errno(status)),
+        Err(error) => Err(error),
+    };
+    let what = match outcome {
+        Ok(true) => "done",
+        Ok(false) => "there is nothing to mirror",
+        Err(_) => "not possible",
+    };
+    log::decision(configuration, "populate", directory, what);
     outcome
 }
 
@@ -183,8 +195,17 @@ fn note_silence(configuration: &Configuration) {
     }
 }
 
-/// Sends one request, to a new flusher if none lives, and waits for the final answer.
+/// Sends one request and waits until it is done.
 fn request(configuration: &Configuration, kind: Kind, payload: &[u8]) -> Result<()> {
+    match request_status(configuration, kind, payload)? {
+        0 => Ok(()),
+        status => Err(Errno(status)),
+    }
+}
+
+/// Sends one request, to a new flusher if none lives, and waits for the final answer: 0, or what the flusher has failed
+/// with. It fails by itself only when no flusher could be asked.
+fn request_status(configuration: &Configuration, kind: Kind, payload: &[u8]) -> Result<c_int> {
     if is_silent(configuration) {
         return Err(Errno(libc::ETIMEDOUT));
     }
@@ -301,7 +322,7 @@ fn start_and_connect(configuration: &Configuration) -> Result<Descriptor> {
 
 /// Whether a process runs a program. One that has ended does not, even if nobody has reaped it, as in a container whose
 /// first process does not.
-fn is_running(process: libc::c_int) -> bool {
+fn is_running(process: c_int) -> bool {
     let Some(mut scratch) = Scratch::claim() else { return true };
     let path = &mut scratch.other;
     let number = u32::try_from(process).unwrap_or_default();
@@ -357,18 +378,17 @@ fn lock_starting(configuration: &Configuration) -> Result<Descriptor> {
     Ok(file)
 }
 
-fn ask(configuration: &Configuration, socket: &Descriptor, kind: Kind, payload: &[u8]) -> Result<()> {
+fn ask(configuration: &Configuration, socket: &Descriptor, kind: Kind, payload: &[u8]) -> Result<c_int> {
     send(socket, kind, payload)?;
     let begin_ns = system::now_ns();
     loop {
         match receive(configuration, socket)? {
-            0 => return Ok(()),
             // Room is waited for as long as for a sign of life, and no longer.
             IN_PROGRESS if kind == Kind::Room && is_over(begin_ns, configuration.timeout_ms) => {
                 return Err(Errno(libc::ENOSPC));
             }
             IN_PROGRESS => {}
-            status if status > 0 => return Err(Errno(status)),
+            status if status >= 0 => return Ok(status),
             _ => return Err(Errno(libc::EPROTO)),
         }
     }

@@ -3,14 +3,15 @@
 //! It hooks calls that take a path; the program gets real file descriptors on staged files, and the kernel does the rest. Of
 //! calls that move data only the result is looked at, so that a full stage is never the program's concern. It lives in somebody else's process, in signal handlers and between `vfork`
 //! and `exec`. So it has no thread, lock, heap or lasting file descriptor of its own, keeps `errno`, uses little stack, and
-//! when anything of its own fails before bytes are staged, the program's call runs untouched.
+//! when anything of its own fails before bytes are staged, the program's call runs untouched, unless it would then answer for
+//! the store.
 //!
 //! | module | concern |
 //! | --- | --- |
 //! | [`hooks`], [`loader`] | the one table of hooked symbols, and the real functions behind them |
 //! | [`system`], [`scratch`], [`log`] | raw system calls, path buffers, lines for people |
 //! | [`configuration`], [`paths`], [`reject`] | what the environment says; which name of ours a path means; which means none |
-//! | [`flusher`] | finding, starting and asking the flusher |
+//! | [`flusher`], [`store`] | finding, starting and asking the flusher; what can be known of the store without one |
 //! | [`concern`] | what the supervisor of trapped programs asks |
 //! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`rare`], [`walk`], [`tree_walk`], [`raw_syscall`] | the calls |
 //! | [`durable`], [`staged`] | close and fsync that wait until a file is in the store |
@@ -51,6 +52,7 @@ mod spawn;
 mod spill;
 mod staged;
 mod stdio;
+mod store;
 mod system;
 mod tree_walk;
 mod walk;

@@ -123,7 +123,7 @@ pub fn of_directory(entry: &Entry, configuration: &'static Configuration) -> Res
 
 /// What the tree adds to a directory of a zone, and hides in it.
 fn taken(entry: &Entry, configuration: &'static Configuration) -> Result<*mut Listing> {
-    entry.populate_from_store(configuration);
+    entry.populate_from_store(configuration)?;
     let store = configuration.store.to_bytes();
     let store_directory = paths::parent(store);
     let store_name = match store_directory == entry.canonical() {

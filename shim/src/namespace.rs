@@ -16,7 +16,7 @@ use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::redirect;
 use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Errno, Result, Stat};
-use crate::{copy, flusher, listing, log, open, replaced};
+use crate::{copy, flusher, listing, log, open, replaced, store};
 
 fn report(outcome: Result<()>) -> c_int {
     match outcome {
@@ -89,9 +89,14 @@ unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> 
     if excluding || paths::is_no_address(from.path) || paths::is_no_address(to.path) {
         return native();
     }
-    // SAFETY: the program's paths.
-    let (old, new) = unsafe {
-        (paths::resolve(from.directory, from.path, Last::Name), paths::resolve(to.directory, to.path, Last::Name))
+    // SAFETY: the program's path.
+    let old = unsafe { paths::resolve(from.directory, from.path, Last::Name) };
+    // SAFETY: the program's path.
+    let new = unsafe {
+        match flags {
+            0 => paths::resolve_to_replace(to.directory, to.path, Last::Name),
+            _ => paths::resolve(to.directory, to.path, Last::Name),
+        }
     };
     let (old, new) = match (old, new) {
         (Resolution::Foreign, Resolution::Foreign) => {
@@ -283,10 +288,7 @@ unsafe fn move_directory(
     (new, to): (Option<Entry>, Given),
     flags: c_uint,
 ) -> Result<()> {
-    if paths::store_exists(configuration) {
-        // A flusher that dies before the move is published finds what moved by what is in the tree.
-        let _ = flusher::populate_below(configuration, old.canonical());
-    }
+    populate_below(configuration, old)?;
     let mut new = new;
     match &new {
         // The kernel looks at this first.
@@ -333,10 +335,31 @@ unsafe fn move_directory(
     }
 }
 
+/// Populates a directory that moves, and all below it: a flusher that dies before the move is published finds what moved
+/// by what is in the tree. EIO where names could stay behind because nobody can say which there are.
+fn populate_below(configuration: &Configuration, directory: &Entry) -> Result<()> {
+    if !store::exists(configuration) {
+        return Ok(());
+    }
+    let Err(error) = flusher::populate_below(configuration, directory.canonical()) else { return Ok(()) };
+    // A directory in a directory is a link of it; file systems that do not count them say 1.
+    let has_one_level = system::lstat(directory.real_path()).is_ok_and(|real| real.st_nlink == 2);
+    if directory.has_mirror() && has_one_level {
+        return Ok(());
+    }
+    store::refuse(configuration, directory.canonical(), error)
+}
+
 /// A directory whose names are only in the tree looks empty to the kernel: it must not be replaced.
 fn refuse_if_it_holds_names(configuration: &Configuration, new: Option<&Entry>, flags: c_uint) -> Result<()> {
-    let Some(new) = new.filter(|new| new.kind == Kind::Directory && new.is_zone) else { return Ok(()) };
-    new.populate_from_store(configuration);
+    let Some(new) = new else { return Ok(()) };
+    if new.kind == Kind::Unmanaged && new.real().is_none() {
+        return new.expect_known(configuration);
+    }
+    if new.kind != Kind::Directory || !new.is_zone {
+        return Ok(());
+    }
+    new.populate_from_store(configuration)?;
     match flags {
         _ if !new.has_mirror() => Ok(()),
         // An exchange would part even an empty mirror from its directory.
@@ -679,7 +702,9 @@ unsafe fn remove_directory(
     if paths::parent(configuration.store.to_bytes()) == entry.canonical() && system::exists(configuration.store) {
         return fail(libc::ENOTEMPTY);
     }
-    entry.populate_from_store(configuration);
+    if let Err(Errno(number)) = entry.populate_from_store(configuration) {
+        return fail(number);
+    }
     if !entry.has_mirror() {
         return redirect::natively(entry, directory, path, native);
     }

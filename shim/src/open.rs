@@ -99,9 +99,17 @@ fn is_way_free(directory: c_int, path: &CStr, flags: c_int, resolve: u64) -> Res
     let is_entry = flags & O_NOFOLLOW != 0 || flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
     let last = if is_entry { Last::Entry } else { Last::Follow };
     // SAFETY: a C string.
-    let entry = match unsafe { paths::resolve(directory, path.as_ptr(), last) } {
+    let resolution = unsafe {
+        match replaces(flags) {
+            true => paths::resolve_to_replace(directory, path.as_ptr(), last),
+            false => paths::resolve(directory, path.as_ptr(), last),
+        }
+    };
+    let entry = match resolution {
         Resolution::Ours(entry) if entry.kind == Kind::Managed => entry,
         Resolution::Ours(entry) if entry.kind == Kind::Unmanaged && entry.is_checkpoint => entry,
+        // What the store holds cannot be learned; of other errors the kernel knows more.
+        Resolution::Failed(error @ Errno(libc::EIO)) => return Err(error),
         _ => return Ok(false),
     };
     if resolve & libc::RESOLVE_CACHED != 0 {
@@ -175,6 +183,11 @@ pub unsafe fn creat(path: *const c_char, mode: mode_t) -> c_int {
     unsafe { open_or(AT_FDCWD, path, flags, mode, || real::creat(path, mode)) }
 }
 
+/// Whether nothing is left of what was at the name: then it need not be known.
+pub fn replaces(flags: c_int) -> bool {
+    flags & (O_CREAT | O_EXCL | O_TRUNC) == O_CREAT | O_TRUNC
+}
+
 fn makes_file(flags: c_int) -> bool {
     flags & O_CREAT != 0 || flags & O_TMPFILE == O_TMPFILE
 }
@@ -228,7 +241,7 @@ pub unsafe fn attempt(directory: c_int, path: *const c_char, flags: c_int, mode:
         let resolution = unsafe {
             match flags & O_CREAT {
                 0 => paths::resolve(directory, path, last),
-                _ => paths::resolve_to_create(directory, path, last),
+                _ => paths::resolve_to_create(directory, path, last, replaces(flags)),
             }
         };
         let entry = match resolution {
@@ -504,7 +517,7 @@ fn open_in_directory(configuration: &Configuration, entry: &Entry, flags: c_int,
     if !can_be_named || !entry.is_zone || !holds_checkpoints(configuration, entry) || !flusher::ensure(configuration) {
         return Step::Native;
     }
-    if !entry.has_mirror() && flusher::populate(configuration, entry.canonical()).is_err() {
+    if !entry.has_mirror() && flusher::populate(configuration, entry.canonical()) != Ok(true) {
         return Step::Native;
     }
     match open_staged(entry.tree_path(), flags, mode) {

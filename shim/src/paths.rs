@@ -5,7 +5,7 @@
 //! anything, but ask the flusher to populate a directory of an existing store.
 
 use core::ffi::{CStr, c_char, c_int};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use sheaf_common::layout::POPULATED_BIT;
 
@@ -13,6 +13,7 @@ use crate::configuration::{self, Configuration};
 use crate::flusher;
 use crate::log;
 use crate::scratch::{Scratch, Slot, Text, TooLong};
+use crate::store;
 use crate::system::{self, AT_FDCWD, Errno, Stat};
 
 /// Longest path that the kernel takes, without its NUL.
@@ -29,7 +30,6 @@ const FOREIGN_DIRECTORIES: usize = 4096;
 static FOREIGN: [AtomicU64; FOREIGN_DIRECTORIES] = [const { AtomicU64::new(0) }; FOREIGN_DIRECTORIES];
 /// Part of every hash, so that all that is remembered is forgotten at once.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
-static STORE_SEEN: AtomicBool = AtomicBool::new(false);
 
 /// What to do with a symbolic link as the last component.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ struct Aim {
     last: Last,
     /// To make a file, exclusively, if there is none: then what the tree has is looked at once less.
     creates: bool,
+    /// To put something new in the place of whatever is there: then it need not be known what the store has.
+    replaces: bool,
 }
 
 /// What is at a name.
@@ -181,17 +183,31 @@ impl Entry {
         let _ = system::chmod(self.tree_path(), POPULATED_BIT | access | inherited);
     }
 
-    /// Gives the directory itself a mirror, if the store may hold names in it.
-    pub fn populate_from_store(&self, configuration: &Configuration) {
-        if !self.has_mirror() && store_exists(configuration) {
-            let _ = flusher::populate(configuration, self.canonical());
+    /// Gives the directory itself a mirror, if the store may hold names in it. EIO when it may, and nobody can say which.
+    pub fn populate_from_store(&self, configuration: &Configuration) -> system::Result<()> {
+        let may_hold_more = !self.has_mirror() && store::exists(configuration);
+        match may_hold_more.then(|| flusher::populate(configuration, self.canonical())) {
+            Some(Err(error)) => store::refuse(configuration, self.canonical(), error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails with EIO where the store may hold the name, and nobody can say whether it does.
+    pub fn expect_known(&self, configuration: &Configuration) -> system::Result<()> {
+        let may_be_held = self.is_checkpoint || self.is_zone;
+        if !may_be_held || self.has_parent_mirror || !configuration.is_zone(self.parent()) {
+            return Ok(());
+        }
+        match store::exists(configuration).then(|| flusher::populate(configuration, self.parent())) {
+            Some(Err(error)) => store::refuse(configuration, self.canonical(), error),
+            _ => Ok(()),
         }
     }
 
     /// Gives the directory that holds the name a mirror; false when there can be none.
     pub fn make_parent_mirror(&mut self, configuration: &Configuration) -> bool {
         if !self.has_parent_mirror {
-            self.has_parent_mirror = flusher::populate(configuration, self.parent()).is_ok();
+            self.has_parent_mirror = flusher::populate(configuration, self.parent()) == Ok(true);
         }
         self.has_parent_mirror
     }
@@ -239,18 +255,6 @@ pub fn parent(path: &[u8]) -> &[u8] {
 /// The last name of a path, without slashes behind it; empty for the root.
 fn last_name(path: &[u8]) -> &[u8] {
     path.split(|&byte| byte == b'/').rfind(|name| !name.is_empty()).unwrap_or_default()
-}
-
-/// Whether there is a store: then a directory without a mirror may hold names that this node has not seen.
-pub fn store_exists(configuration: &Configuration) -> bool {
-    if STORE_SEEN.load(Ordering::Relaxed) {
-        return true;
-    }
-    let exists = system::exists(configuration.store);
-    if exists {
-        STORE_SEEN.store(true, Ordering::Relaxed);
-    }
-    exists
 }
 
 /// Forgets which directories are foreign: the program changes what names mean.
@@ -307,18 +311,28 @@ pub unsafe fn ends_in_slash(path: *const c_char) -> bool {
 #[inline]
 pub unsafe fn resolve(directory: c_int, path: *const c_char, last: Last) -> Resolution {
     // SAFETY: the caller's contract.
-    unsafe { resolve_for(directory, path, Aim { last, creates: false }) }
+    unsafe { resolve_for(directory, path, Aim { last, creates: false, replaces: false }) }
 }
 
-/// The same, for who makes a file at a name that neither the tree nor the real path has, with O_EXCL, and looks again when
-/// it is there.
+/// The same, for who puts something new in the place of whatever is there.
 ///
 /// # Safety
 /// As for [`resolve`].
 #[inline]
-pub unsafe fn resolve_to_create(directory: c_int, path: *const c_char, last: Last) -> Resolution {
+pub unsafe fn resolve_to_replace(directory: c_int, path: *const c_char, last: Last) -> Resolution {
     // SAFETY: the caller's contract.
-    unsafe { resolve_for(directory, path, Aim { last, creates: true }) }
+    unsafe { resolve_for(directory, path, Aim { last, creates: false, replaces: true }) }
+}
+
+/// The same, for who makes a file at a name that neither the tree nor the real path has, with O_EXCL, and looks again when
+/// it is there; with `replaces` as [`resolve_to_replace`].
+///
+/// # Safety
+/// As for [`resolve`].
+#[inline]
+pub unsafe fn resolve_to_create(directory: c_int, path: *const c_char, last: Last, replaces: bool) -> Resolution {
+    // SAFETY: the caller's contract.
+    unsafe { resolve_for(directory, path, Aim { last, creates: true, replaces }) }
 }
 
 /// What costs most calls nothing more than this decision stands here, the rest in another frame.
@@ -355,7 +369,9 @@ impl Resolution {
             Resolution::Foreign => {
                 "none of Sheaf's: it matches no pattern, is excluded, or lies in a directory that leads nowhere near one"
             }
-            Resolution::Failed(_) => "the call fails as it would natively",
+            Resolution::Failed(_) => {
+                "the call fails: as it would natively, or because what the store holds cannot be learned"
+            }
             Resolution::Ours(entry) => match entry.kind {
                 Kind::Managed if entry.is_stub() => {
                     "captured, its data only in the store: brought back when it is opened"
@@ -521,7 +537,7 @@ pub fn resolve_descriptor(fd: c_int) -> Resolution {
     let Some(scratch) = path_of(fd) else { return Resolution::Foreign };
     match configuration.starts_in_zone(scratch.pending.as_bytes()) {
         None => Resolution::Foreign,
-        start => walk(configuration, scratch, start, Aim { last: Last::Entry, creates: false }),
+        start => walk(configuration, scratch, start, Aim { last: Last::Entry, creates: false, replaces: false }),
     }
 }
 
@@ -560,9 +576,12 @@ struct Walker<'a> {
     position: usize,
     links: u32,
     creates: bool,
+    replaces: bool,
     is_detour: bool,
     wants_directory: bool,
     ends_in_dots: bool,
+    /// Why nobody could say what the store holds in the directory that was looked at last.
+    unknown: Option<Errno>,
     /// The hash of the path's directory part, to be remembered if it turns out to be foreign.
     directory_hash: Option<u64>,
 }
@@ -571,14 +590,14 @@ fn walk(
     configuration: &'static Configuration,
     mut scratch: Scratch,
     start: Option<(&'static [u8], usize)>,
-    Aim { last, creates }: Aim,
+    aim: Aim,
 ) -> Resolution {
     if scratch.tree.set(configuration.tree).is_err() {
         return Resolution::Foreign;
     }
     let base = configuration.tree.len();
     let mut walker = Walker::new(Some(configuration), &mut scratch, base);
-    walker.creates = creates;
+    (walker.creates, walker.replaces) = (aim.creates, aim.replaces);
     match start {
         Some((prefix, length)) => {
             walker.position = length;
@@ -593,14 +612,14 @@ fn walk(
                 directory_hash(configuration, text).filter(|_| !configuration::goes_through_process(text));
         }
     }
-    let outcome = walker.go(last);
+    let outcome = walker.go(aim.last);
     if matches!(outcome, Err(Stop::Foreign)) {
         // It ends at a directory that is missing or that nobody may enter.
         walker.remember_foreign();
     }
     let (is_detour, end) = (walker.is_detour, (walker.wants_directory, walker.ends_in_dots));
     match outcome {
-        Ok(has_parent_mirror) => conclude(configuration, (scratch, base), has_parent_mirror, is_detour, end, last),
+        Ok(has_parent_mirror) => conclude(configuration, (scratch, base), has_parent_mirror, is_detour, end, aim.last),
         Err(Stop::Failed(error)) => Resolution::Failed(error),
         Err(Stop::Foreign) if is_detour => Resolution::Failed(Errno(libc::ENOENT)),
         Err(Stop::Foreign) => Resolution::Foreign,
@@ -658,9 +677,11 @@ impl<'a> Walker<'a> {
             position: 0,
             links: 0,
             creates: false,
+            replaces: false,
             is_detour: false,
             wants_directory: false,
             ends_in_dots: false,
+            unknown: None,
             directory_hash: None,
         }
     }
@@ -801,7 +822,12 @@ impl<'a> Walker<'a> {
                 }
             }
             Err(error @ Errno(libc::ENOTDIR)) if self.is_detour => Err(Stop::Failed(error)),
-            Err(_) => Err(Stop::Foreign),
+            Err(error) => {
+                if in_zone && error == Errno(libc::ENOENT) {
+                    self.expect_known()?;
+                }
+                Err(Stop::Foreign)
+            }
         }
     }
 
@@ -826,6 +852,7 @@ impl<'a> Walker<'a> {
     /// directory that holds the name has a mirror.
     fn look(&mut self, in_zone: bool) -> Result<bool, Stop> {
         let Some(configuration) = self.configuration else { return Ok(false) };
+        self.unknown = None;
         self.slot.staged.set(None);
         self.slot.real.set(None);
         let mut has_parent_mirror = false;
@@ -846,7 +873,8 @@ impl<'a> Walker<'a> {
                         self.look_once_more();
                     }
                 }
-                Err(Errno(libc::ENOENT)) => {}
+                Err(Errno(libc::ENOENT)) if self.replaces => {}
+                Err(Errno(libc::ENOENT)) => self.expect_known()?,
                 Err(error @ Errno(libc::ENOTDIR)) if self.is_detour => return Err(Stop::Failed(error)),
                 Err(_) => return Err(Stop::Foreign),
             }
@@ -890,11 +918,22 @@ impl<'a> Walker<'a> {
 
     /// Has the flusher make the mirror of the name's directory, if it is missing and the store may know names in it.
     fn populate_parent(&mut self) -> bool {
+        self.unknown = None;
         let Some(configuration) = self.configuration else { return false };
-        if self.parent_mirror_exists() || !store_exists(configuration) {
+        if self.parent_mirror_exists() || !store::exists(configuration) {
             return false;
         }
-        flusher::populate(configuration, parent(self.canonical())).is_ok()
+        let outcome = flusher::populate(configuration, parent(self.canonical()));
+        self.unknown = outcome.err();
+        outcome == Ok(true)
+    }
+
+    /// Fails when there is nothing at the name but what the store may hold, and nobody could say whether it does.
+    fn expect_known(&self) -> Result<(), Stop> {
+        let (Some(error), Some(configuration)) = (self.unknown, self.configuration) else { return Ok(()) };
+        let path = self.canonical();
+        let may_be_held = configuration.is_checkpoint(path) || configuration.is_zone(path);
+        if may_be_held { store::refuse(configuration, path, error).map_err(Stop::Failed) } else { Ok(()) }
     }
 
     /// Reads the link at the name, in the tree or at the real path.

@@ -14,7 +14,7 @@ use crate::hooks::{Failure, fail, real};
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::scratch::Scratch;
 use crate::system::{self, AT_FDCWD, Descriptor, Errno, Stat};
-use crate::{metadata, open, redirect};
+use crate::{metadata, open, redirect, store};
 
 /// The version of `dev_t` that old programs name when they make a node.
 const NODE_VERSION: c_int = 0;
@@ -193,8 +193,13 @@ pub unsafe fn inotify_add_watch(watcher: c_int, path: *const c_char, mask: u32) 
         _ => return native(AT_FDCWD, path),
     };
     let holds_checkpoints = entry.kind == Kind::Directory && entry.is_zone;
-    if holds_checkpoints && entry.real().is_some() && !entry.has_mirror() {
-        let _ = flusher::populate(configuration, entry.canonical());
+    if holds_checkpoints
+        && entry.real().is_some()
+        && !entry.has_mirror()
+        && let Err(error) = flusher::populate(configuration, entry.canonical())
+        && let Err(Errno(number)) = store::refuse(configuration, entry.canonical(), error)
+    {
+        return fail(number);
     }
     if holds_checkpoints && entry.has_mirror() {
         return native(AT_FDCWD, entry.tree_path().as_ptr());

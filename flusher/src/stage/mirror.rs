@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
@@ -266,7 +267,10 @@ fn newer_outside(stage: &Stage, path: &[u8], node: &Node, beside: &Path) -> bool
     if metadata.is_dir() {
         return !matches!(node, Node::Directory(_));
     }
-    let outside_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    // A program may give what it writes an older time, and then its name; but nobody can set when a file was made.
+    let born = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let written_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    let outside_ns = written_ns.max(born.map_or(0, |age| age.as_nanos() as i128));
     let held_ns = match node {
         Node::File(version) => i128::from(version.operation_time_ns),
         Node::Symlink(link) => i128::from(link.operation_time_ns),

@@ -13,6 +13,7 @@ mod standard_error;
 mod stopped;
 mod store;
 mod strangers;
+mod unknown;
 
 use std::fs;
 use std::os::unix::fs::FileExt;

@@ -130,7 +130,27 @@ fn before_a_directory_is_populated() {
     let stopped = Stopped::stop(&scene);
     let script = "for n in $(seq $FILES); do echo $n >ckpt/deep/file.$n || exit 1; done; cat ckpt/other";
     assert_eq!(run(&scene, script).expect_success().text(), "other\n");
+    // What the store has there is unknown: nobody may take it for missing, and begin anew over it.
+    let script = "import errno, os
+for number in range(int(os.environ['FILES'])):
+    for flags in [os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_WRONLY | os.O_CREAT | os.O_EXCL]:
+        try:
+            os.open('ckpt/deep/first', flags)
+        except OSError as error:
+            assert error.errno == errno.EIO, error
+        else:
+            raise AssertionError('opened')";
+    let mut python = scene.preloaded_command("python3");
+    python.args(["-c", script]).env("SHEAF_TIMEOUT", TIMEOUT).env("FILES", FILES.to_string());
+    run_command(&mut python).expect_success();
+    // Whoever tries again finds it as soon as the flusher goes on.
+    let script = "until read -r line <ckpt/deep/first; do touch tried; done; echo $line";
+    let mut patient = process::start(&mut command(&scene, script));
+    while !scene.captured_directory().join("tried").exists() {
+        assert!(!patient.wait_for(Duration::from_millis(5)), "it has read what nobody could know");
+    }
     drop(stopped);
+    assert_eq!(patient.finish().expect_success().text(), "deep\n");
     let script = "for n in $(seq $FILES); do [ $(cat ckpt/deep/file.$n) = $n ] || exit 1; done; cat ckpt/deep/first";
     assert_eq!(run(&scene, script).expect_success().text(), "deep\n");
     drop(company);
