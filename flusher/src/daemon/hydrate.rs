@@ -66,6 +66,9 @@ impl Hydrations {
 /// # Errors
 /// `EIO` when no intact data can be had, or what the file system of the stage answers.
 pub fn hydrate(shared: &Shared, path: &[u8]) -> Result<(), Errno> {
+    if !shared.reading.await_compared(shared.settings.timeout) {
+        return Err(Errno::IO);
+    }
     let location = shared.stage.tree_path(path);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::PATH;
     let stub = File::from(rustix::fs::open(&location, flags, Mode::empty())?);

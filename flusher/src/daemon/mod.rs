@@ -1,13 +1,14 @@
 //! The flusher process: one per node and store. It starts when a process captures, and ends when nobody needs it.
 //!
 //! Threads: main (socket, clients' lives, the end), `watcher` (the tree), `flusher` (the store), `leases` (writers that
-//! come back), and one per connection. It must never lose a staged file, and never stop a program for longer than a
+//! come back), `reader` (the store as it is at the start), and one per connection. It must never lose a staged file, and never stop a program for longer than a
 //! copy in memory takes.
 
 mod appender;
 mod clients;
 mod heap;
 mod hydrate;
+mod reading;
 mod reclaim;
 mod segment;
 mod server;
@@ -63,7 +64,9 @@ pub struct Shared {
     settings: Settings,
     /// The fixed prefixes of the patterns, without their leading slash.
     zones: Vec<Vec<u8>>,
+    /// Empty until it has been read whole.
     store: RwLock<Store>,
+    reading: reading::Reading,
     /// Versions of the stubs in the tree, by inode.
     stubs: Mutex<HashMap<u64, Arc<Version>>>,
     hydrations: hydrate::Hydrations,
@@ -144,7 +147,16 @@ impl Shared {
         self.status.lock().error = (!all.is_empty()).then(|| all.join("; "));
     }
 
+    /// The same, unless something is shown of that part.
+    fn set_error_if_none(&self, part: &'static str, text: impl FnOnce() -> String) {
+        let is_shown = self.errors.lock().contains_key(part);
+        if !is_shown {
+            self.set_error(part, Some(text()));
+        }
+    }
+
     fn status_report(&self) -> Status {
+        reading::watch(self);
         let mut status = self.status.lock().clone();
         status.clients = self.clients.lock().len();
         status.written_bytes = self.written_bytes.load(Ordering::Relaxed);
@@ -180,12 +192,11 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     run_beside_the_job();
     let stage = Stage::create(&settings.find_stage()?, &settings.store)?;
     let Some(_lock) = lock(&stage)? else { return Ok(()) };
-    let store = Store::open(&settings.store)?;
     let zones: Vec<Vec<u8>> = zones(&settings);
     let keeper = LeaseKeeper::start(stage.path(layout::SCRATCH))?;
     clear_scratch(&stage)?;
     moving::finish(&stage)?;
-    let (mut tracker, stubs) = Tracker::new(stage.clone(), keeper, zones.clone(), &store)?;
+    let mut tracker = Tracker::new(stage.clone(), keeper, zones.clone())?;
     tracker.limit_batch_files(raise_limits() / 4);
     let (mut ceiling, stage_limit) = (Ceiling::create(&stage)?, stage_limit(&settings, &stage)?);
     // Before anybody captures: a job can write more than its memory group allows before the watcher looks for the first time.
@@ -199,8 +210,9 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     }
     let shared = Arc::new(Shared {
         zones,
-        store: RwLock::new(store),
-        stubs: Mutex::new(stubs.into_iter().collect()),
+        store: RwLock::new(Store::unread(&settings.store)),
+        reading: reading::Reading::default(),
+        stubs: Mutex::default(),
         hydrations: hydrate::Hydrations::default(),
         hydrated: tracker.hydrated(),
         commands: commands.clone(),
@@ -225,6 +237,8 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     std::thread::Builder::new()
         .name("flusher".to_string())
         .spawn(move || Writer::new(writing, engine, job_receiver).run())?;
+    let reading = shared.clone();
+    std::thread::Builder::new().name("reader".to_string()).spawn(move || reading::read(&reading))?;
     let listener = server::open(&shared)?;
     // From here on, processes that capture know that a flusher lives; it is closed when the process ends.
     let pulse = shared.stage.open_pulse()?;

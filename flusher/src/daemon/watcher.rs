@@ -127,7 +127,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Everything it needs; `tracker` has scanned the tree.
+    /// Everything it needs; `tracker` scans the tree as soon as the store has been read.
     pub fn new(
         shared: Arc<Shared>,
         tracker: Tracker,
@@ -155,9 +155,6 @@ impl Watcher {
 
     /// Runs until the process ends.
     pub fn run(mut self) {
-        if let Err(error) = self.remove_replaced() {
-            log::warn!("older files stay on the parallel file system for now: {error}");
-        }
         loop {
             let result = self.step();
             let text = result.as_ref().err().map(|error| format!("cannot follow the stage: {error}"));
@@ -192,9 +189,10 @@ impl Watcher {
         while let Ok(command) = self.commands.try_recv() {
             self.obey(command)?;
         }
-        if self.tracker.overflowed() {
+        if self.tracker.overflowed() && self.shared.reading.is_read() {
             self.scan()?;
-        } else {
+        }
+        if !self.tracker.overflowed() {
             self.submit()?;
         }
         self.answer_populates();
@@ -225,7 +223,7 @@ impl Watcher {
         let quiet = self.waiters.is_empty()
             && self.rooms.is_empty()
             && self.populates.is_empty()
-            && !self.tracker.overflowed()
+            && !(self.tracker.overflowed() && self.shared.reading.is_read())
             && self.shared.hydrated.lock().is_empty();
         let timeout = if quiet { timeout } else { timeout.min(Duration::from_millis(50)) };
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
@@ -263,6 +261,9 @@ impl Watcher {
         let stubs = self.tracker.rescan(&self.shared.store.read())?;
         self.shared.stubs.lock().extend(stubs);
         self.wait_anew();
+        if !self.tracker.overflowed() {
+            self.shared.reading.compared();
+        }
         self.remove_replaced()
     }
 
@@ -295,7 +296,11 @@ impl Watcher {
             Command::Remember(reply) => {
                 self.follow()?;
                 // Without it the next flusher publishes again what was only read back.
-                if let Err(error) = self.tracker.write_proofs(self.shared.store.read().view()) {
+                if self.tracker.overflowed() {
+                    log::debug!(
+                        "the word that an earlier flusher left stays: the tree has not been compared with the store"
+                    );
+                } else if let Err(error) = self.tracker.write_proofs(self.shared.store.read().view()) {
                     log::warn!("cannot leave word of what is published: {error}");
                 }
                 let _ = reply.send(());
@@ -346,10 +351,17 @@ impl Watcher {
         for (directory, extent, reply) in std::mem::take(&mut self.populates) {
             if self.knows_names_in(&directory) {
                 let _ = reply.send(self.populate(&directory, extent));
+            } else if self.has_given_up() {
+                let _ = reply.send(Err(Errno::IO));
             } else {
                 self.populates.push((directory, extent, reply));
             }
         }
+    }
+
+    /// Whether the store cannot be read, and nobody should wait for it any more.
+    fn has_given_up(&self) -> bool {
+        self.shared.reading.is_given_up(self.shared.settings.timeout)
     }
 
     fn populate(&mut self, directory: &[u8], extent: Extent) -> Result<(), Errno> {
@@ -487,9 +499,8 @@ impl Watcher {
             return Ok(());
         }
         let free_bytes = Room::look(&self.shared.stage)?.free;
-        let nothing_comes = self.tracker.first_position().is_none()
-            && self.shared.published() == self.submitted
-            && !self.tracker.overflowed();
+        let is_idle = self.tracker.first_position().is_none() && self.shared.published() == self.submitted;
+        let nothing_comes = is_idle && !self.tracker.overflowed() || self.has_given_up();
         let limit = self.shared.settings.timeout;
         self.rooms.retain(|room| {
             let answer = match free_bytes >= room.wanted_bytes {

@@ -216,16 +216,11 @@ fn now_ns() -> u64 {
 }
 
 impl Tracker {
-    /// Watches the tree's root and compares everything in the tree with what the store holds.
+    /// A tracker that knows nothing of the tree yet: it has to be compared with the store ([`Tracker::rescan`]) first.
     ///
     /// # Errors
-    /// When the tree cannot be watched or read.
-    pub fn new(
-        stage: Stage,
-        keeper: LeaseKeeper,
-        zones: Vec<StagedPath>,
-        store: &Store,
-    ) -> io::Result<(Tracker, Stubs)> {
+    /// When nothing can be watched.
+    pub fn new(stage: Stage, keeper: LeaseKeeper, zones: Vec<StagedPath>) -> io::Result<Tracker> {
         let mut tracker = Tracker {
             stage,
             watches: Watches::new()?,
@@ -240,9 +235,9 @@ impl Tracker {
             wanted_now: HashSet::new(),
             hydrated: Arc::default(),
             next_position: 1,
-            last_time_ns: store.view().newest_operation_time_ns(),
+            last_time_ns: 0,
             oldest_work: None,
-            overflowed: false,
+            overflowed: true,
             resident_bytes: 0,
             batch_files_max: BATCH_FILES_MAX,
             batch_bytes_max: BATCH_BYTES_MAX,
@@ -252,8 +247,7 @@ impl Tracker {
         };
         tracker.proven = tracker.read_proofs();
         tracker.watches.add_links(&tracker.stage.path(layout::LINKS))?;
-        let stubs = tracker.rescan(store)?;
-        Ok((tracker, stubs))
+        Ok(tracker)
     }
 
     /// The queue of changes, to be polled.
@@ -749,6 +743,7 @@ impl Tracker {
     /// When the tree cannot be watched or read.
     pub fn rescan(&mut self, store: &Store) -> io::Result<Stubs> {
         assert!(self.work.values().all(|work| matches!(work, Work::File(_))), "operations are published before a scan");
+        self.has_seen(store.view());
         // Until the scan has come to its end.
         self.overflowed = true;
         self.forget_files();

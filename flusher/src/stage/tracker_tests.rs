@@ -48,7 +48,8 @@ impl Scene {
         fs::write(&file, crate::aggregate::format_entry(&identity)).unwrap();
         let aggregate = store.add_own(&file, &identity).unwrap();
         let keeper = LeaseKeeper::start(stage.path("scratch")).unwrap();
-        let (tracker, _) = Tracker::new(stage.clone(), keeper.clone(), vec![zone.clone()], &store).unwrap();
+        let mut tracker = Tracker::new(stage.clone(), keeper.clone(), vec![zone.clone()]).unwrap();
+        tracker.rescan(&store).unwrap();
         Scene {
             _tier: tier,
             zone,
@@ -125,10 +126,8 @@ impl Scene {
 
     /// As if the flusher had died and another had taken over.
     pub(super) fn restart(&mut self) -> Stubs {
-        let (tracker, stubs) =
-            Tracker::new(self.stage.clone(), self.keeper.clone(), vec![self.zone.clone()], &self.store).unwrap();
-        self.tracker = tracker;
-        stubs
+        self.tracker = Tracker::new(self.stage.clone(), self.keeper.clone(), vec![self.zone.clone()]).unwrap();
+        self.tracker.rescan(&self.store).unwrap()
     }
 
     /// The files and links of the tree, and those of the view, as comparable lines.

@@ -4,6 +4,7 @@
 //! is repeated until the store has the same aggregates before and after it.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,6 +34,14 @@ pub struct Note {
     pub foreign: bool,
 }
 
+impl Note {
+    /// Whether the aggregate holds names that nobody can tell now, and that may be told later: it could not be read, or is of a
+    /// later version. What is damaged stays so.
+    pub fn hides_names(&self) -> bool {
+        !self.damaged && !self.foreign
+    }
+}
+
 impl fmt::Display for Note {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}", self.path.display(), self.what)
@@ -41,7 +50,8 @@ impl fmt::Display for Note {
 
 fn note_of_error(path: &Path, error: &ReadError) -> Note {
     let damaged = matches!(error, ReadError::Format(FormatError::Damaged(_)));
-    let foreign = matches!(error, ReadError::Format(FormatError::NotAnAggregate));
+    let is_irregular = || fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+    let foreign = matches!(error, ReadError::Format(FormatError::NotAnAggregate)) || is_irregular();
     Note { path: path.to_owned(), what: error.to_string(), damaged, foreign }
 }
 

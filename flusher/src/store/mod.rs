@@ -165,6 +165,23 @@ impl Store {
         Store::open_all(&[directory.to_owned()])
     }
 
+    /// Reads a store of which everything has to be known: see [`Note::hides_names`].
+    ///
+    /// # Errors
+    /// As [`Store::open`], and when an aggregate cannot be read.
+    pub fn open_whole(directory: &Path) -> io::Result<Store> {
+        let store = Store::open(directory)?;
+        match store.notes.iter().find(|note| note.hides_names()) {
+            Some(note) => Err(io::Error::other(note.to_string())),
+            None => Ok(store),
+        }
+    }
+
+    /// A store that has not been read yet, and shows nothing.
+    pub fn unread(directory: &Path) -> Store {
+        Store::empty(&[directory.to_owned()])
+    }
+
     /// Reads several aggregates, or directories of them, as one.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod stopped;
 mod store;
 mod strangers;
 mod unknown;
+mod unread;
 
 use std::fs;
 use std::os::unix::fs::FileExt;

@@ -1,0 +1,117 @@
+//! Reading the store when the flusher starts, in a thread of its own, for as long as that takes.
+//!
+//! A store of which an aggregate or the directory itself cannot be read (EIO, ESTALE, EACCES, no answer) is read again until
+//! all of it has been. Before that nobody may act on what is known of it: a name that it does not show may be in what
+//! could not be read. So nothing is compared with it, published, evicted or reclaimed, and whoever asks for names or data
+//! waits, and is then told that they cannot be had; never that they do not exist.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Shared;
+use crate::store::Store;
+
+/// Pause before a store that could not be read is read again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long reading may take before the status says so.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// How much is known of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Known {
+    /// Nothing that could be relied on.
+    Nothing,
+    /// It has been read whole.
+    Read,
+    /// The tree has been compared with it: the versions of all stubs are known.
+    Compared,
+}
+
+/// How far this flusher is with reading the store.
+#[derive(Debug)]
+pub struct Reading {
+    known: Mutex<Known>,
+    changed: Condvar,
+    since: Instant,
+}
+
+impl Default for Reading {
+    fn default() -> Reading {
+        Reading { known: Mutex::new(Known::Nothing), changed: Condvar::new(), since: Instant::now() }
+    }
+}
+
+impl Reading {
+    /// Whether the store has been read whole.
+    pub fn is_read(&self) -> bool {
+        *self.known.lock() >= Known::Read
+    }
+
+    /// The tree has been compared with the store.
+    pub fn compared(&self) {
+        self.advance(Known::Compared);
+    }
+
+    /// Waits until the tree has been compared with the store. False when [`Reading::is_given_up`].
+    pub fn await_compared(&self, limit: Duration) -> bool {
+        let mut known = self.known.lock();
+        while *known < Known::Compared {
+            let left = limit.saturating_sub(self.since.elapsed());
+            match *known {
+                Known::Nothing if left.is_zero() => return false,
+                Known::Nothing => drop(self.changed.wait_for(&mut known, left)),
+                _ => self.changed.wait(&mut known),
+            }
+        }
+        true
+    }
+
+    /// Whether nobody should wait for the store any more: it has not been read for so long since the flusher's start. Who comes
+    /// later need not find that out once more.
+    pub fn is_given_up(&self, limit: Duration) -> bool {
+        !self.is_read() && self.since.elapsed() >= limit
+    }
+
+    fn advance(&self, known: Known) {
+        *self.known.lock() = known;
+        self.changed.notify_all();
+    }
+}
+
+/// Reads the store until it has been read whole.
+pub fn read(shared: &Shared) {
+    let mut said = None;
+    loop {
+        let error = match Store::open_whole(&shared.settings.store) {
+            Ok(store) => {
+                *shared.store.write() = store;
+                shared.reading.advance(Known::Read);
+                shared.set_error("reading", None);
+                return shared.commands.look();
+            }
+            Err(error) => error,
+        };
+        let store = shared.settings.store.display();
+        let text = format!("cannot read the store {store}: {error}; everything stays staged until it can be read");
+        if said.as_ref() != Some(&text) {
+            log::error!("{text}; trying again each second");
+        }
+        shared.set_error("reading", Some(text.clone()));
+        said = Some(text);
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Has the status say that reading takes long, for as long as it does and nothing worse is known.
+pub fn watch(shared: &Shared) {
+    if !shared.reading.is_given_up(SLOW.min(shared.settings.timeout)) {
+        return;
+    }
+    let store = shared.settings.store.display();
+    shared.set_error_if_none("reading", || format!("the store {store} is still being read: its file system may hang"));
+    // It may have been read meanwhile.
+    if shared.reading.is_read() {
+        shared.set_error("reading", None);
+    }
+}
