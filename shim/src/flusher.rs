@@ -13,6 +13,7 @@ use sheaf_common::layout;
 use sheaf_common::protocol::{IN_PROGRESS, Kind, REPLY_HEADER, Reply, Request};
 
 use crate::configuration::Configuration;
+use crate::listing;
 use crate::log::{self, Reason, Shown};
 use crate::scratch::Scratch;
 use crate::spawn;
@@ -39,6 +40,14 @@ static GREETED: AtomicI32 = AtomicI32::new(0);
 /// When a flusher was last seen alive by a process that has said hello; 0 for never. For a moment it is believed to live,
 /// because it could as well end just after it was seen.
 static SEEN_AT: AtomicU64 = AtomicU64::new(0);
+/// Directories that are remembered as those that the flusher was too late with.
+const LATE_DIRECTORIES: usize = 16;
+/// How long, in seconds: as long as a process has waited in vain.
+const LATE_HOLD_S: u64 = 30;
+/// The bits of a note that say when it was made; the others are the directory's hash.
+const LATE_SECONDS: u64 = 0xff_ffff;
+
+static LATE: [AtomicU64; LATE_DIRECTORIES] = [const { AtomicU64::new(0) }; LATE_DIRECTORIES];
 /// The process that is starting a flusher, 0 for none.
 static STARTER: AtomicI32 = AtomicI32::new(0);
 /// When a start failed last, 0 for never.
@@ -97,10 +106,18 @@ pub fn populate_below(configuration: &Configuration, directory: &[u8]) -> Result
 
 fn make_mirrors(configuration: &Configuration, kind: Kind, directory: &[u8]) -> Result<bool> {
     let directory = if directory.is_empty() { b"/" } else { directory };
+    if is_late(directory) {
+        return Err(Errno(libc::ETIMEDOUT));
+    }
     let outcome = match request_status(configuration, kind, directory) {
         Ok(0) => Ok(true),
         Ok(libc::ENOENT | libc::ENOTDIR | libc::EINVAL) => Ok(false),
-        Ok(status) => Err(Errno(status)),
+        Ok(status) => {
+            if status == libc::ETIMEDOUT {
+                note_late(directory);
+            }
+            Err(Errno(status))
+        }
         Err(error) => Err(error),
     };
     let what = match outcome {
@@ -110,6 +127,33 @@ fn make_mirrors(configuration: &Configuration, kind: Kind, directory: &[u8]) -> 
     };
     log::decision(configuration, "populate", directory, what);
     outcome
+}
+
+/// Where a directory is noted that the flusher was too late with, and its hash.
+fn late_place(directory: &[u8]) -> Option<(&'static AtomicU64, u64)> {
+    let hash = listing::hash(directory);
+    LATE.get(hash % LATE_DIRECTORIES).map(|place| (place, hash as u64))
+}
+
+/// Notes that the flusher had no answer about a directory in its time, because the store does not get on.
+fn note_late(directory: &[u8]) {
+    if let Some((place, hash)) = late_place(directory) {
+        place.store(hash & !LATE_SECONDS | now_seconds() & LATE_SECONDS, Ordering::Relaxed);
+    }
+}
+
+/// Whether that was so just now.
+fn is_late(directory: &[u8]) -> bool {
+    late_place(directory).is_some_and(|(place, hash)| {
+        let noted = place.load(Ordering::Relaxed);
+        noted != 0
+            && (noted ^ hash) & !LATE_SECONDS == 0
+            && now_seconds().wrapping_sub(noted) & LATE_SECONDS < LATE_HOLD_S
+    })
+}
+
+fn now_seconds() -> u64 {
+    system::now_ns() / 1_000_000_000
 }
 
 /// Has the flusher bring a stub's data back. Fails as a program may see it: ENOENT when the name is gone, else EIO.

@@ -85,3 +85,30 @@ fn everything_hangs() {
     unreliable.go_on();
     assert_recovers(&scene);
 }
+
+/// A published file is renamed while the store takes nothing: a directory of the store that is looked into for the first time
+/// is not known before that is published, and then nobody waits for it again and again.
+#[test]
+#[ignore = "takes half a minute: cargo test -p sheaf-tests --test faults -- --ignored a_directory_that_must_wait"]
+fn a_directory_that_must_wait_is_waited_for_once() {
+    let (scene, unreliable) = used_before(Engine::IoUring);
+    scene.preloaded(&["bash", "-c", "seq 100 >ckpt/set/stored"]).expect_success();
+    scene.drain();
+    scene.wipe_stage();
+    unreliable.rule("fsync * hang");
+    let script = "import errno, os
+os.rename('ckpt/earlier', 'ckpt/renamed')
+for turn in range(20):
+    try:
+        os.stat('ckpt/set/stored')
+        raise AssertionError('known')
+    except OSError as error:
+        assert error.errno == errno.EIO, error";
+    // Twenty waits would take ten minutes, and that is more than a program gets here.
+    process::run(scene.preloaded_command("python3").args(["-c", script])).expect_success();
+    unreliable.rule("");
+    let script = "seq 20000 | cmp - ckpt/renamed && cat ckpt/set/stored";
+    let seen = scene.preloaded(&["bash", "-c", script]).expect_success();
+    assert_eq!(seen.text().lines().count(), 100);
+    scene.drain();
+}
