@@ -2,6 +2,8 @@
 //! and nothing is lost, whether it is captured or stays on the parallel file system.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -15,8 +17,14 @@ const FILES: u64 = 150;
 /// A program that does not wait for each of them ends long before this, on any machine.
 const PATIENCE: Duration = Duration::from_secs(100);
 
+/// Mode bit of the pulse in the stage: somebody has waited for the flusher in vain.
+const SILENT: u32 = 0o100;
+
 /// A flusher that does nothing until it is let go.
-struct Stopped(u32);
+struct Stopped {
+    flusher: u32,
+    tier: PathBuf,
+}
 
 impl Stopped {
     fn stop(scene: &Scene) -> Stopped {
@@ -27,14 +35,26 @@ impl Stopped {
         while state_of(flusher) != Some('T') {
             std::thread::sleep(Duration::from_millis(1));
         }
-        Stopped(flusher)
+        Stopped { flusher, tier: scene.tier().to_path_buf() }
     }
 }
 
 impl Drop for Stopped {
+    /// Lets the flusher go, and waits until it has taken away what programs noted in vain: on a busy machine it may need
+    /// longer for that than the next program for its first call, which then does without it once more.
     fn drop(&mut self) {
-        signal(self.0, libc::SIGCONT);
+        signal(self.flusher, libc::SIGCONT);
+        while state_of(self.flusher).is_some_and(|state| state != 'Z') && is_silent(&self.tier) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
+}
+
+/// Whether the pulse of any stage in the tier says so.
+fn is_silent(tier: &Path) -> bool {
+    let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let pulses = entries(tier).flat_map(|users| entries(&users)).map(|stage| fs::metadata(stage.join("pulse")));
+    pulses.flatten().any(|pulse| pulse.mode() & SILENT != 0)
 }
 
 fn signal(process: u32, signal: libc::c_int) {
