@@ -48,6 +48,11 @@ impl Reading {
         *self.known.lock() >= Known::Read
     }
 
+    /// Whether the tree has been compared with the store.
+    pub fn is_compared(&self) -> bool {
+        *self.known.lock() == Known::Compared
+    }
+
     /// The tree has been compared with the store.
     pub fn compared(&self) {
         self.advance(Known::Compared);

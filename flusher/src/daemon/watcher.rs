@@ -262,6 +262,10 @@ impl Watcher {
         self.shared.stubs.lock().extend(stubs);
         self.wait_anew();
         if !self.tracker.overflowed() {
+            if !self.shared.reading.is_compared() {
+                // Nothing has been hydrated or evicted yet, and every stub has the times that were noted for it.
+                self.shared.stage.forget_all_times()?;
+            }
             self.shared.reading.compared();
         }
         self.remove_replaced()

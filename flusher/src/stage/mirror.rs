@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -302,6 +302,21 @@ fn make_symlink(place: &Path, link: &Link) -> Result<(), Errno> {
     rustix::fs::utimensat(rustix::fs::CWD, place, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
+/// Sets the times of the stub with this inode, and never those of another file that has its name by now.
+///
+/// # Errors
+/// `ESTALE` when it is another one, or what the file system of the stage answers.
+pub fn set_times_of(location: &Path, inode: u64, times: &Timestamps) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(location, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&file)?;
+    if stat.st_ino != inode || stat.st_mode & STUB_BIT == 0 {
+        return Err(Errno::STALE);
+    }
+    let place = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::utimensat(rustix::fs::CWD, place, times, AtFlags::empty())
+}
+
 /// Access and modification time alike.
 pub fn times(seconds: i64, nanoseconds: u32) -> Timestamps {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
@@ -341,17 +356,32 @@ pub fn drop_data(file: &File, size: u64) -> io::Result<()> {
     Ok(rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, length)?)
 }
 
-/// Frees the data of a published file: the file becomes a stub. False when somebody has it open, or it has changed.
+/// Frees the data of a published file: the file becomes a stub. False when somebody has it open, or it has changed, or the
+/// stage has no room for a note of its times.
 ///
 /// # Errors
 /// From the file system of the stage.
 pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> io::Result<bool> {
     let location = stage.tree_path(path);
-    // A first look that leaves no trace: closing a file that was opened for writing looks like a change.
-    if !is_unused(&location) {
+    // First what leaves no trace when it fails: closing a file that was opened for writing looks like a change.
+    let Some(attributes) = look_unused(&location, inode) else { return Ok(false) };
+    if let Err(error) = stage.note_times(inode, &attributes) {
+        log::warn!("/{} is not evicted: its times cannot be noted: {error}", path.escape_ascii());
         return Ok(false);
     }
-    let Ok(file) = open_for_writing(&location) else { return Ok(false) };
+    // If it fails in the middle, the note says what the times were.
+    let evicted = evict_noted(stage, tracker, path, (inode, &attributes))?;
+    stage.forget_times(inode);
+    Ok(evicted)
+}
+
+fn evict_noted(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    path: &[u8],
+    (inode, attributes): (u64, &Attributes),
+) -> io::Result<bool> {
+    let Ok(file) = open_for_writing(&stage.tree_path(path)) else { return Ok(false) };
     // A program that changes the mode of such a file cannot open it, and so cannot keep it from being evicted meanwhile.
     if file.metadata()?.mode() & 0o600 == 0 {
         return Ok(false);
@@ -363,29 +393,31 @@ pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> i
     let changes = tracker.watches().drain()?;
     tracker.apply_all(changes)?;
     let stat = rustix::fs::fstat(&file)?;
-    let evictable = !tracker.overflowed() && tracker.is_clean(path) && stat.st_ino == inode && stat.st_nlink == 1;
-    if !evictable {
+    let is_same = stat.st_ino == inode && stat.st_nlink == 1 && super::tracker::attributes(&stat) == *attributes;
+    if tracker.overflowed() || !tracker.is_clean(path) || !is_same {
         lease::release(file.as_fd());
         return Ok(false);
     }
-    let attributes = super::tracker::attributes(&stat);
-    stage.note_times(inode, &attributes)?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
     drop_data(&file, stat.st_size as u64)?;
-    restore(&file, &attributes, true)?;
-    stage.forget_times(inode);
+    restore(&file, attributes, true)?;
     tracker.evicted(path);
     lease::release(file.as_fd());
     Ok(true)
 }
 
-/// Whether no descriptor has the file open. Files of several names are left alone, too.
-fn is_unused(location: &Path) -> bool {
+/// What a file is like that no descriptor has open. Files of several names are left alone, too.
+fn look_unused(location: &Path, inode: u64) -> Option<Attributes> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::open(location, flags, Mode::empty()) else { return true };
+    let Ok(file) = rustix::fs::open(location, flags, Mode::empty()) else {
+        // One that its owner may not read can only be looked at.
+        let stat = rustix::fs::lstat(location).ok()?;
+        return (stat.st_ino == inode && stat.st_nlink == 1).then(|| super::tracker::attributes(&stat));
+    };
     let unused = lease::take_write(file.as_fd()).is_ok_and(|lease| lease == Lease::Granted);
     lease::release(file.as_fd());
-    unused && rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_nlink == 1)
+    let stat = rustix::fs::fstat(&file).ok()?;
+    (unused && stat.st_ino == inode && stat.st_nlink == 1).then(|| super::tracker::attributes(&stat))
 }
 
 /// Opens a file for writing even if its mode forbids that to its owner.

@@ -30,6 +30,8 @@ use sheaf_common::replaced::{FileIdentity, Marker, nanoseconds};
 
 use crate::aggregate::Attributes;
 
+/// How notes of times are named in the scratch directory; the inode's number follows.
+const TIMES: &[u8] = b"times-";
 /// File systems that cannot hold a stage, by their statfs(2) magic, with the reason.
 const REFUSED_FILE_SYSTEMS: [(u64, &str); 2] = [
     (0x794c_7630, "overlayfs: it grants leases while a writable mapping is alive, so completion cannot be known"),
@@ -208,13 +210,15 @@ impl Stage {
         Ok(is_it)
     }
 
-    /// Keeps a stub's times safe while they are not in its inode.
+    /// Keeps a stub's times safe while they are not in its inode. The note is a link's text: it is there whole or not at
+    /// all, and takes no room of a stage that is full.
     ///
     /// # Errors
-    /// When the note cannot be written.
+    /// When the note cannot be made.
     pub fn note_times(&self, inode: u64, attributes: &Attributes) -> io::Result<()> {
         let text = format!("{} {}", attributes.mtime_seconds, attributes.mtime_nanoseconds);
-        fs::write(self.note_path(inode), text)
+        self.forget_times(inode);
+        std::os::unix::fs::symlink(text, self.note_path(inode))
     }
 
     /// Ends what [`Stage::note_times`] began.
@@ -223,15 +227,29 @@ impl Stage {
         let _ = fs::remove_file(self.note_path(inode));
     }
 
+    /// Removes what dead flushers have noted of files that are not there any more: another file may get the number.
+    ///
+    /// # Errors
+    /// When the notes cannot be listed or removed.
+    pub fn forget_all_times(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.path(layout::SCRATCH))? {
+            let entry = entry?;
+            if entry.file_name().as_bytes().starts_with(TIMES) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The times of a stub that a flusher left half-changed, in seconds and nanoseconds.
     pub fn noted_times(&self, inode: u64) -> Option<(i64, u32)> {
-        let text = fs::read_to_string(self.note_path(inode)).ok()?;
-        let (seconds, nanoseconds) = text.split_once(' ')?;
+        let text = fs::read_link(self.note_path(inode)).ok()?;
+        let (seconds, nanoseconds) = text.to_str()?.split_once(' ')?;
         Some((seconds.parse().ok()?, nanoseconds.parse().ok()?))
     }
 
     fn note_path(&self, inode: u64) -> PathBuf {
-        self.path(layout::SCRATCH).join(format!("times-{inode}"))
+        self.path(layout::SCRATCH).join(OsStr::from_bytes(&[TIMES, inode.to_string().as_bytes()].concat()))
     }
 
     /// Where the marker of a canonical absolute path lies.

@@ -899,8 +899,7 @@ impl Tracker {
         }
         let Some((seconds, nanoseconds)) = self.stage.noted_times(stat.st_ino) else { return stat };
         let times = super::mirror::times(seconds, nanoseconds);
-        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        if rustix::fs::utimensat(rustix::fs::CWD, self.stage.tree_path(path), &times, flags).is_ok() {
+        if super::mirror::set_times_of(&self.stage.tree_path(path), stat.st_ino, &times).is_ok() {
             self.stage.forget_times(stat.st_ino);
         }
         self.stat(path).unwrap_or(stat)

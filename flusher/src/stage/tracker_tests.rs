@@ -543,6 +543,26 @@ fn a_stub_that_a_dying_flusher_left_with_other_times_is_recognised() {
     assert_eq!((restored.st_mtime, restored.st_mtime_nsec), (stat.st_mtime, stat.st_mtime_nsec));
 }
 
+#[test]
+fn times_that_were_noted_for_a_stub_are_given_to_no_other_file() {
+    let scene = scene_with_stub();
+    let stat = rustix::fs::stat(scene.at("a")).unwrap();
+    scene.stage.note_times(stat.st_ino, &super::tracker::attributes(&stat)).unwrap();
+    // Another file takes the name after it was looked at.
+    fs::remove_file(scene.at("a")).unwrap();
+    let times = super::mirror::times(1, 2);
+    for mode in [0o644, 0o1644] {
+        fs::write(scene.at("b"), b"").unwrap();
+        fs::set_permissions(scene.at("b"), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        let other = rustix::fs::stat(scene.at("b")).unwrap();
+        let inode = if mode == 0o644 { other.st_ino } else { other.st_ino + 1 };
+        assert!(super::mirror::set_times_of(&scene.at("b"), inode, &times).is_err());
+        assert_ne!(rustix::fs::stat(scene.at("b")).unwrap().st_mtime, 1);
+    }
+    scene.stage.forget_all_times().unwrap();
+    assert_eq!(scene.stage.noted_times(stat.st_ino), None);
+}
+
 /// What a random program does; names are small numbers, so that collisions are common.
 #[derive(Clone, Debug)]
 enum Action {

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
 
-use sheaf_tests::disk::Disk;
+use sheaf_tests::disk::{Disk, Memory};
 use sheaf_tests::{Engine, Finished, Scene, process};
 
 const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Pwrite];
@@ -225,5 +225,29 @@ fn g_nothing_left_but_the_aggregate() {
         fs::create_dir(scene.store()).expect("the scene is ours");
         fs::rename(&moved, scene.store().join("under-another-name.tar")).expect("the scene is ours");
         assert_step(&scene, 1);
+    }
+}
+
+/// A checkpoint that did not fit into the stage failed, and nothing was freed.
+#[test]
+fn h_stage_full() {
+    const STAGE_BYTES: u64 = 24 << 20;
+    // Nearly three times what the stage holds.
+    let write = "for rank in 0 1 2 3; do \
+                     head -c 16777216 /dev/zero | tr '\\0' $rank | \
+                         dd of=ckpt/rank$rank bs=1M iflag=fullblock status=none || exit 1; \
+                 done";
+    for engine in ENGINES {
+        let scene = Scene::new(engine);
+        let _stage = Memory::new(STAGE_BYTES, scene.tier());
+        scene.native(&["bash", "-c", write]).expect_success();
+        // It waits for room for as long as it takes, so that nothing has to go past the stage.
+        let mut program = scene.preloaded_command("bash");
+        process::run(program.env("SHEAF_TIMEOUT", "300").args(["-c", write])).expect_success();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+        scene.drain();
+        scene.assert_no_captured_files_on_pfs();
+        lose_the_node(&scene);
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
     }
 }

@@ -1,9 +1,11 @@
 //! The parallel file system's disk loses its power, and the node dies with it: what was acknowledged is there, right,
 //! and nothing that was not published is seen.
 
+mod durable;
 mod flushes;
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -27,11 +29,10 @@ fn acknowledged(scene: &Scene) -> u32 {
     text.lines().last().map_or(0, |number| number.parse().expect("a number"))
 }
 
-/// Stops everything and takes the power away after a few acknowledged checkpoints and a moment.
-fn lose_everything(scene: &Scene, disk: &Disk, random: &mut StdRng) -> u32 {
-    let mut program = scene.preloaded_command("bash");
-    program.args(["-c", PROGRAM]).env("SHEAF", sheaf_tests::scene::artefact("sheaf"));
-    let mut program = process::start(&mut program);
+/// Takes the power away from a program after a few acknowledged checkpoints and a moment, and stops everything; yields how
+/// many were acknowledged.
+fn lose_everything(scene: &Scene, disk: &Disk, program: &mut Command, random: &mut StdRng) -> u32 {
+    let mut program = process::start(program);
     let count = random.random_range(1..5);
     while acknowledged(scene) < count {
         assert!(!program.wait_for(Duration::from_millis(5)), "the program ended too early");
@@ -51,7 +52,9 @@ fn lose_everything(scene: &Scene, disk: &Disk, random: &mut StdRng) -> u32 {
 fn round(kind: &str, engine: Engine, random: &mut StdRng) {
     let scene = Scene::new(engine);
     let disk = Disk::new(kind, &scene.root().join("disk"), &scene.checkpoints());
-    let count = lose_everything(&scene, &disk, random);
+    let mut program = scene.preloaded_command("bash");
+    program.args(["-c", PROGRAM]).env("SHEAF", sheaf_tests::scene::artefact("sheaf"));
+    let count = lose_everything(&scene, &disk, &mut program, random);
     disk.recover();
     assert_acknowledged(&scene, count, &format!("{kind}, {engine:?}"));
 }
