@@ -14,10 +14,28 @@
 //! | `STAGE/lock` | locked with `flock` by the one living flusher |
 //! | `STAGE/starting` | locked with `fcntl` by the process that starts a flusher |
 //! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
-//! | `STAGE/ceiling` | a number of the machine's, 8 bytes: what the stage's file system may hold so that the memory cgroup has room left |
+//! | `STAGE/ceiling` | what the flusher tells unasked, as numbers of the machine's; see [`Told`] |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
 
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// What the flusher tells unasked.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Told {
+    /// How many bytes may be used on the stage's file system, as far as the memory cgroup is concerned.
+    pub ceiling_bytes: AtomicU64,
+    /// A robust futex (see `set_robust_list(2)`): the number of the thread that serves the stage. 0: ask the pulse. When the
+    /// thread ends, however that happens, the kernel sets [`FLUSHER_DIED`].
+    pub flusher: AtomicU32,
+    /// The list of the futexes that the thread owns: the kernel's, when it ends. It lies here because of private memory the
+    /// kernel may have taken everything away by then, from a process that it kills for want of memory.
+    pub owned: [AtomicU64; 4],
+}
+
+/// `FUTEX_OWNER_DIED`.
+pub const FLUSHER_DIED: u32 = 0x4000_0000;
 
 /// The captured namespace below a stage directory.
 pub const TREE: &str = "tree";
@@ -43,8 +61,7 @@ pub const LOCK: &str = "lock";
 pub const STARTING: &str = "starting";
 /// Text file: a line `INODE CTIME_NS SEQUENCE OPERATION_TIME_NS` for each staged file that is what that record published.
 pub const CLEAN: &str = "clean";
-/// File with one `u64` in the machine's byte order: how many bytes may be used on the stage's file system, as far as the
-/// memory cgroup is concerned; the library maps it.
+/// File of a [`Told`], which the library and the flusher map.
 pub const CEILING: &str = "ceiling";
 /// Text file with the store's absolute path.
 pub const IDENTITY: &str = "identity";

@@ -18,6 +18,7 @@ use crate::log::{self, Reason, Shown};
 use crate::scratch::Scratch;
 use crate::spawn;
 use crate::system::{self, Descriptor, Errno, Result};
+use crate::told;
 
 /// How long a flusher may take from its start until it answers.
 const START_LIMIT_MS: u64 = 10_000;
@@ -37,9 +38,8 @@ const START_HOLD_NS: u64 = 5_000_000_000;
 static MARK: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
 /// The process that has said hello, without [`MARK`].
 static GREETED: AtomicI32 = AtomicI32::new(0);
-/// When a flusher was last seen alive by a process that has said hello; 0 for never. For a moment it is believed to live,
-/// because it could as well end just after it was seen.
-static SEEN_AT: AtomicU64 = AtomicU64::new(0);
+/// The flusher that it was said to, as far as that is told; 0 if it is not.
+static GREETED_FLUSHER: AtomicU32 = AtomicU32::new(0);
 /// Directories that are remembered as those that the flusher was too late with.
 const LATE_DIRECTORIES: usize = 16;
 /// How long, in seconds: as long as a process has waited in vain.
@@ -55,16 +55,23 @@ static FAILED_AT_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Makes sure that a flusher lives and knows that this process captures. False when there can be none.
 pub fn ensure(configuration: &Configuration) -> bool {
-    let now = system::moment();
-    if is_greeted() && (SEEN_AT.load(Ordering::Relaxed) == now || has_pulse(configuration)) {
-        SEEN_AT.store(now, Ordering::Relaxed);
+    if is_greeted() && lives(configuration) {
         return true;
     }
     let greeted = request(configuration, Kind::Hello, b"").is_ok();
     if greeted {
+        GREETED_FLUSHER.store(told::flusher(configuration).unwrap_or(0), Ordering::Relaxed);
         note_greeted();
     }
     greeted
+}
+
+/// Whether the flusher lives that this process has greeted; where that is not told, whether any does.
+fn lives(configuration: &Configuration) -> bool {
+    match told::flusher(configuration) {
+        Some(flusher) => flusher == GREETED_FLUSHER.load(Ordering::Relaxed),
+        None => has_pulse(configuration),
+    }
 }
 
 fn mark() -> Option<&'static AtomicU32> {

@@ -54,6 +54,7 @@ mod staged;
 mod stdio;
 mod store;
 mod system;
+mod told;
 mod tree_walk;
 mod walk;
 

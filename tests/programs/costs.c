@@ -11,7 +11,7 @@
 #include <valgrind/callgrind.h>
 
 // The first rounds bind symbols, start a flusher, and get to know directories.
-enum { ROUNDS = 12, LATER_US = 50000 };
+enum { ROUNDS = 12 };
 
 static const char *path;
 static char fresh[4096];
@@ -35,8 +35,7 @@ static const struct {
     void (*call)(void);
     int flags; // of a descriptor that the call needs; -1: none
 } calls[] = {
-    {"open", open_read, -1},       {"create", open_create, -1},   {"next", open_create, -1},
-    {"stat", call_stat, -1},
+    {"open", open_read, -1},       {"create", open_create, -1},   {"stat", call_stat, -1},
     {"lstat", call_lstat, -1},     {"access", call_access, -1},   {"fopen", call_fopen, -1},
     {"read", call_read, O_RDONLY}, {"write", call_write, O_WRONLY}, {"close", call_close, O_RDONLY},
 };
@@ -57,13 +56,6 @@ int main(int count, char **arguments) {
             // What is remembered of a directory lives some milliseconds: it is used just before.
             call_stat();
             if (calls[i].flags >= 0) fd = open(path, calls[i].flags);
-            // That a flusher lives is remembered as well: for the next file, not for one that is made much later.
-            if (strcmp(arguments[1], "create") == 0) usleep(LATER_US);
-            if (strcmp(arguments[1], "next") == 0) {
-                snprintf(fresh, sizeof fresh, "%s-%d-before", path, round);
-                open_create();
-                tidy();
-            }
             snprintf(fresh, sizeof fresh, "%s-%d", path, round);
             getppid();
             CALLGRIND_ZERO_STATS;

@@ -35,6 +35,7 @@ use crate::client::Client;
 use crate::engine;
 use crate::settings::{OnExit, Settings};
 use crate::stage::Stage;
+use crate::stage::alive::Alive;
 use crate::stage::lease;
 use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
@@ -240,11 +241,16 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let reading = shared.clone();
     std::thread::Builder::new().name("reader".to_string()).spawn(move || reading::read(&reading))?;
     let listener = server::open(&shared)?;
-    // From here on, processes that capture know that a flusher lives; it is closed when the process ends.
+    // From here on, processes that capture know that a flusher lives: by the pulse, which is closed when the process ends, and by
+    // the word, without asking.
     let pulse = shared.stage.open_pulse()?;
+    let alive = Alive::say(&shared.stage);
+    if let Err(error) = &alive {
+        log::warn!("programs must ask whether a flusher lives: {error}");
+    }
     log::info!("serving {} for {}", shared.stage.directory().display(), shared.settings.store.display());
     until_nobody_needs_us(&shared, &listener, &pulse)?;
-    leave(&shared, listener, &jobs)
+    leave(&shared, (listener, alive.ok()), &jobs)
 }
 
 /// The fixed prefixes of the patterns, as the tracker names directories.
@@ -344,10 +350,10 @@ fn wait_for_events(shared: &Arc<Shared>, listener: &OwnedFd) -> io::Result<()> {
 /// The end: nobody can connect any more, what came in meanwhile is published, the aggregate is sealed.
 fn leave(
     shared: &Arc<Shared>,
-    listener: OwnedFd,
+    presence: (OwnedFd, Option<Alive>),
     jobs: &crossbeam_channel::Sender<Job>,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    drop(listener);
+    drop(presence);
     if shared.stage.is_intact() {
         for name in [layout::PULSE, layout::SOCKET] {
             let _ = std::fs::remove_file(shared.stage.path(name));

@@ -3,6 +3,7 @@
 //! Paths inside Sheaf are the canonical absolute path without its leading slash, as bytes: what an aggregate stores.
 //! Nothing here may follow a symbolic link that another user could have planted, or remove a captured file.
 
+pub mod alive;
 pub mod lease;
 mod links;
 pub mod mirror;

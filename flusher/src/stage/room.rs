@@ -8,7 +8,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use sheaf_common::{layout, room};
+use sheaf_common::layout::{self, Told};
+use sheaf_common::room;
 
 use super::Stage;
 
@@ -69,6 +70,9 @@ impl Ceiling {
         options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let ceiling = Ceiling { file: options.open(stage.path(layout::CEILING))?, written: u64::MAX };
         ceiling.file.write_all_at(&u64::MAX.to_ne_bytes(), 0)?;
+        if ceiling.file.metadata()?.len() < size_of::<Told>() as u64 {
+            ceiling.file.set_len(size_of::<Told>() as u64)?;
+        }
         Ok(ceiling)
     }
 

@@ -1,11 +1,12 @@
-//! What a process takes for granted for a moment, or looks at only once: that a flusher lives, and that a name is free.
+//! What a process is told, or looks at only once: that a flusher lives, and that a name is free.
 //! Nothing is lost, and nothing old is seen, when just then it is no longer so.
 
 use std::fs::File;
 use std::io::Write;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sheaf_tests::{Engine, Scene, process};
+use sheaf_tests::{Engine, Scene, process, seccomp};
 
 /// How long an event may take that is bound to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,6 +25,16 @@ fn await_flusher(scene: &Scene, except: u32) -> u32 {
 
 #[test]
 fn a_file_made_just_after_the_flusher_was_killed() {
+    after_the_flusher_was_killed(|_| ());
+}
+
+/// The kernel does not mark what the flusher has told: then programs must ask.
+#[test]
+fn a_file_made_just_after_the_flusher_was_killed_without_robust_futexes() {
+    after_the_flusher_was_killed(|command| seccomp::forbid(command, libc::SYS_set_robust_list));
+}
+
+fn after_the_flusher_was_killed(change: impl Fn(&mut Command)) {
     let scene = Scene::new(Engine::IoUring);
     let gate = scene.root().join("gate");
     process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
@@ -34,6 +45,7 @@ fn a_file_made_just_after_the_flusher_was_killed() {
         echo before >ckpt/before; kill -9 $flusher; echo after >ckpt/after
         until echo again >ckpt/again; [ -e seen ]; do :; done"#;
     let mut command = scene.preloaded_command("bash");
+    change(&mut command);
     let running = process::start(command.args(["-ec", script]).env("GATE", &gate));
     let killed = await_flusher(&scene, 0);
     writeln!(open_gate, "{killed}").expect("the gate is open on our side");

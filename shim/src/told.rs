@@ -1,0 +1,56 @@
+//! What the flusher tells unasked: one file of the stage, in memory.
+//!
+//! Nothing here may wait or make a call of the system once the file is mapped, and never may a flusher be said to live that the
+//! kernel has seen end.
+
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use sheaf_common::layout::{self, FLUSHER_DIED, Told};
+
+use crate::configuration::Configuration;
+use crate::scratch::Scratch;
+use crate::system;
+
+/// What stands for "there is no such file".
+static NOTHING: Told = Told {
+    ceiling_bytes: AtomicU64::new(u64::MAX),
+    flusher: AtomicU32::new(0),
+    owned: [const { AtomicU64::new(0) }; 4],
+};
+/// The file; null until it was looked for.
+static TOLD: AtomicPtr<Told> = AtomicPtr::new(ptr::null_mut());
+
+/// How much the memory cgroup lets the stage's file system hold.
+pub fn ceiling_bytes(configuration: &Configuration) -> u64 {
+    told(configuration).ceiling_bytes.load(Ordering::Relaxed)
+}
+
+/// The thread that serves the stage, if it says so and lives.
+pub fn flusher(configuration: &Configuration) -> Option<u32> {
+    Some(told(configuration).flusher.load(Ordering::Acquire))
+        .filter(|flusher| flusher & !FLUSHER_DIED == *flusher && *flusher != 0)
+}
+
+fn told(configuration: &Configuration) -> &'static Told {
+    let mut place = TOLD.load(Ordering::Acquire);
+    if place.is_null() {
+        place = map(configuration).unwrap_or((&raw const NOTHING).cast_mut());
+        // Another thread's mapping is as good; this one's page stays.
+        TOLD.store(place, Ordering::Release);
+    }
+    // SAFETY: either a static, or a shared mapping of one page of a file that nobody cuts, and that is never unmapped.
+    unsafe { &*place }
+}
+
+fn map(configuration: &Configuration) -> Option<*mut Told> {
+    let mut scratch = Scratch::claim()?;
+    let path = &mut scratch.other;
+    for part in [configuration.stage, b"/", layout::CEILING.as_bytes()] {
+        path.push(part).ok()?;
+    }
+    let file = system::open_own(path.c_str(), libc::O_RDONLY | libc::O_NOFOLLOW, 0).ok()?;
+    // Behind the file's end there is no memory.
+    let is_whole = system::fstat(file.number()).is_ok_and(|stat| stat.st_size >= size_of::<Told>() as i64);
+    if is_whole { system::map_file(file.number(), size_of::<Told>()).ok().map(<*mut u8>::cast) } else { None }
+}
