@@ -166,3 +166,47 @@ for name in ['before', 'after']:
     assert_eq!(finished.text(), "early lateearly late");
     scene.drain();
 }
+
+/// Asks for handles; says the error number, or 0.
+const HANDLES: &str = r#"
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int count, char **names)
+{
+    struct { struct file_handle head; char bytes[MAX_HANDLE_SZ]; } handle;
+    int mount;
+    for (int i = 1; i < count; i++) {
+        memset(&handle, 0, sizeof handle);
+        handle.head.handle_bytes = MAX_HANDLE_SZ;
+        errno = 0;
+        int first = name_to_handle_at(AT_FDCWD, names[i], &handle.head, &mount, AT_SYMLINK_FOLLOW) ? errno : 0;
+        handle.head.handle_bytes = MAX_HANDLE_SZ;
+        int raw = syscall(SYS_name_to_handle_at, AT_FDCWD, names[i], &handle.head, &mount, 0) ? errno : 0;
+        printf("%s %d %d\n", names[i], first, raw);
+    }
+    return 0;
+}
+"#;
+
+/// A handle could be opened after the data has left the stage: so staged files have none, and everything else has its own.
+#[test]
+fn a_staged_file_has_no_handle() {
+    let scene = prepared();
+    let (source, program) = (scene.root().join("handles.c"), scene.root().join("handles"));
+    fs::write(&source, HANDLES).expect("the scene is ours");
+    process::run(scene.native_command("gcc").arg("-o").arg(&program).arg(&source)).expect_success();
+    let program = program.to_str().expect("scenes have plain names");
+    let others = ["ckpt", "ckpt/sub", "ckpt/unmanaged", "ckpt/ulink", "ckpt/missing", "ckpt/dangling/x"];
+    let command: Vec<_> = [program].into_iter().chain(others).collect();
+    let native = scene.native(&command).expect_success().text();
+    assert_eq!(scene.preloaded(&command).expect_success().text(), native);
+    let staged = scene.preloaded(&[program, "ckpt/stub", "ckpt/fresh", "ckpt/sub/inner"]).expect_success().text();
+    let refused = libc::EOPNOTSUPP;
+    let expected = ["stub", "fresh", "sub/inner"].map(|name| format!("ckpt/{name} {refused} {refused}\n"));
+    assert_eq!(staged, expected.concat());
+}

@@ -1,9 +1,11 @@
 //! `sheaf run`: the program's own status comes back, and by then everything is published.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sheaf_tests::scene::artefact;
+use sheaf_tests::scene::{artefact, workspace};
 use sheaf_tests::{Engine, Scene, process};
 
 /// Runs a shell script by `sheaf run`, with patterns and stage from the environment; yields the exit code.
@@ -83,6 +85,32 @@ fn doctor_finds_this_machine_fit() {
     scene.sheaf(&["doctor"]).expect_success();
     let program = artefact("sheaf");
     process::run(scene.sheaf_command().args(["doctor", "--"]).arg(program)).expect_success();
+}
+
+/// What it says of a program: its exit code, and whether the trap would help.
+fn doctor_says(scene: &Scene, program: &Path) -> (Option<i32>, bool) {
+    let finished = process::run(scene.sheaf_command().args(["doctor", "--"]).arg(program));
+    (finished.status.code(), finished.text().contains("--trap"))
+}
+
+#[test]
+fn doctor_knows_which_programs_can_be_preloaded() {
+    let scene = Scene::new(Engine::IoUring);
+    let source = workspace().join("tests/programs/small.c");
+    let make = |compiler: &str, name: &str, flags: &[&str]| {
+        let made = scene.root().join(name);
+        process::run(scene.native_command(compiler).arg("-o").arg(&made).arg(&source).args(flags)).expect_success();
+        made
+    };
+    assert_eq!(doctor_says(&scene, &make("gcc", "dynamic", &[])), (Some(0), false));
+    assert_eq!(doctor_says(&scene, &make("gcc", "static", &["-static"])), (Some(1), true));
+    assert_eq!(doctor_says(&scene, &make("musl-gcc", "static-musl", &["-static"])), (Some(1), true));
+    let headers = ["-m32", "-isystem", "/usr/include/x86_64-linux-gnu"];
+    assert_eq!(doctor_says(&scene, &make("gcc", "of-32-bits", &headers)), (Some(1), false));
+    let set_uid = make("gcc", "set-uid", &[]);
+    chown(&set_uid, Some(65_534), None).expect("only root can make a program of another user's");
+    fs::set_permissions(&set_uid, Permissions::from_mode(0o4755)).expect("the scene is ours");
+    assert_eq!(doctor_says(&scene, &set_uid), (Some(1), false));
 }
 
 /// Deletes everything in the tier, as somebody does who cleans a node up.

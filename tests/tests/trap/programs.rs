@@ -77,7 +77,10 @@ fn a_module_that_calls_the_kernel_itself() {
         let mut native = scene.native_command("python3");
         let mut trapped = scene.sheaf_command();
         trapped.args(["run", "--trap=always", "--", "python3"]).arg(&script).arg(phase);
-        same_both_ways(&scene, native.arg(&script).arg(phase), &mut trapped);
+        let finished = same_both_ways(&scene, native.arg(&script).arg(phase), &mut trapped).expect_success();
+        let left = finished.text();
+        assert!(left.lines().last().is_some_and(|names| names.contains("model.safetensors")), "{left}");
+        assert!(!scene.captured_snapshot().contains(".tmp"), "a file has not got its name");
         scene.drain();
         scene.assert_no_captured_files_on_pfs();
         scene.verify();
