@@ -100,6 +100,19 @@ fn trees_are_walked_as_natively() {
     assert_same_answers(&scene, "trees");
 }
 
+/// Those that compilers and headers write: for large files, for checked sizes, for versions before 2.33; and the rarest.
+#[test]
+fn names_that_nobody_writes_answer_as_natively() {
+    let scene = prepared();
+    compile(&scene, "aliases.c", "aliases", &["-Wno-deprecated-declarations"]);
+    assert_same_answers(&scene, "aliases");
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    scene.drain();
+    scene.verify();
+    scene.wipe_stage();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "from the aggregates");
+}
+
 /// getdents64(2) and its relatives.
 #[test]
 fn descriptors_are_listed_as_natively() {

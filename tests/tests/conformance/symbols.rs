@@ -3,11 +3,12 @@
 //! Nothing here may take a name for granted: what neither list knows fails the test.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use sheaf_tests::process;
-use sheaf_tests::scene::artefact;
+use sheaf_tests::scene::{artefact, workspace};
 
 const REVIEWED: &str = include_str!("symbols.txt");
 
@@ -74,4 +75,31 @@ fn the_reviewed_list_is_in_order() {
             assert!(seen.insert(name), "{name} stands there twice");
         }
     }
+}
+
+/// Every text below a directory.
+fn texts_below(directory: &Path, texts: &mut Vec<String>) {
+    for entry in fs::read_dir(directory).expect("sources are readable") {
+        let path = entry.expect("sources are readable").path();
+        if path.is_dir() {
+            texts_below(&path, texts);
+        } else if let Ok(text) = fs::read_to_string(&path) {
+            texts.push(text);
+        }
+    }
+}
+
+/// A hook that no program of the tests names is one that nobody has tried.
+#[test]
+fn every_hooked_name_is_in_a_program_of_the_tests() {
+    let mut texts = Vec::new();
+    for directory in ["tests/apps", "tests/programs", "tests/src", "tests/tests/conformance", "tests/tests/programs"] {
+        texts_below(&workspace().join(directory), &mut texts);
+    }
+    let is_part = |letter: char| !letter.is_ascii_alphanumeric() && letter != '_';
+    let words: BTreeSet<&str> = texts.iter().flat_map(|text| text.split(is_part)).collect();
+    let hooked = functions(&artefact("libsheaf.so"));
+    let untried: Vec<_> =
+        hooked.iter().filter(|name| !name.starts_with("sheaf_") && !words.contains(name.as_str())).collect();
+    assert!(untried.is_empty(), "hooked, and in no program of the tests: {untried:?}");
 }
