@@ -273,9 +273,11 @@ fn first_status(settings: &Settings, stage: &Stage, engine: &str) -> Status {
 fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd, pulse: &File) -> io::Result<()> {
     let mut idle_since = Instant::now();
     let mut finishing: Option<Receiver<u64>> = None;
+    take_note_of_silence_away(pulse);
     loop {
-        take_note_of_silence_away(pulse);
         wait_for_events(shared, listener)?;
+        // Before anybody is answered: who has an answer knows that others wait for one again.
+        take_note_of_silence_away(pulse);
         while server::accept_one(shared, listener).unwrap_or_else(|error| {
             // Out of descriptors or threads: whoever waits is served when some are free again.
             log::warn!("cannot take a connection: {error}");
