@@ -1,4 +1,5 @@
-//! `tests/ROWS.md` names a test for each row of the reference, or says why there is none. It must tell the truth.
+//! `tests/ROWS.md` names a test for each row of the reference and each part of the task, or says why there is none. It must
+//! tell the truth.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,11 +9,16 @@ use sheaf_tests::scene::workspace;
 
 /// How many ways to break programs the reference counts.
 const FAILURES: usize = 25;
+/// How many parts there are to build, and as many to show.
+const PARTS: usize = 6;
 
 fn table() -> Vec<Vec<String>> {
     let text = fs::read_to_string(workspace().join("tests/ROWS.md")).expect("tests/ROWS.md is in the repository");
-    let rows =
-        text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| row ") && !line.contains("---"));
+    let rows = text.lines().filter(|line| {
+        line.starts_with("| ")
+            && !["| row ", "| part "].iter().any(|head| line.starts_with(head))
+            && !line.contains("---")
+    });
     rows.map(|line| line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_string()).collect()).collect()
 }
 
@@ -47,6 +53,24 @@ fn every_failure_has_a_test_or_a_reason() {
     for row in &rows {
         assert_eq!(row.len(), 3, "{row:?}");
         assert!(!names(&row[2]).is_empty() || row[2].starts_with("none: "), "{row:?}");
+    }
+}
+
+#[test]
+fn every_part_has_rows() {
+    let rows = table();
+    for part in (1..=PARTS).flat_map(|number| [format!("build {number}"), format!("shown {number}")]) {
+        assert!(rows.iter().any(|row| row[0] == part), "no row of tests/ROWS.md is about {part}");
+    }
+}
+
+/// Files and scripts that a row speaks of.
+#[test]
+fn named_files_exist() {
+    for row in table() {
+        for name in row[2].split('`').skip(1).step_by(2).filter(|name| name.contains('/') && !name.starts_with('/')) {
+            assert!(workspace().join(name).exists(), "there is no {name}");
+        }
     }
 }
 
