@@ -13,8 +13,9 @@ cargo test -p sheaf-tests --test costs || status=$?
     echo "Made by \`scripts/costs.sh\`: callgrind's instructions in user space and strace's system calls of one call, so"
     echo "that neither the machine nor its load has a part in them. They differ between C libraries and compilers."
     echo "\"At most\" is where the test fails: the bar of 60 in system directories, elsewhere about a tenth above what was"
-    echo "reached. Aimed at, and missed so far: 60 instructions more elsewhere, where the directory is looked up and a"
-    echo "readlink tells whether the name leads to a checkpoint."
+    echo "reached. Aimed at, and missed: 60 instructions more elsewhere. There the directory is looked up in what is"
+    echo "remembered for some milliseconds, and a readlink tells whether the name leads to a checkpoint: another process can"
+    echo "make either a link into a checkpoint directory, and then an old file would be read in the place of a captured one."
     cat target/costs.md
 } > tests/COSTS.md
 exit "$status"

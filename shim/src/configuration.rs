@@ -650,7 +650,13 @@ impl Configuration {
     /// Whether a name occurs in a fixed prefix: in whatever directory it is found, it may be on the way there.
     #[inline]
     pub fn is_in_prefix(&self, name: &[u8]) -> bool {
-        self.prefix_names & name_bit(name) != 0 && names_of(self.patterns).any(|other| other == name)
+        self.prefix_names & name_bit(name) != 0 && self.is_prefix_name(name)
+    }
+
+    /// In a frame of its own, because few names come so far.
+    #[inline(never)]
+    fn is_prefix_name(&self, name: &[u8]) -> bool {
+        names_of(self.patterns).any(|other| other == name)
     }
 
     /// Whether a canonical path is a checkpoint path.

@@ -8,6 +8,7 @@ use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use sheaf_common::layout::POPULATED_BIT;
+use sheaf_common::pattern;
 
 use crate::configuration::{self, Configuration};
 use crate::flusher;
@@ -248,8 +249,9 @@ pub fn is_stub(stat: &Stat) -> bool {
 }
 
 /// The directory part of an absolute path without its final slash; empty for the root.
+#[inline]
 pub fn parent(path: &[u8]) -> &[u8] {
-    path.iter().rposition(|&byte| byte == b'/').and_then(|slash| path.get(..slash)).unwrap_or_default()
+    pattern::last_slash(path).and_then(|slash| path.get(..slash)).unwrap_or_default()
 }
 
 /// The last name of a path, without slashes behind it; empty for the root.
@@ -266,8 +268,8 @@ pub fn forget_foreign() {
 /// tells this one.
 fn hash(bytes: &[u8]) -> u64 {
     let fold = |hash: u64, word: u64| {
-        let hash = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^ hash >> 32
+        let product = u128::from(hash ^ word) * 0x9e37_79b9_7f4a_7c15;
+        product as u64 ^ (product >> 64) as u64
     };
     let age = system::moment().rotate_right(16) ^ GENERATION.load(Ordering::Relaxed);
     let start = fold(age, bytes.len() as u64);
