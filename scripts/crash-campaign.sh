@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 export SHEAF_TEST_CAMPAIGN_ROUNDS=${1:-2000}
 [ -z "${2:-}" ] || export SHEAF_TEST_CAMPAIGN_SEED=$2
 cargo build --release --workspace
-exec cargo test -p sheaf-tests --test crash campaign -- --ignored --nocapture
+exec cargo test -p sheaf-tests --test crash campaign -- --nocapture

@@ -36,8 +36,17 @@ pub fn run(arguments: &DrainArgs) -> Result<ExitCode, Failure> {
         println!("nothing is staged for {} on this node", settings.store.display());
         return Ok(ExitCode::SUCCESS);
     };
-    publication::publish(&settings, &stage, Kind::Drain, false)?;
-    until_gone(&stage)?;
+    match publication::publish(&settings, &stage, Kind::Drain, false) {
+        Ok(_) => until_gone(&stage)?,
+        Err(ClientError::Refused(_, rustix::io::Errno::IO)) => {
+            until_gone(&stage)?;
+            return Err(Failure::new(format!(
+                "files in the stage {} cannot be read and stay there; the rest is published. `sheaf drain` tries again",
+                stage.display()
+            )));
+        }
+        Err(error) => return Err(error.into()),
+    }
     println!("everything is published in {}", settings.store.display());
     Ok(ExitCode::SUCCESS)
 }

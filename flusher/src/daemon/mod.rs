@@ -40,10 +40,10 @@ use crate::stage::lease;
 use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
 use crate::stage::source::LeaseKeeper;
-use crate::stage::tracker::{Hydrated, Tracker};
+use crate::stage::tracker::{Hydrated, LeftOut, Tracker};
 use crate::store::{Store, Version};
 use clients::Clients;
-use watcher::{Command, Commands, Watcher};
+use watcher::{Command, Commands, Left, Watcher};
 use writer::{Job, Writer};
 
 pub use appender::{Appender, node_name};
@@ -83,7 +83,7 @@ pub struct Shared {
     published: AtomicU64,
     written_bytes: AtomicU64,
     /// Files of the newest batch that were left out of it, by path and inode.
-    left_out: Mutex<Vec<(Vec<u8>, u64)>>,
+    left_out: Mutex<Vec<LeftOut>>,
     status: Mutex<Status>,
     /// What goes wrong at present, by part.
     errors: Mutex<BTreeMap<&'static str, String>>,
@@ -272,7 +272,7 @@ fn first_status(settings: &Settings, stage: &Stage, engine: &str) -> Status {
 /// Accepts connections until no client lives and everything is published.
 fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd, pulse: &File) -> io::Result<()> {
     let mut idle_since = Instant::now();
-    let mut finishing: Option<Receiver<u64>> = None;
+    let mut finishing: Option<Receiver<Left>> = None;
     take_note_of_silence_away(pulse);
     loop {
         wait_for_events(shared, listener)?;
@@ -311,7 +311,8 @@ fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd, pulse: &File)
             return Ok(());
         }
         match finishing.as_ref().map(|receiver| receiver.try_recv()) {
-            Some(Ok(0)) => return Ok(()),
+            // What cannot be read is left to the next flusher.
+            Some(Ok(left)) if left.written == 0 => return Ok(()),
             // Somebody who never said hello still writes: look again.
             Some(Ok(_)) | None => {
                 let (sender, receiver) = bounded(1);

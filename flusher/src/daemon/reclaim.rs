@@ -200,7 +200,7 @@ impl Writer {
         };
         let inputs = copies.iter().map(open).collect::<io::Result<Vec<Input<'_>>>>()?;
         let (segment_plan, checksums) = match self.write_unpublished(&entries, &inputs) {
-            Err(Failure::Entries(_)) => {
+            Err(Failure::Entries(_) | Failure::Unreadable(..)) => {
                 self.abandon();
                 log::error!("{} is damaged and stays; `sheaf verify` says more", victim.path.display());
                 return Ok(false);

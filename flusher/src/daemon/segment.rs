@@ -309,6 +309,7 @@ impl Stream<'_> {
         let Ok(mapping) = source.mapping() else {
             return self.copied_piece(index, source, offset, end, checksums);
         };
+        mapping.fetch(offset, end).map_err(|error| SegmentError::Read(index, error))?;
         // SAFETY: the source's lease (or its private copy) keeps the file from shrinking while this clone lives. Should
         // the kernel take the lease away from a flusher that was stopped for long, reading here may end the flusher; the
         // next one publishes the file.

@@ -149,8 +149,8 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
         Kind::Wait => {
             let (sender, receiver) = bounded(1);
             shared.commands.send(Command::Wait(sender));
-            let unfinished = wait(connection, &receiver, None)?.unwrap_or_default();
-            connection.reply(0, unfinished, b"")
+            let left = wait(connection, &receiver, None)?.unwrap_or_default();
+            connection.reply(0, (left.written + left.unreadable) as u64, b"")
         }
         Kind::Status => {
             let text = serde_json::to_vec(&shared.status_report()).map_err(io::Error::other)?;
@@ -168,8 +168,9 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             shared.draining.store(true, Ordering::SeqCst);
             let (sender, receiver) = bounded(1);
             shared.commands.send(Command::Finish(sender));
-            let unfinished = wait(connection, &receiver, None)?.unwrap_or_default();
-            connection.reply(0, unfinished, b"")
+            let left = wait(connection, &receiver, None)?.unwrap_or_default();
+            let status = if left.unreadable > 0 { Errno::IO.raw_os_error() } else { 0 };
+            connection.reply(status, left.written as u64, b"")
         }
     }
 }

@@ -32,15 +32,24 @@ const RECHECK: Duration = Duration::from_millis(500);
 /// Where the outcome of making a mirror goes.
 type PopulateReply = Sender<Result<(), Errno>>;
 
+/// Files that are not published although somebody asked for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Left {
+    /// Open for writing.
+    pub written: usize,
+    /// The stage does not yield what they hold.
+    pub unreadable: usize,
+}
+
 /// What other threads ask of the watcher.
 #[derive(Debug)]
 pub enum Command {
     /// Make a mirror; answers when it is there.
     Populate(Vec<u8>, Extent, PopulateReply),
-    /// Publish what is complete now; answers with the number of files still open for writing.
-    Wait(Sender<u64>),
+    /// Publish what is complete now; answers with what could not be.
+    Wait(Sender<Left>),
     /// As `Wait`, after looking again at every file that was open: for the end of a job.
-    Finish(Sender<u64>),
+    Finish(Sender<Left>),
     /// Make room for this many bytes; answers when it is there, or when there can be none.
     Room(u64, Sender<Result<(), Errno>>),
     /// Publish the file at this path as it is now; answers when it is durable.
@@ -92,7 +101,7 @@ struct Waiter {
 /// Where the end of a wait is reported.
 enum WaitReply {
     /// How many files are still open for writing.
-    Unfinished(Sender<u64>),
+    Unfinished(Sender<Left>),
     /// Whether this file is durable.
     Durable(Vec<u8>, Sender<Result<(), Errno>>),
 }
@@ -425,12 +434,12 @@ impl Watcher {
         if !self.shared.left_out.lock().is_empty() {
             return;
         }
-        let unfinished = (self.tracker.unfinished() + self.tracker.failing().len()) as u64;
+        let left = Left { written: self.tracker.unfinished(), unreadable: self.tracker.failing().len() };
         self.waiters.retain(|waiter| {
             let done = waiter.batch.is_some_and(|batch| batch <= published);
             match &waiter.reply {
                 _ if !done => {}
-                WaitReply::Unfinished(reply) => drop(reply.send(unfinished)),
+                WaitReply::Unfinished(reply) => drop(reply.send(left)),
                 WaitReply::Durable(path, reply) => {
                     let failed = self.tracker.failing().contains_key(path);
                     let _ = reply.send(if failed { Err(Errno::IO) } else { Ok(()) });

@@ -22,7 +22,7 @@ use crate::aggregate::{Entry, FileChecksums, Kind, Segment, SegmentPlan};
 use crate::engine::{Engine, WriteError};
 use crate::stage::lease;
 use crate::stage::source::Source;
-use crate::stage::tracker::{Batch, Replaced};
+use crate::stage::tracker::{Batch, LeftOut, Replaced};
 use crate::store::AggregateId;
 
 /// First and longest pause before a failed batch is written again.
@@ -66,8 +66,10 @@ pub(super) enum Failure {
     Store(String),
     /// The stage is being deleted: removals are not the programs'.
     Destroyed,
-    /// These entries' files were torn or could not be read: go on without them, they will complete again.
+    /// These entries' files were torn: go on without them, they will complete again.
     Entries(Vec<usize>),
+    /// This entry's file cannot be read: go on without it.
+    Unreadable(usize, String),
 }
 
 impl From<WriteError> for Failure {
@@ -142,7 +144,11 @@ impl Writer {
                 Ok(()) => break,
                 Err(Failure::Entries(indices)) => {
                     self.abandon();
-                    self.leave_out(&mut batch, indices);
+                    self.leave_out(&mut batch, indices, None);
+                }
+                Err(Failure::Unreadable(index, reason)) => {
+                    self.abandon();
+                    self.leave_out(&mut batch, vec![index], Some(&reason));
                 }
                 Err(Failure::Destroyed) => {
                     log::error!("somebody deletes the stage: nothing is removed from the store");
@@ -178,15 +184,17 @@ impl Writer {
         self.shared.commands.look();
     }
 
-    /// Goes on without files that could not be read as they were. They are published again, as they are then.
-    fn leave_out(&mut self, batch: &mut Batch, mut indices: Vec<usize>) {
+    /// Goes on without files that could not be read as they were. They are published again, as they are then; those that
+    /// cannot be read at all when somebody asks for what is left.
+    fn leave_out(&mut self, batch: &mut Batch, mut indices: Vec<usize>, unreadable: Option<&str>) {
         indices.sort_unstable();
         for index in indices.into_iter().rev() {
             let entry = batch.entries.remove(index);
             batch.sources.remove(index);
             log::warn!("/{} could not be read as it was; it will be published again", entry.path.escape_ascii());
             self.left_out.insert(entry.inode);
-            self.shared.left_out.lock().push((entry.path, entry.inode));
+            let unreadable = unreadable.map(str::to_string);
+            self.shared.left_out.lock().push(LeftOut { path: entry.path, inode: entry.inode, unreadable });
         }
     }
 
@@ -236,7 +244,7 @@ impl Writer {
         match aggregate.appender.write(self.engine.as_mut(), &plan, inputs, pace) {
             Err(SegmentError::Read(index, error)) => {
                 log::error!("/{}: {error}", entries[index].path.escape_ascii());
-                Err(Failure::Entries(vec![index]))
+                Err(Failure::Unreadable(index, error.to_string()))
             }
             Err(SegmentError::Write(error)) => Err(error.into()),
             Ok(checksums) => Ok((plan, checksums)),

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::{ALIGNMENT, BLOCK_SIZE};
@@ -126,6 +127,26 @@ impl Mapping {
         let start = unsafe { mmap(ptr::null_mut(), padded, ProtFlags::READ, MapFlags::SHARED, file, 0)? };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Mapping { start, length })
+    }
+
+    /// Brings a range of the file into memory, so that reading it there does not kill whom the disk fails. Kernels before 5.14
+    /// cannot say.
+    ///
+    /// # Errors
+    /// `EIO` when the disk does not yield it, or there is no memory.
+    pub fn fetch(&self, offset: u64, end: u64) -> io::Result<()> {
+        assert!(end <= self.length as u64, "{end} of {} bytes", self.length);
+        let first = offset as usize / rustix::param::page_size() * rustix::param::page_size();
+        // SAFETY: the range lies inside the mapping, which stays as long as `self`; this advice changes no content.
+        let fetched = unsafe {
+            let start = self.start.as_ptr().add(first);
+            madvise(start.cast(), end as usize - first, Advice::LinuxPopulateRead)
+        };
+        match fetched {
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(Errno::NOMEM) => Err(Errno::NOMEM.into()),
+            Err(_) => Err(Errno::IO.into()),
+        }
     }
 
     /// The file's bytes.

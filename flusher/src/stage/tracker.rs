@@ -278,7 +278,7 @@ impl Tracker {
         hydrated.lock().retain(|inode, (file, since)| {
             let whole = super::lease::is_whole(std::os::fd::AsFd::as_fd(file));
             if !whole {
-                wanted.push((StagedPath::new(), *inode));
+                wanted.push(LeftOut { path: StagedPath::new(), inode: *inode, unreadable: None });
             }
             whole && since.elapsed() < HYDRATION_SETTLES
         });
@@ -323,17 +323,26 @@ impl Tracker {
         &self.failing
     }
 
-    /// Publishes files again that were left out of a batch: they are known by inode, their names may have changed.
-    pub fn publish_again(&mut self, left_out: &[(StagedPath, u64)]) {
-        for (path, inode) in left_out {
+    /// Publishes files again that were left out of a batch: they are known by inode, their names may have changed. Those that
+    /// cannot be read wait until [`Tracker::recheck_unfinished`].
+    pub fn publish_again(&mut self, left_out: &[LeftOut]) {
+        for LeftOut { path, inode, unreadable } in left_out {
             let is_it = |held: &Held| held.inode == *inode;
             let name = if self.held.get(path).is_some_and(is_it) {
                 Some(path.clone())
             } else {
                 self.held.iter().find(|(_, held)| is_it(held)).map(|(name, _)| name.clone())
             };
-            if let Some(name) = name {
-                self.mark_dirty(name);
+            match (name, unreadable) {
+                (None, _) => {}
+                (Some(name), None) => self.mark_dirty(name),
+                (Some(name), Some(reason)) => {
+                    // What was written to it meanwhile is tried as it comes.
+                    if !self.dirty.contains_key(&name) {
+                        self.unhold(&name);
+                        self.failing.insert(name, reason.clone());
+                    }
+                }
             }
         }
     }
@@ -1451,6 +1460,17 @@ impl Scan {
         }
         self.gone_directories.push(path);
     }
+}
+
+/// A file that a batch was published without.
+#[derive(Clone, Debug)]
+pub struct LeftOut {
+    /// Its name in the batch.
+    pub path: StagedPath,
+    /// Which file it is.
+    pub inode: u64,
+    /// Why it cannot be read; nothing when it had changed.
+    pub unreadable: Option<String>,
 }
 
 /// A batch in the making.

@@ -24,13 +24,22 @@ pub enum Program {
     Rewrites,
     /// Appends to one file.
     Appends,
+    /// As `Alternates`, but every checkpoint is written by a forked child, as databases do.
+    Forks,
     /// Everything that the others do, links, and removals, in no order.
     Mixes,
 }
 
 /// All of them.
-pub const PROGRAMS: [Program; 6] =
-    [Program::Renames, Program::Alternates, Program::Rotates, Program::Rewrites, Program::Appends, Program::Mixes];
+pub const PROGRAMS: [Program; 7] = [
+    Program::Renames,
+    Program::Alternates,
+    Program::Rotates,
+    Program::Rewrites,
+    Program::Appends,
+    Program::Forks,
+    Program::Mixes,
+];
 
 /// How bytes get into a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +96,7 @@ impl Plan {
         // What changes without O_TRUNC, or loses its name, is changed on the parallel file system at once.
         let replaced: &[&str] = match program {
             Program::Renames => &["state-0", "state-3"],
-            Program::Alternates => &["state.1"],
+            Program::Alternates | Program::Forks => &["state.1"],
             Program::Rewrites => &["state"],
             Program::Rotates | Program::Appends | Program::Mixes => &[],
         };
@@ -113,7 +122,7 @@ impl Plan {
                 self.steps.push(Step::Replace(format!("state-{number}"), bytes, method));
                 self.steps.push(Step::Point("latest".to_string(), format!("state-{number}")));
             }
-            Program::Alternates => self.steps.push(Step::Save(state(number % 2), bytes, method)),
+            Program::Alternates | Program::Forks => self.steps.push(Step::Save(state(number % 2), bytes, method)),
             Program::Rotates => {
                 let known = self.names();
                 let old = (0..2).rev().filter(|index| known.contains(&state(*index)));

@@ -11,9 +11,11 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use super::model::State;
-use super::{Method, Plan, Step};
+use super::{Method, Plan, Program, Step};
+use crate::process;
 
 /// How far a program has come, by its journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,8 +29,17 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Reads a journal; one that is not there says that nothing was done.
+    /// Reads a journal; one that is not there says that nothing was done. Waits until no process of the program is left.
+    ///
+    /// # Panics
+    /// When one does not end.
     pub fn read(journal: &Path) -> Progress {
+        let deadline = Instant::now() + process::LIMIT;
+        // A child that a killed program leaves behind dies by itself, but perhaps a moment later.
+        while File::open(journal).is_ok_and(|journal| journal.try_lock().is_err()) {
+            assert!(Instant::now() < deadline, "a process of the program does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let mut progress = Progress::default();
         for line in fs::read_to_string(journal).unwrap_or_default().lines() {
             let Some((word, number)) = line.split_once(' ') else { continue };
@@ -50,6 +61,8 @@ impl Progress {
 /// When a call fails or reads what it must not.
 pub fn perform(plan: &Plan, steps: std::ops::Range<usize>, directory: &Path, journal: &Path) {
     let mut journal = OpenOptions::new().create(true).append(true).open(journal).expect("the journal is ours");
+    // Children share it.
+    journal.lock_shared().expect("the journal can be locked");
     let mut say = |word: &str, number: usize| {
         journal.write_all(format!("{word} {number}\n").as_bytes()).expect("the journal takes lines");
     };
@@ -59,6 +72,9 @@ pub fn perform(plan: &Plan, steps: std::ops::Range<usize>, directory: &Path, jou
         match step {
             Step::Wait if wait() => say("acknowledged", number),
             Step::Wait => {}
+            step if plan.program == Program::Forks => {
+                in_child(|| act(directory, step)).unwrap_or_else(|error| panic!("{number}, {step:.80?}: {error}"));
+            }
             step => act(directory, step).unwrap_or_else(|error| panic!("{number}, {step:.80?}: {error}")),
         }
         say("end", number);
@@ -74,6 +90,31 @@ pub fn perform(plan: &Plan, steps: std::ops::Range<usize>, directory: &Path, jou
 fn wait() -> bool {
     let program = std::env::var_os("SHEAF").expect("SHEAF names the program");
     Command::new(program).arg("wait").env_remove("LD_PRELOAD").output().is_ok_and(|output| output.status.success())
+}
+
+/// Does something in a forked child, which dies with its parent. If it is killed, so is the parent.
+fn in_child(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    // SAFETY: this process has one thread, so its child may do whatever it may do itself; the child never returns.
+    unsafe {
+        let parent = libc::getpid();
+        match libc::fork() {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // It may have died before.
+                let done = libc::getppid() == parent && work().is_ok();
+                libc::_exit(if done { 0 } else { 1 });
+            }
+            child => {
+                let mut status = 0;
+                libc::waitpid(child, &mut status, 0);
+                if libc::WIFSIGNALED(status) {
+                    libc::kill(parent, libc::SIGKILL);
+                }
+                if status == 0 { Ok(()) } else { Err(io::Error::other("the child has failed")) }
+            }
+        }
+    }
 }
 
 fn act(directory: &Path, step: &Step) -> io::Result<()> {

@@ -15,6 +15,7 @@ mod store;
 mod strangers;
 mod unknown;
 mod unread;
+mod unreadable;
 
 use std::fs;
 use std::os::unix::fs::FileExt;

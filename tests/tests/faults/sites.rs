@@ -2,6 +2,7 @@
 //! nothing hangs, and nothing wrong is read or shown. The list of calls and outcomes is printed.
 
 use std::fs;
+use std::panic::catch_unwind;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -50,15 +51,16 @@ fn assert_whole(scene: &Scene, unreliable: &Unreliable, what: &str) {
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{what}: from the aggregates alone");
 }
 
-/// Drains while one call fails; says how that went.
+/// Drains while one call fails; says how that went: published, published at the second try, or refused aloud and
+/// published by the next flusher.
 fn drained_with(engine: Engine, rule: &str) -> &'static str {
     let (scene, unreliable) = staged(engine);
     unreliable.rule(rule);
     let drained = scene.sheaf(&["drain"]);
     let outcome = match drained.status.code() {
-        Some(0) if String::from_utf8_lossy(&drained.stderr).contains("cannot publish") => "published at the second try",
+        Some(0) if String::from_utf8_lossy(&drained.stderr).contains("cannot publish") => "second try",
         Some(0) => "published",
-        Some(_) => "refused aloud, published by the next flusher",
+        Some(_) => "next flusher",
         None => panic!("{engine:?}, {rule}: {}", drained.describe()),
     };
     assert_whole(&scene, &unreliable, &format!("{engine:?}, {rule}"));
@@ -73,27 +75,47 @@ fn calls(engine: Engine) -> Vec<String> {
     unreliable.log().split_off(before)
 }
 
+/// How a drain ends for each of these errors of one call, in order; prints it as a row of a table.
+fn row(engine: Engine, (index, call): (usize, &str), errors: &[(&str, i32)]) -> Vec<String> {
+    let number = index + 1;
+    let outcome = |(name, error): &(&str, i32)| {
+        let drained = catch_unwind(|| drained_with(engine, &format!("* {number} {error}")));
+        (name.to_string(), drained.unwrap_or("WRONG"))
+    };
+    let outcomes: Vec<_> = errors.iter().map(outcome).collect();
+    let columns: Vec<_> = ERRORS
+        .iter()
+        .map(|(name, _)| outcomes.iter().find(|(known, _)| known == name).map_or("", |(_, outcome)| outcome))
+        .collect();
+    println!("| {engine:?} {number} | {call} | {} |", columns.join(" | "));
+    let wrong = outcomes.iter().filter(|(_, outcome)| *outcome == "WRONG");
+    wrong.map(|(name, _)| format!("{engine:?}, call {number} ({call}), {name}")).collect()
+}
+
+/// `scripts/fault-sites.sh` writes the whole table that this makes into `tests/SITES.md`.
 #[test]
 fn every_call_on_the_store_fails_once() {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let all = std::env::var_os("SHEAF_TEST_ALL_ERRORS").is_some();
+    println!("| call | what | {} |", ERRORS.map(|(name, _)| name).join(" | "));
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    let mut wrong = Vec::new();
     for engine in [Engine::IoUring, Engine::Pwrite] {
         let calls = calls(engine);
         assert!(calls.len() > 20, "{engine:?}: {calls:?}");
         for (index, call) in calls.iter().enumerate() {
             // With the tests, one in eight, with one error each.
-            if !all && !random.random_bool(0.12) {
-                continue;
-            }
             let chosen = random.random_range(0..ERRORS.len());
-            for (name, number) in ERRORS.iter().skip(if all { 0 } else { chosen }).take(if all { 5 } else { 1 }) {
-                let outcome = drained_with(engine, &format!("* {} {number}", index + 1));
-                println!("{engine:?}: call {} ({call}) fails with {name}: {outcome}", index + 1);
+            if all {
+                wrong.extend(row(engine, (index, call), &ERRORS));
+            } else if random.random_bool(0.12) {
+                wrong.extend(row(engine, (index, call), &ERRORS[chosen..=chosen]));
             }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 /// What file systems may lack, and writes that always take half.
