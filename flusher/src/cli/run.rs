@@ -173,9 +173,21 @@ fn greet_flusher(settings: &Settings) {
     if !stage.exists() && !settings.store.exists() {
         return;
     }
-    let greeted = client::connect_or_start(settings, &stage).and_then(|client| client.request(Kind::Hello, &[]));
-    if let Err(error) = greeted {
-        eprintln!("sheaf: warning: {error}");
+    let was_there = stage.exists();
+    let greeted = client::connect_or_start(settings, &stage).and_then(|client| {
+        client.request(Kind::Hello, &[])?;
+        Ok(client)
+    });
+    match greeted {
+        Err(error) => eprintln!("sheaf: warning: {error}"),
+        // Mirrors that an earlier run has left show what other nodes have published since, as soon as this is answered. What it
+        // answers concerns the program, if it comes to that.
+        Ok(client) if was_there => {
+            for pattern in &settings.patterns {
+                let _ = client.request(Kind::Populate, sheaf_common::pattern::fixed_prefix(pattern));
+            }
+        }
+        Ok(_) => {}
     }
 }
 

@@ -18,7 +18,7 @@ use crate::stage::mirror::{self, Extent};
 use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
 use crate::stage::tracker::{BATCH_FILES_MAX, StagedPath, Stubs, Tracker, is_at_or_below};
-use crate::store::Node;
+use crate::store::{Node, Store, split};
 
 /// How long finished work may wait for more, before it is written.
 const BATCH_DELAY: Duration = Duration::from_millis(200);
@@ -275,9 +275,74 @@ impl Watcher {
                 // Nothing has been hydrated or evicted yet, and every stub has the times that were noted for it.
                 self.shared.stage.forget_all_times()?;
             }
+            let outcome = self.catch_up();
             self.shared.reading.compared();
+            outcome?;
         }
         self.remove_replaced()
+    }
+
+    /// Has the tree show what other nodes have published since its mirrors were made. Names that a mirror lacks come into it
+    /// once, before anybody is answered: later on their absence is the news. What cannot be shown is left as it was.
+    fn catch_up(&mut self) -> io::Result<()> {
+        let shared = self.shared.clone();
+        let store = shared.store.read();
+        let mut handled = Vec::new();
+        for (path, inode) in self.tracker.take_outdated() {
+            let outcome = self.supersede(&store, &path, inode);
+            let what = match outcome {
+                Ok(true) => "another node's newer version has taken its place".to_string(),
+                Ok(false) => "another node has a newer version, but it is in use".to_string(),
+                Err(error) => format!("another node's newer version cannot take its place: {error}"),
+            };
+            log::info!("/{}: {what}", path.escape_ascii());
+            handled.push(path);
+        }
+        let wanted = if shared.reading.is_compared() { Vec::new() } else { self.missing(&store) };
+        for (path, node) in wanted {
+            let mut know = |inode| {
+                if let Node::File(version) = node {
+                    shared.stubs.lock().insert(inode, version.clone());
+                }
+            };
+            let wanted = (&path[..], node);
+            if let Err(error) = mirror::add(&shared.stage, &mut self.tracker, store.view(), wanted, &mut know) {
+                log::error!("/{}, which another node has published, cannot be shown: {error}", path.escape_ascii());
+            }
+            handled.push(path);
+        }
+        self.tracker.caught_up(&handled)
+    }
+
+    /// Names in mirrors that another node has published and that this node neither has nor took away.
+    fn missing<'a>(&self, store: &'a Store) -> Vec<(StagedPath, &'a Node)> {
+        let Some(removals) = self.tracker.removals() else { return Vec::new() };
+        let is_removed = |path: &[u8]| {
+            let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+            removals.contains(path) || ends.into_iter().any(|end| removals.contains(&path[..end]))
+        };
+        let is_wanted = |(path, node): &(StagedPath, &Node)| {
+            let is_theirs = !matches!(node, Node::Directory(_)) && store.is_of_another_node(node);
+            is_theirs && !self.tracker.knows(path) && !is_removed(path) && self.tracker.is_mirror(split(path).0)
+        };
+        store.view().iter().filter(is_wanted).collect()
+    }
+
+    fn supersede(&mut self, store: &Store, path: &[u8], inode: u64) -> io::Result<bool> {
+        let (stage, stubs) = (&self.shared.stage, &self.shared.stubs);
+        match store.view().get(path) {
+            Some(Node::File(version)) => {
+                // Known before the file shows as a stub of it.
+                let known = stubs.lock().insert(inode, version.clone());
+                let outcome = mirror::supersede(stage, &mut self.tracker, path, inode, version);
+                if let (Ok(false), Some(known)) = (&outcome, known) {
+                    stubs.lock().insert(inode, known);
+                }
+                outcome
+            }
+            Some(Node::Symlink(link)) => Ok(mirror::supersede_link(stage, &mut self.tracker, path, inode, link)?),
+            _ => Ok(false),
+        }
     }
 
     fn has_room(&self) -> bool {

@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
 
@@ -21,10 +21,12 @@ use super::Stage;
 use super::lease::{self, Lease};
 use super::tracker::{Stubs, Tracker, is_at_or_below, join};
 use crate::aggregate::Attributes;
-use crate::store::{Link, Node, View, split};
+use crate::store::{Link, Node, Version, View, split};
 
 /// Longest name in a directory, in bytes. Only an aggregate that no flusher wrote has longer ones.
 const NAME_MAX: usize = 255;
+/// Name in the stage's scratch directory of what is about to be put into a mirror that is there already.
+const CAUGHT_UP: &str = "caught-up";
 
 /// What is to be populated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,14 +157,19 @@ fn take_group(real: &Path, mirror: &Path) -> u32 {
 
 /// Moves a mirror to its place, also into one whose real directory may not be written to.
 pub(super) fn rename_into(aside: &Path, location: &Path) -> Result<(), Errno> {
+    in_writable(location, || rustix::fs::rename(aside, location))
+}
+
+/// Moves something to its place in a mirror, also where the real directory may not be written to.
+fn in_writable(location: &Path, act: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
     let parent = location.parent().ok_or(Errno::INVAL)?;
-    match rustix::fs::rename(aside, location) {
+    match act() {
         Err(Errno::ACCESS) => {}
         result => return result,
     }
     let mode = Mode::from_raw_mode(fs::metadata(parent).map_err(errno)?.mode() & 0o7777);
     rustix::fs::chmod(parent, mode | Mode::WUSR)?;
-    let result = rustix::fs::rename(aside, location);
+    let result = act();
     rustix::fs::chmod(parent, mode)?;
     result
 }
@@ -252,6 +259,97 @@ fn fill(
         tracker.populated(path, &stat);
     }
     Ok(())
+}
+
+/// Puts a name into a mirror that another node has published since the mirror was made. `know` hears of the stub before anybody
+/// can open it. Never takes the place of anything. False when the name is there by now, or a newer file on its real path.
+///
+/// # Errors
+/// From the file system of the stage.
+pub fn add(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    view: &View,
+    (path, node): (&[u8], &Node),
+    know: &mut dyn FnMut(u64),
+) -> Result<bool, Errno> {
+    if newer_outside(stage, path, node, &absolute(path)) {
+        if fs::symlink_metadata(absolute(path)).is_ok_and(|real| !real.is_dir()) {
+            tracker.superseded_outside(path);
+        }
+        return Ok(false);
+    }
+    let aside = stage.path(layout::SCRATCH).join(CAUGHT_UP);
+    remove_if_there(&aside)?;
+    match other_name(stage, tracker, &view.names(node), path) {
+        Some(first) => fs::hard_link(first, &aside).map_err(errno)?,
+        None => make(&aside, node)?,
+    }
+    let stat = rustix::fs::statat(rustix::fs::CWD, &aside, AtFlags::SYMLINK_NOFOLLOW)?;
+    know(stat.st_ino);
+    tracker.populated(path.to_vec(), &stat);
+    let location = stage.tree_path(path);
+    let moved = in_writable(&location, || {
+        rustix::fs::renameat_with(rustix::fs::CWD, &aside, rustix::fs::CWD, &location, RenameFlags::NOREPLACE)
+    });
+    if moved.is_err() {
+        tracker.not_populated(path);
+        remove_if_there(&aside)?;
+    }
+    match moved {
+        Err(Errno::EXIST) => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+/// Has a file of the tree stand for the newer version that another node has published under its name: the same inode
+/// becomes that version's stub. False when somebody uses the file, or it has changed.
+///
+/// # Errors
+/// From the file system of the stage.
+pub fn supersede(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64, version: &Version) -> io::Result<bool> {
+    let Some(attributes) = look_unused(&stage.tree_path(path), inode) else { return Ok(false) };
+    let Some(file) = open_unused(stage, tracker, path, (inode, &attributes))? else { return Ok(false) };
+    let stat = rustix::fs::fstat(&file)?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
+    drop_data(&file, stat.st_size as u64)?;
+    file.set_len(version.size)?;
+    restore(&file, &version.attributes, version.size > 0)?;
+    tracker.populated(path.to_vec(), &rustix::fs::fstat(&file)?);
+    lease::release(file.as_fd());
+    Ok(true)
+}
+
+/// The same for a symbolic link, which nobody can have open. (A link that a program puts there between the look and the move
+/// is taken for the one that was there.)
+///
+/// # Errors
+/// From the file system of the stage.
+pub fn supersede_link(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    path: &[u8],
+    inode: u64,
+    link: &Link,
+) -> Result<bool, Errno> {
+    let (aside, location) = (stage.path(layout::SCRATCH).join(CAUGHT_UP), stage.tree_path(path));
+    remove_if_there(&aside)?;
+    make_symlink(&aside, link)?;
+    let stat_of = |place: &Path| rustix::fs::statat(rustix::fs::CWD, place, AtFlags::SYMLINK_NOFOLLOW);
+    let stat = stat_of(&aside)?;
+    if !stat_of(&location).is_ok_and(|present| present.st_ino == inode) {
+        return remove_if_there(&aside).map(|()| false);
+    }
+    rename_into(&aside, &location)?;
+    tracker.populated(path.to_vec(), &stat);
+    Ok(true)
+}
+
+fn remove_if_there(place: &Path) -> Result<(), Errno> {
+    match rustix::fs::unlink(place) {
+        Err(Errno::NOENT) => Ok(()),
+        result => result,
+    }
 }
 
 /// Where the same file lies in the tree under another of its `names`, unchanged since it was published.
@@ -381,13 +479,31 @@ fn evict_noted(
     path: &[u8],
     (inode, attributes): (u64, &Attributes),
 ) -> io::Result<bool> {
-    let Ok(file) = open_for_writing(&stage.tree_path(path)) else { return Ok(false) };
-    // A program that changes the mode of such a file cannot open it, and so cannot keep it from being evicted meanwhile.
+    let Some(file) = open_unused(stage, tracker, path, (inode, attributes))? else { return Ok(false) };
+    let stat = rustix::fs::fstat(&file)?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
+    drop_data(&file, stat.st_size as u64)?;
+    restore(&file, attributes, true)?;
+    tracker.evicted(path);
+    lease::release(file.as_fd());
+    Ok(true)
+}
+
+/// Opens a file under a lease that keeps everybody else from opening it. Nothing when somebody has it open, it is another or
+/// has changed. A first look ([`look_unused`]) has said what it is like.
+fn open_unused(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    path: &[u8],
+    (inode, attributes): (u64, &Attributes),
+) -> io::Result<Option<File>> {
+    let Ok(file) = open_for_writing(&stage.tree_path(path)) else { return Ok(None) };
+    // A program that changes the mode of such a file cannot open it, and so cannot keep it from being changed meanwhile.
     if file.metadata()?.mode() & 0o600 == 0 {
-        return Ok(false);
+        return Ok(None);
     }
     if !lease::take_write(file.as_fd()).is_ok_and(|lease| lease == Lease::Granted) {
-        return Ok(false);
+        return Ok(None);
     }
     // Nobody can have the file open now. Whatever was written to it before is in the queue.
     let changes = tracker.watches().drain()?;
@@ -396,14 +512,9 @@ fn evict_noted(
     let is_same = stat.st_ino == inode && stat.st_nlink == 1 && super::tracker::attributes(&stat) == *attributes;
     if tracker.overflowed() || !tracker.is_clean(path) || !is_same {
         lease::release(file.as_fd());
-        return Ok(false);
+        return Ok(None);
     }
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
-    drop_data(&file, stat.st_size as u64)?;
-    restore(&file, attributes, true)?;
-    tracker.evicted(path);
-    lease::release(file.as_fd());
-    Ok(true)
+    Ok(Some(file))
 }
 
 /// What a file is like that no descriptor has open. Files of several names are left alone, too.

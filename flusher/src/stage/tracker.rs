@@ -41,6 +41,8 @@ const TIMESTAMP_GRAIN: Duration = Duration::from_millis(20);
 const NO_BATCH: u64 = u64::MAX;
 /// How long the close event of a hydration may take to be read.
 const HYDRATION_SETTLES: Duration = Duration::from_secs(1);
+/// By how much the clocks of two nodes may differ: of what happened closer together nobody can say which was first.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 /// How often a batch is made anew because a file in it changed while it was made.
 const BATCH_ATTEMPTS: usize = 10;
 
@@ -157,6 +159,10 @@ pub struct Tracker {
     batches: u64,
     /// Files that could not be read, with the reason: tried again while somebody waits for the end.
     failing: BTreeMap<StagedPath, String>,
+    /// Names under which the store has a newer version, of another node, than the tree; with the inodes there.
+    outdated: Vec<(StagedPath, u64)>,
+    /// Whether there are stubs of which nobody knows whose names they took.
+    has_unclear: bool,
     /// What an earlier flusher left unchanged: by inode, the change time and the record that published it.
     proven: HashMap<u64, Proof>,
 }
@@ -203,6 +209,11 @@ fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
+/// Whether a file or link is in the tree with what is in it.
+fn is_resident(stat: &Stat) -> bool {
+    is_symlink(stat) || stat.st_mode & STUB_BIT == 0
+}
+
 fn is_symlink(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Symlink
 }
@@ -243,6 +254,8 @@ impl Tracker {
             batch_bytes_max: BATCH_BYTES_MAX,
             batches: 0,
             failing: BTreeMap::new(),
+            outdated: Vec::new(),
+            has_unclear: false,
             proven: HashMap::new(),
         };
         tracker.proven = tracker.read_proofs();
@@ -763,7 +776,7 @@ impl Tracker {
         let upsets = |change| self.upsets(change, &gone) || (change.is_move() && !scan.orphans.is_empty());
         let is_clear = self.first_position().is_none() && !changes.iter().any(upsets);
         if is_clear {
-            self.match_orphans(store.view(), &mut scan);
+            self.match_orphans(store, &mut scan);
             for path in std::mem::take(&mut scan.gone) {
                 self.operate(Kind::Unlink, &path, b"", Attributes::default());
             }
@@ -773,6 +786,7 @@ impl Tracker {
             for (path, attributes) in std::mem::take(&mut scan.attributes) {
                 self.operate(Kind::SetAttributes, &path, b"", attributes);
             }
+            self.outdated = std::mem::take(&mut scan.outdated);
             scan.changed.sort();
             for (_, path) in scan.changed {
                 self.mark_dirty(path);
@@ -802,7 +816,7 @@ impl Tracker {
                     directories.push(path);
                 } else if let Some(stat) = self.stat(&path) {
                     let stat = self.restore_times(&path, stat);
-                    self.compare(path, &stat, view, &mut scan);
+                    self.compare(path, &stat, store, &mut scan);
                 } else {
                     // Gone since it was listed.
                     continue;
@@ -854,7 +868,9 @@ impl Tracker {
     /// A stub that does not fit what the store holds under its name was renamed shortly before a flusher died. Its
     /// version is one of the same size and time that is not where the store holds it; see [`Lost::take`]. As long as it is
     /// not clear which, none of them is removed.
-    fn match_orphans(&mut self, view: &View, scan: &mut Scan) {
+    fn match_orphans(&mut self, store: &Store, scan: &mut Scan) {
+        let view = store.view();
+        self.has_unclear = false;
         if scan.orphans.is_empty() {
             return;
         }
@@ -882,7 +898,12 @@ impl Tracker {
                 // One more name of a file that is known: it is to be linked.
                 scan.changed.push((change_time_ns(&stat), path));
             } else if let Some(lost) = lost.get(&stub_identity(&stat)) {
+                self.has_unclear = true;
                 scan.gone.retain(|gone| !lost.names.iter().any(|(name, _)| name == gone));
+            } else if view.get(&path).is_some_and(|node| store.is_of_another_node(node)) {
+                // What it stood for is gone from the store: another node has superseded it.
+                scan.outdated.push((path.clone(), stat.st_ino));
+                self.hold(path, Held::new(&stat));
             }
         }
         // By way of names of their own, because one's new name may be another's old one.
@@ -897,7 +918,7 @@ impl Tracker {
     }
 
     /// Directories above every pattern are in the tree only to be walked through: what they lack says nothing.
-    fn is_mirror(&self, directory: &[u8]) -> bool {
+    pub fn is_mirror(&self, directory: &[u8]) -> bool {
         self.stat(directory).is_some_and(|stat| stat.st_mode & sheaf_common::layout::POPULATED_BIT != 0)
     }
 
@@ -914,7 +935,30 @@ impl Tracker {
         self.stat(path).unwrap_or(stat)
     }
 
-    fn compare(&mut self, path: StagedPath, stat: &Stat, view: &View, scan: &mut Scan) {
+    /// Whether the store has a version of another node that is newer than what the tree has under this name. A file that is
+    /// what a superseded record says is older, whatever its change time: it may have been brought back since. Of others the
+    /// change time tells, if it differs by more than clocks do.
+    fn is_outdated(&self, path: &[u8], stat: &Stat, node: &Node, store: &Store) -> bool {
+        let newer_ns = match node {
+            Node::File(version) => version.operation_time_ns,
+            Node::Symlink(link) => link.operation_time_ns,
+            Node::Directory(_) => return false,
+        };
+        if !store.is_of_another_node(node) {
+            return false;
+        }
+        let is_known = |older: &Arc<Version>| {
+            older.operation_time_ns < newer_ns && is_file(stat) && identity(older) == stub_identity(stat)
+        };
+        let changed_ns = change_time_ns(stat);
+        let proof = self.proven.get(&stat.st_ino).filter(|(proven_ns, ..)| *proven_ns == changed_ns);
+        store.view().older(path).any(is_known)
+            || proof.is_some_and(|(.., time_ns)| *time_ns < newer_ns)
+            || is_resident(stat) && changed_ns.max(0) as u64 + (CLOCKS_DIFFER.as_nanos() as u64) < newer_ns
+    }
+
+    fn compare(&mut self, path: StagedPath, stat: &Stat, store: &Store, scan: &mut Scan) {
+        let view = store.view();
         let symlink = is_symlink(stat);
         let stub = !symlink && stat.st_mode & STUB_BIT != 0;
         if stat.st_nlink > 1 {
@@ -928,8 +972,11 @@ impl Tracker {
                     scan.attributes.push((path.clone(), attributes(stat)));
                 }
             }
+            Some(node) if stub && self.is_outdated(&path, stat, node, store) => {
+                scan.outdated.push((path.clone(), stat.st_ino));
+            }
             _ if stub => return scan.orphans.push((path, *stat)),
-            Some(Node::File(version)) if !symlink => {
+            Some(node @ Node::File(version)) if !symlink => {
                 let unchanged = version.inode == stat.st_ino
                     && version.size == stat.st_size as u64
                     && version.change_time_ns != 0
@@ -937,13 +984,19 @@ impl Tracker {
                 let proof = (change_time_ns(stat), version.sequence, version.operation_time_ns);
                 if unchanged || self.proven.get(&stat.st_ino) == Some(&proof) {
                     scan.matched.insert(path.clone());
+                } else if self.is_outdated(&path, stat, node, store) {
+                    scan.outdated.push((path.clone(), stat.st_ino));
                 } else {
                     scan.changed.push((change_time_ns(stat), path.clone()));
                 }
             }
-            Some(Node::Symlink(known)) if symlink => {
+            Some(node @ Node::Symlink(known)) if symlink => {
                 let target = fs::read_link(self.stage.tree_path(&path)).unwrap_or_default();
-                if target.as_os_str().as_bytes() != &known.target[..] {
+                if target.as_os_str().as_bytes() == &known.target[..] {
+                    // As it is.
+                } else if self.is_outdated(&path, stat, node, store) {
+                    scan.outdated.push((path.clone(), stat.st_ino));
+                } else {
                     scan.changed.push((change_time_ns(stat), path.clone()));
                 }
             }
@@ -962,18 +1015,33 @@ impl Tracker {
     pub fn write_proofs(&self, view: &View) -> io::Result<()> {
         let mut text = String::new();
         for path in self.held.keys().filter(|path| self.is_clean(path)) {
-            let (Some(Node::File(version)), Some(stat)) = (view.get(path), self.stat(path)) else { continue };
+            let (Some(node), Some(stat)) = (view.get(path), self.stat(path)) else { continue };
             let changed_ns = change_time_ns(&stat);
             let settled = now_ns().saturating_sub(changed_ns.max(0) as u64) > TIMESTAMP_GRAIN.as_nanos() as u64;
-            let is_same = version.size == stat.st_size as u64 && version.attributes == attributes(&stat);
-            if is_file(&stat) && stat.st_mode & STUB_BIT == 0 && settled && is_same {
-                let (sequence, time_ns) = (version.sequence, version.operation_time_ns);
+            if settled && let Some((sequence, time_ns)) = self.record_of(path, &stat, node) {
                 text.push_str(&format!("{} {changed_ns} {sequence} {time_ns}\n", stat.st_ino));
             }
         }
         let aside = self.stage.path(layout::SCRATCH).join(layout::CLEAN);
         fs::write(&aside, text)?;
         fs::rename(aside, self.stage.path(layout::CLEAN))
+    }
+
+    /// Sequence and time of the record that a file or link in the tree equals.
+    fn record_of(&self, path: &[u8], stat: &Stat, node: &Node) -> Option<(u64, u64)> {
+        match node {
+            Node::File(version) => {
+                let is_same = version.size == stat.st_size as u64 && version.attributes == attributes(stat);
+                let is_whole = is_file(stat) && stat.st_mode & STUB_BIT == 0;
+                (is_whole && is_same).then_some((version.sequence, version.operation_time_ns))
+            }
+            Node::Symlink(link) => {
+                let target = fs::read_link(self.stage.tree_path(path)).ok()?;
+                let is_same = is_symlink(stat) && target.as_os_str().as_bytes() == &link.target[..];
+                is_same.then_some((link.sequence, link.operation_time_ns))
+            }
+            Node::Directory(_) => None,
+        }
     }
 
     /// What the last flusher left; a line that is not understood proves nothing.
@@ -994,6 +1062,67 @@ impl Tracker {
             self.remember_links(&path, stat.st_ino);
         }
         self.hold(path, Held::new(stat));
+    }
+
+    /// The same when it could not be put there.
+    pub fn not_populated(&mut self, path: &[u8]) {
+        self.links.remove(path);
+        self.unhold(path);
+    }
+
+    /// What has been put under these names, or changed there, for what the store holds is no news: published by this node, it would
+    /// be newer than what the other node does with it meanwhile. Whatever else happened to them is.
+    ///
+    /// # Errors
+    /// When the queue cannot be read.
+    pub fn caught_up(&mut self, paths: &[StagedPath]) -> io::Result<()> {
+        let is_as_held = |held: &Held, stat: &Stat| {
+            held.inode == stat.st_ino && held.size == stat.st_size as u64 && held.attributes == attributes(stat)
+        };
+        for path in paths {
+            if let (Some(held), Some(stat)) = (self.held.get(path), self.stat(path))
+                && is_as_held(held, &stat)
+            {
+                self.hold(path.clone(), Held::new(&stat));
+            }
+        }
+        let changes = self.watches.drain()?;
+        self.apply_all(changes)?;
+        for path in paths {
+            if let (Some(held), Some(stat)) = (self.held.get(path), self.stat(path))
+                && held.is_same(&Held::new(&stat))
+            {
+                self.unmark_dirty(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// The names under which the last scan found the store to have a newer version of another node, with their inodes in the
+    /// tree.
+    pub fn take_outdated(&mut self) -> Vec<(StagedPath, u64)> {
+        std::mem::take(&mut self.outdated)
+    }
+
+    /// What this node has removed without having published it yet. Nothing when names have moved, or may have: then nobody can say
+    /// of a name that the tree lacks whether this node took it away.
+    pub fn removals(&self) -> Option<HashSet<&[u8]>> {
+        let mut removed = HashSet::new();
+        for work in self.work.values() {
+            match work {
+                Work::Operation(entry) if entry.kind == Kind::Rename => return None,
+                Work::Operation(entry) if matches!(entry.kind, Kind::Unlink | Kind::RemoveDirectory) => {
+                    removed.insert(&entry.path[..]);
+                }
+                _ => {}
+            }
+        }
+        (!self.has_unclear).then_some(removed)
+    }
+
+    /// Whether anything of this name is known.
+    pub fn knows(&self, path: &[u8]) -> bool {
+        self.held.contains_key(path) || self.dirty.contains_key(path) || self.unfinished.contains(path)
     }
 
     /// Records that the store's version of `path` has been superseded by a newer unmanaged file.
@@ -1416,6 +1545,8 @@ struct Scan {
     changed: Vec<(i64, StagedPath)>,
     /// Stubs whose mode or owner is another than the store's.
     attributes: Vec<(StagedPath, Attributes)>,
+    /// Names under which the store has a newer version, of another node.
+    outdated: Vec<(StagedPath, u64)>,
     /// Stubs that do not fit what the store holds under their name.
     orphans: Vec<(StagedPath, Stat)>,
     /// Names under which the tree has what the store holds.
