@@ -5,7 +5,7 @@
 //! the stage is named after the store's path. A bad value is one line on standard error, and then the library does
 //! nothing. Nothing here may create a file or change the environment.
 
-use core::ffi::{CStr, c_char};
+use core::ffi::{CStr, c_char, c_uint};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
@@ -66,6 +66,8 @@ pub struct Configuration {
     rejected: reject::Table,
     /// The store's canonical path.
     pub store: &'static CStr,
+    /// The effective user when the environment was read: whose the stage is.
+    pub user: c_uint,
     /// The stage directory.
     pub stage: &'static [u8],
     /// The same, for the kernel.
@@ -350,6 +352,7 @@ fn assemble(paths: &'static [u8], log: Log) -> Option<&'static Configuration> {
         stage,
         stage_path,
         stage_parent,
+        user: system::user_id(),
         tree,
         stage_shown: canonical(&mut arena, stage)?.to_bytes(),
         timeout_ms: variable(c"SHEAF_TIMEOUT")

@@ -38,9 +38,9 @@ pub fn exists(configuration: &Configuration) -> bool {
 }
 
 /// What a call fails with whose answer depends on what the store holds at `path`, when nobody could say for `error`;
-/// `Ok` when the store holds nothing at all.
+/// `Ok` when the store holds nothing at all, and for a process that has become another user, to which Sheaf means nothing.
 pub fn refuse(configuration: &Configuration, path: &[u8], error: Errno) -> Result<()> {
-    if !may_hold_names(configuration) {
+    if !may_hold_names(configuration) || system::user_id() != configuration.user {
         return Ok(());
     }
     let process = system::process_id();

@@ -58,6 +58,13 @@ impl Reading {
         self.advance(Known::Compared);
     }
 
+    /// Waits for so long at most until the tree has been compared with the store, and yields whether it has.
+    pub fn await_compared_for(&self, limit: Duration) -> bool {
+        let mut known = self.known.lock();
+        let is_not = |known: &mut Known| *known < Known::Compared;
+        !self.changed.wait_while_for(&mut known, is_not, limit).timed_out()
+    }
+
     /// Waits until the tree has been compared with the store. False when [`Reading::is_given_up`].
     pub fn await_compared(&self, limit: Duration) -> bool {
         let mut known = self.known.lock();

@@ -121,6 +121,7 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             // Whoever asked to drain asked for what was there then.
             shared.draining.store(false, Ordering::SeqCst);
             shared.wake();
+            await_compared(shared, connection)?;
             connection.reply(0, 0, b"")
         }
         Kind::Populate | Kind::PopulateBelow | Kind::Hydrate => match canonical_path(payload) {
@@ -214,6 +215,19 @@ fn answer_sync(shared: &Shared, connection: &Connection, path: &[u8]) -> io::Res
             return connection.reply(status(result), 0, b"");
         }
     }
+}
+
+/// What a program removes before the tree has been compared with the store would not be known for a removal, if another node has
+/// published it. It goes on without that when the store cannot be read.
+fn await_compared(shared: &Shared, connection: &Connection) -> io::Result<()> {
+    let (start, limit) = (Instant::now(), shared.settings.timeout);
+    while !shared.reading.await_compared_for(PROGRESS_INTERVAL / 2) {
+        if shared.reading.is_given_up(limit) || start.elapsed() >= limit {
+            break;
+        }
+        connection.reply(IN_PROGRESS, 0, b"")?;
+    }
+    Ok(())
 }
 
 /// Waits for the watcher's answer, and lets the peer hear that somebody is at work. `None` when `limit` has passed.
