@@ -13,8 +13,8 @@ use sheaf_tests::differential::generate;
 use sheaf_tests::differential::shrink::shrink;
 use sheaf_tests::differential::sides::{Setting, compare, failures};
 
-/// Operations of one run, both sides together.
-const OPERATIONS: usize = 1_000_000;
+/// Operations of one run, both sides together: a million with Sheaf.
+const OPERATIONS: usize = 2_000_000;
 /// Phases of a plan, the last of which only looks, and operations of the others.
 const PHASES: usize = 5;
 const OPERATIONS_OF_PHASE: usize = 2000;
