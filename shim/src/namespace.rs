@@ -738,7 +738,7 @@ unsafe fn make_directory(
 ) -> c_int {
     paths::forget_foreign();
     // SAFETY: the program's path.
-    let entry = match unsafe { paths::resolve(directory, path, Last::Name) } {
+    let mut entry = match unsafe { paths::resolve(directory, path, Last::Name) } {
         Resolution::Foreign => return native(directory, path),
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Ours(entry) => entry,
@@ -746,7 +746,8 @@ unsafe fn make_directory(
     if entry.kind == Kind::Managed {
         return fail(libc::EEXIST);
     }
-    if !entry.is_zone || !entry.has_parent_mirror {
+    // A name that is excluded can be that of a directory with checkpoints in it.
+    if !entry.is_zone || !entry.is_beside_mirror() {
         return redirect::natively(entry, directory, path, native);
     }
     let result =

@@ -205,6 +205,13 @@ impl Entry {
         }
     }
 
+    /// Whether the directory that holds the name has a mirror, also where the name itself is excluded: such a name is not looked
+    /// for in the tree.
+    pub fn is_beside_mirror(&mut self) -> bool {
+        let Slot { tree, other, .. } = &mut *self.scratch;
+        self.has_parent_mirror || other.set(parent(tree.as_bytes())).is_ok() && is_mirror(other.c_str())
+    }
+
     /// Gives the directory that holds the name a mirror; false when there can be none.
     pub fn make_parent_mirror(&mut self, configuration: &Configuration) -> bool {
         if !self.has_parent_mirror {
