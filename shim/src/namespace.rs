@@ -244,6 +244,9 @@ unsafe fn move_real(
         if stat.is_ok_and(|stat| flags & RENAME_EXCHANGE != 0 || paths::is_directory(&stat)) {
             refuse_if_it_holds_names(configuration, new.as_ref(), flags)?;
         }
+        if stat.is_ok_and(|stat| paths::is_directory(&stat)) {
+            await_publication(configuration, new.as_ref())?;
+        }
         return system::rename(source, target, flags);
     };
     let stat = system::statat(source.0, source.1, libc::AT_SYMLINK_NOFOLLOW)?;
@@ -307,6 +310,9 @@ unsafe fn move_directory(
         return system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags);
     }
     refuse_if_it_holds_names(configuration, new.as_ref(), flags)?;
+    if !old.has_mirror() || !has_one_level(old) {
+        await_publication(configuration, new.as_ref())?;
+    }
     if !old.has_mirror() {
         // SAFETY: as above.
         return system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags);
@@ -342,12 +348,31 @@ fn populate_below(configuration: &Configuration, directory: &Entry) -> Result<()
         return Ok(());
     }
     let Err(error) = flusher::populate_below(configuration, directory.canonical()) else { return Ok(()) };
-    // A directory in a directory is a link of it; file systems that do not count them say 1.
-    let has_one_level = system::lstat(directory.real_path()).is_ok_and(|real| real.st_nlink == 2);
-    if directory.has_mirror() && has_one_level {
+    if directory.has_mirror() && has_one_level(directory) {
         return Ok(());
     }
     store::refuse(configuration, directory.canonical(), error)
+}
+
+/// Whether a directory has none in it, each of which is a link of it; file systems that do not count them say 1.
+fn has_one_level(directory: &Entry) -> bool {
+    system::lstat(directory.real_path()).is_ok_and(|real| real.st_nlink == 2)
+}
+
+/// Before directories without mirrors take a name: until it is published that what had the name has moved or was removed,
+/// populating would give them its files, and so would a flusher that starts then.
+fn await_publication(configuration: &Configuration, new: Option<&Entry>) -> Result<()> {
+    let Some(new) = new.filter(|new| new.is_zone) else { return Ok(()) };
+    // In the place of what is no directory the kernel lets none come.
+    let is_refused = new.kind != Kind::Directory && new.real().is_some();
+    if is_refused || !store::exists(configuration) {
+        return Ok(());
+    }
+    // Asked for the name itself, the flusher would make a directory there that the store knows.
+    match flusher::populate(configuration, new.parent()) {
+        Err(error) => store::refuse(configuration, new.canonical(), error),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// A directory whose names are only in the tree looks empty to the kernel: it must not be replaced.

@@ -129,6 +129,8 @@ pub struct Watcher {
     submitted: u64,
     /// Renames that are handed to the writer and not published yet: the batch, both names.
     renaming: Vec<(u64, StagedPath, StagedPath)>,
+    /// The same for removals.
+    removing: Vec<(u64, StagedPath)>,
     /// Batches published when room was last made, and when that was.
     evict_published: u64,
     evict_time: Instant,
@@ -156,6 +158,7 @@ impl Watcher {
             ceiling,
             submitted: 0,
             renaming: Vec::new(),
+            removing: Vec::new(),
             evict_published: 0,
             evict_time: Instant::now(),
             last_recheck: Instant::now(),
@@ -410,7 +413,7 @@ impl Watcher {
     /// only the store holds under the old name: a mirror that was made then would lack it for good. A directory in which
     /// the store holds nothing, and that no such rename concerns, need not wait for the store.
     fn knows_names_in(&self, directory: &[u8]) -> bool {
-        if self.tracker.overflowed() {
+        if self.tracker.overflowed() || self.has_lost_names_in(directory) {
             return false;
         }
         let under_way = self.renaming.iter().map(|(_, from, to)| (from.as_slice(), to.as_slice()));
@@ -423,9 +426,19 @@ impl Watcher {
         is_untouched && self.shared.store.read().view().children(directory).next().is_none()
     }
 
+    /// Whether the store's view still has names that were removed from a directory which has no mirror any more, and so would
+    /// give them to the directory that has taken its name.
+    fn has_lost_names_in(&self, directory: &[u8]) -> bool {
+        let under_way = self.removing.iter().map(|(_, path)| path.as_slice());
+        let mut holders = self.tracker.removed().chain(under_way).map(|path| split(path).0);
+        let concerns = |holder| is_at_or_below(holder, directory) || is_at_or_below(directory, holder);
+        holders.any(|holder| concerns(holder) && !self.tracker.is_mirror(holder))
+    }
+
     fn answer_populates(&mut self) {
         let published = self.shared.published();
         self.renaming.retain(|(batch, ..)| *batch > published);
+        self.removing.retain(|(batch, _)| *batch > published);
         for (directory, extent, reply) in std::mem::take(&mut self.populates) {
             if self.knows_names_in(&directory) {
                 let _ = reply.send(self.populate(&directory, extent));
@@ -470,6 +483,8 @@ impl Watcher {
         self.submitted += 1;
         let renames = batch.entries.iter().filter(|entry| entry.kind == Kind::Rename);
         self.renaming.extend(renames.map(|entry| (self.submitted, entry.path.clone(), entry.target.clone())));
+        let removals = batch.entries.iter().filter(|entry| matches!(entry.kind, Kind::Unlink | Kind::RemoveDirectory));
+        self.removing.extend(removals.map(|entry| (self.submitted, entry.path.clone())));
         log::debug!("batch {}: {} records, {} bytes", self.submitted, batch.entries.len(), batch.bytes);
         let job = Job::Batch(self.submitted, batch);
         self.jobs.send(job).map_err(|_| io::Error::other("the writer thread has ended"))

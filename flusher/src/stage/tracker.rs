@@ -1266,6 +1266,16 @@ impl Tracker {
         })
     }
 
+    /// The names of everything that is removed and in no batch yet.
+    pub fn removed(&self) -> impl Iterator<Item = &[u8]> {
+        self.work.values().filter_map(|work| match work {
+            Work::Operation(entry) if matches!(entry.kind, Kind::Unlink | Kind::RemoveDirectory) => {
+                Some(&entry.path[..])
+            }
+            _ => None,
+        })
+    }
+
     /// Bytes of the held files whose data is in the stage.
     pub fn resident_bytes(&self) -> u64 {
         self.resident_bytes
