@@ -657,7 +657,7 @@ impl Tracker {
     /// Watches a directory whose content is not known, then looks at what is in it.
     fn watch_and_scan(&mut self, path: &[u8]) -> io::Result<()> {
         match self.watches.add(path, &self.stage.tree_path(path)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if is_gone(&error) => {
                 self.missed_directory(path);
                 return Ok(());
             }
@@ -804,7 +804,7 @@ impl Tracker {
         while let Some(directory) = directories.pop() {
             match self.watches.add(&directory, &self.stage.tree_path(&directory)) {
                 // Removed or renamed since it was listed; the queue says which.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if is_gone(&error) => continue,
                 Ok(Some(old)) => self.directory_found(&old, &directory),
                 result => drop(result?),
             }
@@ -1686,10 +1686,15 @@ pub fn join(directory: &[u8], name: &[u8]) -> StagedPath {
     if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
 }
 
+/// Whether a directory is no longer where it was: nothing has its name, or a file or link has it or that of one above.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// The names in a directory of the tree with their kinds; a directory that is gone is empty.
 fn list(stage: &Stage, directory: &[u8]) -> io::Result<Vec<(Vec<u8>, fs::FileType)>> {
     let entries = match fs::read_dir(stage.tree_path(directory)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
         result => result?,
     };
     let mut names = Vec::new();

@@ -339,6 +339,23 @@ fn a_new_directory_whose_parent_moves_before_it_is_watched_is_found() {
 }
 
 #[test]
+fn a_new_directory_whose_name_a_file_or_a_link_took_before_it_is_watched_stops_nothing() {
+    let mut scene = Scene::new();
+    scene.check();
+    for name in ["one", "two"] {
+        fs::create_dir(scene.at(name)).unwrap();
+        fs::write(scene.at(name).join("moved"), b"data").unwrap();
+        fs::rename(scene.at(name), scene.at("away")).unwrap();
+        fs::remove_dir_all(scene.at("away")).unwrap();
+    }
+    fs::write(scene.at("one"), b"file").unwrap();
+    std::os::unix::fs::symlink("one", scene.at("two")).unwrap();
+    fs::write(scene.at("three"), b"file").unwrap();
+    scene.check();
+    assert_eq!(scene.store.view().iter().filter(|(_, node)| !matches!(node, Node::Directory(_))).count(), 3);
+}
+
+#[test]
 fn a_directory_that_took_the_name_of_one_that_moved_is_not_taken_for_it() {
     let mut scene = Scene::new();
     scene.check();
