@@ -453,11 +453,12 @@ impl Tracker {
                 Some(path) if !directory => self.created(path),
                 _ => {}
             },
-            Change::Linked(inode, place) => {
-                if let Some(path) = self.watches.path(&place) {
-                    self.linked(inode, path);
-                }
-            }
+            Change::Linked(inode, place) => match place.map(|place| self.watches.path(&place)) {
+                Some(Some(path)) => self.linked(inode, path),
+                Some(None) => {}
+                // Perhaps the only name that it will have: a scan finds it, while the store has the data under the old one.
+                None => self.overflowed |= self.is_held_stub(inode),
+            },
             // Perhaps only the second half of a move has not been seen: a scan finds directories and stubs again.
             Change::MovedOut(place, directory) if directory || self.is_stub(&place) => self.overflowed = true,
             Change::Deleted(place, directory) | Change::MovedOut(place, directory) => {
@@ -477,6 +478,11 @@ impl Tracker {
             }
         }
         Ok(())
+    }
+
+    fn is_held_stub(&mut self, inode: u64) -> bool {
+        let names = self.held_names_of(inode);
+        names.iter().any(|name| self.held.get(name).is_some_and(|held| !held.resident && !held.symlink))
     }
 
     fn is_stub(&self, place: &Place) -> bool {
@@ -529,17 +535,33 @@ impl Tracker {
     /// A file got another name. By now the name may be gone again, and what was written through it must not be missed.
     fn linked(&mut self, inode: u64, path: StagedPath) {
         self.remember_links(&path, inode);
+        self.link_stub(inode, &path);
         self.mark_dirty(path);
+    }
+
+    /// Records a new name of a stub as long as the name is known by which the store holds its data: that one may be the
+    /// next to go.
+    fn link_stub(&mut self, inode: u64, path: &[u8]) {
+        let is_stub = |held: &&Held| held.inode == inode && !held.resident && !held.symlink;
+        let held_as = |name: &StagedPath| Some((name.clone(), self.held.get(name).filter(is_stub)?.clone()));
+        let Some((target, held)) = self.other_names(path, inode).find_map(held_as) else { return };
+        if self.held.get(path).is_some_and(|known| known.inode == inode) {
+            return;
+        }
+        let entry = Entry { inode, ..record(Kind::HardLink, path, &target, held.attributes.clone()) };
+        self.hold(path.to_vec(), Held { named_at: self.next_position, batch: NO_BATCH, ..held });
+        self.operate_at(self.stamp_ns(Kind::HardLink, path, &target), entry);
     }
 
     /// A new name may be a file that is being written, a link to one that is complete, or a symbolic link; and it may
     /// have moved on since. The next batch looks at what is there.
     fn created(&mut self, path: StagedPath) {
-        let links = self.stat(&path).filter(|stat| stat.st_nlink > 1);
-        if let Some(stat) = links {
-            self.remember_links(&path, stat.st_ino);
+        // A stub is not new: it had a name before, if only for a moment more.
+        let links = self.stat(&path).filter(|stat| stat.st_nlink > 1 || is_file(stat) && !is_resident(stat));
+        match links {
+            Some(stat) => self.linked(stat.st_ino, path),
+            None => self.mark_dirty(path),
         }
-        self.mark_dirty(path);
     }
 
     /// Takes note that `path` is one of several names of an inode, and finds the names that are already held.
@@ -837,16 +859,19 @@ impl Tracker {
     }
 
     /// Whether something happened during a scan that makes it unclear which names the tree lacks. A file that moved
-    /// only matters when it is a stub: others are published anew. (While a stub is not where the store holds it, any move
+    /// or got a name only matters when it is a stub: others are published anew. (While a stub is not where the store holds it, any move
     /// matters: it could be the one that has taken it there, and would take another along when it is applied.)
     fn upsets(&self, change: &Change, gone: &HashSet<&StagedPath>) -> bool {
+        let may_be_stub = |place: &Place| {
+            let stat = self.watches.path(place).and_then(|path| self.stat(&path));
+            stat.is_none_or(|stat| stat.st_mode & STUB_BIT != 0)
+        };
         match change {
-            Change::Overflow | Change::Moved(_, _, true) | Change::MovedOut(..) => true,
+            Change::Overflow | Change::Moved(_, _, true) | Change::MovedOut(..) | Change::Linked(_, None) => true,
+            Change::Linked(_, Some(place)) => may_be_stub(place),
             Change::Moved(from, to, false) => {
                 let from = self.watches.path(from);
-                let may_be_stub = |stat: Option<Stat>| stat.is_none_or(|stat| stat.st_mode & STUB_BIT != 0);
-                from.is_some_and(|from| gone.contains(&from))
-                    && may_be_stub(self.watches.path(to).and_then(|to| self.stat(&to)))
+                from.is_some_and(|from| gone.contains(&from)) && may_be_stub(to)
             }
             _ => false,
         }
@@ -1316,7 +1341,7 @@ impl Tracker {
         match change {
             Change::Closed(place)
             | Change::MovedIn(place, false)
-            | Change::Linked(_, place)
+            | Change::Linked(_, Some(place))
             | Change::Created(place, false) => known(place),
             Change::Moved(from, to, false) => known(from) || known(to),
             Change::Moved(_, _, true) | Change::Overflow => true,
@@ -1361,8 +1386,10 @@ impl Tracker {
             let Some(work) = self.work.remove(&position) else { continue };
             match (work, opened) {
                 (Work::Operation(mut entry), _) => {
-                    if entry.kind == Kind::Rename {
-                        self.commit_rename(position, &entry.target);
+                    match entry.kind {
+                        Kind::Rename => self.commit_rename(position, &entry.target),
+                        Kind::HardLink => self.commit_rename(position, &entry.path),
+                        _ => {}
                     }
                     entry.operation_time_ns = self.operation_time_ns(entry.operation_time_ns);
                     batch.entries.push(entry);
@@ -1465,7 +1492,7 @@ impl Tracker {
     }
 
     /// Another name of the same file, to which `path` can be linked: one that is held as `fits` demands, since before
-    /// `position`, or the record would point to what does not exist yet.
+    /// `position`, or the record would point to what does not exist yet. It may be gone by now.
     fn link_target(
         &self,
         batch: &mut Batch,
@@ -1473,10 +1500,8 @@ impl Tracker {
         inode: u64,
         fits: impl Fn(&StagedPath, &Held) -> bool,
     ) -> Option<StagedPath> {
-        let is_target = |name: &&StagedPath| {
-            self.held.get(*name).is_some_and(|held| held.named_at < position && fits(name, held))
-                && self.is_name_of(name, inode)
-        };
+        let is_target =
+            |name: &&StagedPath| self.held.get(*name).is_some_and(|held| held.named_at < position && fits(name, held));
         let last = batch.targets.get(&inode).filter(|name| *name != path);
         let target = last.into_iter().chain(self.other_names(path, inode)).find(is_target)?.clone();
         batch.targets.insert(inode, target.clone());
@@ -1493,7 +1518,9 @@ impl Tracker {
             return Some(name.clone());
         }
         let present = Held::new(stat);
-        let is_same = |name: &StagedPath, held: &Held| held.is_same(&present) && !self.dirty.contains_key(name);
+        let is_same = |name: &StagedPath, held: &Held| {
+            held.is_same(&present) && !self.dirty.contains_key(name) && self.is_name_of(name, stat.st_ino)
+        };
         self.link_target(batch, (position, path), stat.st_ino, is_same)
     }
 
@@ -1504,7 +1531,8 @@ impl Tracker {
             return;
         }
         self.remember_links(&path, stat.st_ino);
-        let Some(target) = self.link_target(batch, (position, &path), stat.st_ino, |_, _| true) else {
+        let is_stub = |_: &StagedPath, held: &Held| held.inode == stat.st_ino && !held.resident;
+        let Some(target) = self.link_target(batch, (position, &path), stat.st_ino, is_stub) else {
             self.overflowed = true;
             return;
         };
@@ -1515,7 +1543,7 @@ impl Tracker {
         self.hold(path, Held::new(stat));
     }
 
-    /// From the next batch on, the store knows what was renamed to `target` by its new name.
+    /// From the next batch on, the store knows what was renamed or linked to `target` by its new name.
     fn commit_rename(&mut self, position: u64, target: &[u8]) {
         let renamed: Vec<StagedPath> = below(&self.held, target).collect();
         for path in renamed {
@@ -1536,7 +1564,8 @@ impl Tracker {
         entry.inode = stat.st_ino;
         if stat.st_nlink > 1 {
             self.remember_links(&path, stat.st_ino);
-            let is_clean = |name: &StagedPath, _: &Held| !self.dirty.contains_key(name);
+            let is_clean =
+                |name: &StagedPath, _: &Held| !self.dirty.contains_key(name) && self.is_name_of(name, stat.st_ino);
             if let Some(first) = self.link_target(batch, (position, &path), stat.st_ino, is_clean) {
                 (entry.kind, entry.target) = (Kind::HardLink, first);
             }

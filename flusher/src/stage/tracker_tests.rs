@@ -511,6 +511,54 @@ fn a_second_name_of_a_stub_is_recorded() {
     scene.check();
 }
 
+/// Gives a file another name as the library does.
+fn link(scene: &Scene, from: &str, to: &str) {
+    let inode = fs::symlink_metadata(scene.at(from)).unwrap().ino();
+    let aside = scene.stage.path(sheaf_common::layout::LINKS).join(format!("{inode}-1"));
+    fs::hard_link(scene.at(from), &aside).unwrap();
+    fs::rename(&aside, scene.at(to)).unwrap();
+}
+
+/// The store still holds what the stub `a` was, and a scan of the tree agrees.
+fn assert_kept(mut scene: Scene, name: &str) {
+    scene.check();
+    let path = [ZONE, b"/", name.as_bytes()].concat();
+    assert!(matches!(scene.store.view().get(&path), Some(Node::File(version)) if version.size == 4));
+    scene.restart();
+    scene.check();
+}
+
+#[test]
+fn a_stub_that_got_another_name_and_lost_its_own_before_either_was_published_is_kept() {
+    let scene = scene_with_stub();
+    link(&scene, "a", "b");
+    fs::remove_file(scene.at("a")).unwrap();
+    assert_kept(scene, "b");
+}
+
+#[test]
+fn a_stub_that_got_another_name_and_was_replaced_before_either_was_published_is_kept() {
+    let scene = scene_with_stub();
+    fs::write(scene.at("new"), b"other").unwrap();
+    link(&scene, "a", "b");
+    fs::rename(scene.at("new"), scene.at("a")).unwrap();
+    assert_kept(scene, "b");
+}
+
+#[test]
+fn a_stub_that_went_by_several_names_before_any_was_published_is_kept() {
+    let scene = scene_with_stub();
+    fs::create_dir(scene.at("d")).unwrap();
+    link(&scene, "a", "d/b");
+    fs::remove_file(scene.at("a")).unwrap();
+    fs::rename(scene.at("d"), scene.at("e")).unwrap();
+    link(&scene, "e/b", "c");
+    fs::remove_file(scene.at("e/b")).unwrap();
+    fs::write(scene.at("a"), b"other").unwrap();
+    fs::rename(scene.at("c"), scene.at("f")).unwrap();
+    assert_kept(scene, "f");
+}
+
 #[test]
 fn a_stub_whose_move_is_seen_in_two_halves_keeps_its_data() {
     let mut scene = scene_with_stub();

@@ -34,8 +34,9 @@ pub enum Change {
     Moved(Place, Place, IsDirectory),
     /// A name came from outside the tree (`STAGE/scratch`).
     MovedIn(Place, IsDirectory),
-    /// A name came from `STAGE/links`: another name of the file with this inode.
-    Linked(u64, Place),
+    /// A name came from `STAGE/links`: another name of the file with this inode, or nothing if it lies in a directory that
+    /// is not watched.
+    Linked(u64, Option<Place>),
     /// A name left the tree.
     MovedOut(Place, IsDirectory),
     /// Mode, owner, times or link count changed.
@@ -171,12 +172,15 @@ impl Watches {
     /// What a pair of events means, of which the first may be about `STAGE/links`.
     fn understood(&self, change: Change) -> Option<Change> {
         let is_link = |place: &Place| Some(place.watch) == self.links;
+        let linked = |from: &Place| {
+            let number = from.name.split(|byte| *byte == b'-').next().unwrap_or_default();
+            std::str::from_utf8(number).ok()?.parse().ok()
+        };
         match change {
-            Change::MovedOut(from, _) if is_link(&from) => None,
+            Change::MovedOut(from, _) if is_link(&from) => Some(Change::Linked(linked(&from)?, None)),
             Change::Moved(from, to, directory) if is_link(&from) => {
-                let number = from.name.split(|byte| *byte == b'-').next().unwrap_or_default();
-                let inode = std::str::from_utf8(number).ok().and_then(|text| text.parse().ok());
-                Some(inode.map_or(Change::MovedIn(to.clone(), directory), |inode| Change::Linked(inode, to)))
+                let change = linked(&from).map(|inode| Change::Linked(inode, Some(to.clone())));
+                Some(change.unwrap_or(Change::MovedIn(to, directory)))
             }
             change => Some(change),
         }
@@ -300,7 +304,7 @@ mod tests {
             Change::Deleted(place, directory) => format!("deleted {} {directory}", text(place)),
             Change::Moved(from, to, directory) => format!("moved {} {} {directory}", text(from), text(to)),
             Change::MovedIn(place, directory) => format!("in {} {directory}", text(place)),
-            Change::Linked(inode, place) => format!("linked {inode} {}", text(place)),
+            Change::Linked(inode, place) => format!("linked {inode} {}", place.as_ref().map_or("".into(), text)),
             Change::MovedOut(place, directory) => format!("out {} {directory}", text(place)),
             Change::Attributes(place) => format!("attributes {}", text(place)),
             Change::Overflow => "overflow".to_string(),
