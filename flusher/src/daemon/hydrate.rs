@@ -3,11 +3,10 @@
 //! The file stays marked as a stub until every byte is right; on any failure it stays a stub.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -91,27 +90,26 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File) -> Result<(), Errno>
     }
     // The stub's own: a program may have changed them since its version was recorded.
     let attributes = attributes(&rustix::fs::fstat(stub)?);
-    let known = shared.stubs.lock().get(&metadata.ino()).cloned();
-    let Some(version) = known else {
+    if !shared.stubs.knows(metadata.ino()) {
         let text = format!("no version in the store belongs to the stub /{}", path.escape_ascii());
         return Err(failed(shared, text));
-    };
+    }
     let reopened = format!("/proc/self/fd/{}", stub.as_raw_fd());
     let (reader, writer) = open_both(&reopened, metadata.mode())?;
     // A flusher that dies meanwhile leaves the stub with other times: this tells which it had.
     shared.stage.note_times(metadata.ino(), &attributes).map_err(errno)?;
-    match fill_with_room(shared, &version, &writer) {
+    match fill_with_room(shared, &metadata, &writer) {
         Ok(None) => make_resident(shared, &attributes, writer, reader).map_err(errno)?,
         Ok(Some(older)) => {
             let path = path.escape_ascii();
             log::warn!("/{path}: its newest version is damaged; an older one takes its place (SHEAF_DAMAGED)");
-            shared.stubs.lock().remove(&metadata.ino());
+            shared.stubs.forget(metadata.ino());
             // Its close counts as a program's: it is published, and so becomes the newest version.
             mirror::restore(&writer, &older.attributes, false).map_err(errno)?;
         }
         Err(error) => {
-            let _ = writer.set_len(version.size);
-            let _ = mirror::drop_data(&writer, version.size);
+            let _ = writer.set_len(metadata.len());
+            let _ = mirror::drop_data(&writer, metadata.len());
             let _ = mirror::restore(&writer, &attributes, true);
             shared.stage.forget_times(metadata.ino());
             return Err(failed(shared, format!("cannot bring back /{}: {error}", path.escape_ascii())));
@@ -120,21 +118,21 @@ fn hydrate_alone(shared: &Shared, path: &[u8], stub: &File) -> Result<(), Errno>
     // Its version stays known: the file may be evicted again by now, and that is all that tells where its data is.
     shared.stage.forget_times(metadata.ino());
     shared.set_error("hydrate", None);
-    log::debug!("hydrated /{} ({} bytes)", path.escape_ascii(), version.size);
+    log::debug!("hydrated /{} ({} bytes)", path.escape_ascii(), metadata.len());
     Ok(())
 }
 
 /// Fills the file when there is room for it. Others may be faster and take the room that was made: then once more.
-fn fill_with_room(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<Option<Version>> {
+fn fill_with_room(shared: &Shared, stub: &Metadata, writer: &File) -> io::Result<Option<Version>> {
     for _ in 1..ROOM_ATTEMPTS {
-        make_room(shared, version.size);
-        match fill(shared, version, writer) {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => mirror::drop_data(writer, version.size)?,
+        make_room(shared, stub.len());
+        match fill(shared, stub.ino(), writer) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => mirror::drop_data(writer, stub.len())?,
             outcome => return outcome,
         }
     }
-    make_room(shared, version.size);
-    fill(shared, version, writer)
+    make_room(shared, stub.len());
+    fill(shared, stub.ino(), writer)
 }
 
 /// Has the watcher make room for what comes back, and for the little that else is written meanwhile. Without it the
@@ -151,8 +149,8 @@ fn make_room(shared: &Shared, bytes: u64) {
 }
 
 /// Fills a file with its version's data; or with that of an older one, if it is damaged and SHEAF_DAMAGED allows it.
-fn fill(shared: &Shared, version: &Arc<Version>, writer: &File) -> io::Result<Option<Version>> {
-    let reader = shared.store.read().reader(version)?;
+fn fill(shared: &Shared, inode: u64, writer: &File) -> io::Result<Option<Version>> {
+    let reader = shared.stubs.reader(&shared.store.read(), inode)?;
     let fill_from = |reader: &VersionReader| {
         writer.set_len(reader.version().size)?;
         let take = |offset: u64, bytes: &[u8]| {

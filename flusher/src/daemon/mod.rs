@@ -12,10 +12,11 @@ mod reading;
 mod reclaim;
 mod segment;
 mod server;
+mod stubs;
 mod watcher;
 mod writer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,8 +42,9 @@ use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
 use crate::stage::source::LeaseKeeper;
 use crate::stage::tracker::{Hydrated, LeftOut, Tracker};
-use crate::store::{Store, Version};
+use crate::store::Store;
 use clients::Clients;
+use stubs::StubVersions;
 use watcher::{Command, Commands, Left, Watcher};
 use writer::{Job, Writer};
 
@@ -68,8 +70,7 @@ pub struct Shared {
     /// Empty until it has been read whole.
     store: RwLock<Store>,
     reading: reading::Reading,
-    /// Versions of the stubs in the tree, by inode.
-    stubs: Mutex<HashMap<u64, Arc<Version>>>,
+    stubs: StubVersions,
     hydrations: hydrate::Hydrations,
     hydrated: Arc<Mutex<Hydrated>>,
     commands: Commands,
@@ -213,7 +214,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         zones,
         store: RwLock::new(Store::unread(&settings.store)),
         reading: reading::Reading::default(),
-        stubs: Mutex::default(),
+        stubs: StubVersions::default(),
         hydrations: hydrate::Hydrations::default(),
         hydrated: tracker.hydrated(),
         commands: commands.clone(),

@@ -208,12 +208,10 @@ impl Writer {
             result => result?,
         };
         let (id, segment) = self.publish_head(&segment_plan, &checksums)?;
-        let moved = self.shared.store.write().publish_copies(id, &segment, victim.id, copies);
-        // Stubs find their data by these.
-        for version in self.shared.stubs.lock().values_mut() {
-            if let Some(copy) = moved.get(&(version.aggregate, version.sequence)) {
-                *version = copy.clone();
-            }
+        {
+            let mut store = self.shared.store.write();
+            let moved = store.publish_copies(id, &segment, victim.id, copies);
+            self.shared.stubs.moved(&mut store, &moved);
         }
         let aggregate = self.aggregate.as_ref().expect("a segment was published in it");
         planner.copied(aggregate.appender.path(), aggregate.appender.identity(), &segment)?;

@@ -13,12 +13,12 @@ use rustix::io::Errno;
 
 use super::Shared;
 use super::writer::Job;
-use crate::aggregate::Kind;
+use crate::aggregate::{Attributes, Kind};
 use crate::stage::mirror::{self, Extent};
 use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
 use crate::stage::tracker::{BATCH_FILES_MAX, StagedPath, Stubs, Tracker, is_at_or_below};
-use crate::store::{Node, Store, split};
+use crate::store::{Node, Store, Version, split};
 
 /// How long finished work may wait for more, before it is written.
 const BATCH_DELAY: Duration = Duration::from_millis(200);
@@ -270,8 +270,11 @@ impl Watcher {
             return Ok(());
         }
         log::info!("what happened in the stage is not clear from its events: scanning it");
-        let stubs = self.tracker.rescan(&self.shared.store.read())?;
-        self.shared.stubs.lock().extend(stubs);
+        {
+            let store = self.shared.store.read();
+            let stubs = self.tracker.rescan(&store)?;
+            self.shared.stubs.extend(&store, stubs);
+        }
         self.wait_anew();
         if !self.tracker.overflowed() {
             if !self.shared.reading.is_compared() {
@@ -305,7 +308,7 @@ impl Watcher {
         for (path, node) in wanted {
             let mut know = |inode| {
                 if let Node::File(version) = node {
-                    shared.stubs.lock().insert(inode, version.clone());
+                    shared.stubs.insert(&store, inode, version.clone());
                 }
             };
             let wanted = (&path[..], node);
@@ -336,10 +339,10 @@ impl Watcher {
         match store.view().get(path) {
             Some(Node::File(version)) => {
                 // Known before the file shows as a stub of it.
-                let known = stubs.lock().insert(inode, version.clone());
+                let known = stubs.insert(store, inode, version.clone());
                 let outcome = mirror::supersede(stage, &mut self.tracker, path, inode, version);
                 if let (Ok(false), Some(known)) = (&outcome, known) {
-                    stubs.lock().insert(inode, known);
+                    stubs.restore(store, inode, Some(known));
                 }
                 outcome
             }
@@ -461,7 +464,7 @@ impl Watcher {
         self.tracker.has_seen(store.view());
         let outcome = mirror::populate(&self.shared.stage, &mut self.tracker, zones, store.view(), wanted, &mut stubs);
         // Those that were made before it failed are in the tree, too.
-        self.shared.stubs.lock().extend(stubs);
+        self.shared.stubs.extend(&store, stubs);
         outcome
     }
 
@@ -556,32 +559,32 @@ impl Watcher {
         {
             let store = self.shared.store.read();
             for (path, inode, size, attributes) in self.tracker.resident(published) {
-                if let Some(Node::File(version)) = store.view().get(path)
-                    && version.size == size
-                    && version.attributes == *attributes
-                    && size > 0
-                {
-                    candidates.push((version.operation_time_ns, path.clone(), inode, version.clone()));
+                if let Some(version) = same_version(&store, path, size, attributes) {
+                    candidates.push((version.operation_time_ns, path.clone(), (inode, size, attributes.clone())));
                 }
             }
         }
         candidates.sort_by_key(|(time_ns, ..)| *time_ns);
-        for (_, path, inode, version) in candidates {
+        for (_, path, published_as) in candidates {
             if self.tracker.resident_bytes() <= resident_most && Room::look(&self.shared.stage)?.free >= free_least {
                 break;
             }
-            // Known before the file shows as a stub, so that a hydration can never come too early.
-            let known = self.shared.stubs.lock().insert(inode, version);
-            if mirror::evict(&self.shared.stage, &mut self.tracker, &path, inode)? {
-                log::debug!("evicted /{}", path.escape_ascii());
-                continue;
-            }
+            self.evict_one(&path, published_as)?;
+        }
+        Ok(())
+    }
+
+    fn evict_one(&mut self, path: &[u8], (inode, size, attributes): (u64, u64, Attributes)) -> io::Result<()> {
+        let shared = self.shared.clone();
+        let store = shared.store.read();
+        let Some(version) = same_version(&store, path, size, &attributes) else { return Ok(()) };
+        // Known before the file shows as a stub, so that a hydration can never come too early.
+        let known = shared.stubs.insert(&store, inode, version.clone());
+        if mirror::evict(&shared.stage, &mut self.tracker, path, inode)? {
+            log::debug!("evicted /{}", path.escape_ascii());
+        } else {
             // A name that is gone by now may be that of a file which was evicted a moment ago by its other name.
-            let mut stubs = self.shared.stubs.lock();
-            match known {
-                Some(known) => stubs.insert(inode, known),
-                None => stubs.remove(&inode),
-            };
+            shared.stubs.restore(&store, inode, known);
         }
         Ok(())
     }
@@ -607,5 +610,15 @@ impl Watcher {
             answer.is_none()
         });
         Ok(())
+    }
+}
+
+/// The store's version of a staged file, if it is what the file is.
+fn same_version<'a>(store: &'a Store, path: &[u8], size: u64, attributes: &Attributes) -> Option<&'a Arc<Version>> {
+    match store.view().get(path) {
+        Some(Node::File(version)) if size > 0 && version.size == size && version.attributes == *attributes => {
+            Some(version)
+        }
+        _ => None,
     }
 }

@@ -514,9 +514,12 @@ fn a_second_name_of_a_stub_is_recorded() {
 /// Gives a file another name as the library does.
 fn link(scene: &Scene, from: &str, to: &str) {
     let inode = fs::symlink_metadata(scene.at(from)).unwrap().ino();
-    let aside = scene.stage.path(sheaf_common::layout::LINKS).join(format!("{inode}-1"));
+    let aside = scene.stage.path(layout::LINKS).join(format!("{inode}-1"));
     fs::hard_link(scene.at(from), &aside).unwrap();
-    fs::rename(&aside, scene.at(to)).unwrap();
+    let (directory, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::NOREPLACE);
+    if rustix::fs::renameat_with(directory, &aside, directory, scene.at(to), flags).is_err() {
+        fs::remove_file(&aside).unwrap();
+    }
 }
 
 /// The store still holds what the stub `a` was, and a scan of the tree agrees.
@@ -639,22 +642,28 @@ enum Action {
     MakeDirectory(u8),
     RenameDirectory(u8, u8),
     RemoveDirectory(u8),
+    Evict(u8),
     Publish,
     Restart,
 }
 
+fn name_of_any() -> std::ops::Range<u8> {
+    0..12
+}
+
 fn action() -> impl Strategy<Value = Action> {
-    let name = 0..12u8;
+    let name = name_of_any();
     let directory = 0..3u8;
     prop_oneof![
         6 => (name.clone(), 0..5000u16).prop_map(|(a, size)| Action::Write(a, size)),
         4 => (name.clone(), name.clone()).prop_map(|(a, b)| Action::Rename(a, b)),
         2 => name.clone().prop_map(Action::Remove),
-        1 => (name.clone(), name.clone()).prop_map(|(a, b)| Action::Link(a, b)),
+        2 => (name.clone(), name.clone()).prop_map(|(a, b)| Action::Link(a, b)),
         1 => (name.clone(), name).prop_map(|(a, b)| Action::Symlink(a, b)),
         2 => directory.clone().prop_map(Action::MakeDirectory),
         1 => (directory.clone(), directory.clone()).prop_map(|(a, b)| Action::RenameDirectory(a, b)),
         1 => directory.prop_map(Action::RemoveDirectory),
+        3 => name_of_any().prop_map(Action::Evict),
         3 => Just(Action::Publish),
         1 => Just(Action::Restart),
     ]
@@ -665,17 +674,37 @@ fn name(number: u8) -> String {
     if number < 6 { format!("f{number}") } else { format!("d{}/f{}", number % 3, number) }
 }
 
+fn is_stub(scene: &Scene, name: &str) -> bool {
+    fs::metadata(scene.at(name)).is_ok_and(|metadata| metadata.is_file() && metadata.mode() & layout::STUB_BIT != 0)
+}
+
+/// Writes a file, through links. A stub is replaced: it would be brought back first.
+fn write(scene: &Scene, name: &str, content: &[u8]) {
+    if !is_stub(scene, name) {
+        return drop(fs::write(scene.at(name), content));
+    }
+    let aside = scene.stage.path("scratch").join("aside");
+    fs::write(&aside, content).unwrap();
+    fs::rename(&aside, scene.at(name).canonicalize().unwrap()).unwrap();
+}
+
+/// Evicts a file if it is published as it is and holds anything.
+fn evict(scene: &mut Scene, name: &str) {
+    let path = [ZONE, b"/", name.as_bytes()].concat();
+    let resident = scene.tracker.resident(u64::MAX - 1).find(|(held, _, size, _)| **held == path && *size > 0);
+    let Some(inode) = resident.map(|(_, inode, ..)| inode) else { return };
+    super::mirror::evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap();
+}
+
 fn perform(scene: &mut Scene, action: &Action) {
     // Impossible actions fail as they would for a program; that is part of the game.
     match action {
-        Action::Write(a, size) => drop(fs::write(scene.at(&name(*a)), vec![1; usize::from(*size)])),
+        Action::Write(a, size) => write(scene, &name(*a), &vec![1; usize::from(*size)]),
         Action::Rename(a, b) => drop(fs::rename(scene.at(&name(*a)), scene.at(&name(*b)))),
         Action::Remove(a) => drop(fs::remove_file(scene.at(&name(*a)))),
         Action::Link(a, b) => {
             if fs::symlink_metadata(scene.at(&name(*a))).is_ok_and(|metadata| metadata.is_file()) {
-                drop(fs::hard_link(scene.at(&name(*a)), scene.at(&name(*b))));
-                // A link that is made, written through and removed before the tracker looks is a known limit.
-                scene.follow();
+                link(scene, &name(*a), &name(*b));
             }
         }
         Action::Symlink(a, b) => drop(symlink(name(*a), scene.at(&name(*b)))),
@@ -686,6 +715,7 @@ fn perform(scene: &mut Scene, action: &Action) {
         }
         Action::RenameDirectory(a, b) => drop(fs::rename(scene.at(&format!("d{a}")), scene.at(&format!("d{b}")))),
         Action::RemoveDirectory(d) => drop(fs::remove_dir(scene.at(&format!("d{d}")))),
+        Action::Evict(a) => evict(scene, &name(*a)),
         Action::Publish => drop(scene.publish()),
         Action::Restart => {
             // A flusher dies; what it had read of the queue and not published dies with it.
