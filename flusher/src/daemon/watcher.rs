@@ -17,7 +17,7 @@ use crate::aggregate::{Attributes, Kind};
 use crate::stage::mirror::{self, Extent};
 use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
-use crate::stage::tracker::{BATCH_FILES_MAX, StagedPath, Stubs, Tracker, is_at_or_below};
+use crate::stage::tracker::{BATCH_FILES_MAX, Haste, StagedPath, Stubs, Tracker, is_at_or_below};
 use crate::store::{Node, Store, Version, split};
 
 /// How long finished work may wait for more, before it is written.
@@ -263,7 +263,7 @@ impl Watcher {
     fn scan(&mut self) -> io::Result<()> {
         self.tracker.forget_files();
         while self.tracker.first_position().is_some() && self.has_room() {
-            self.submit_one()?;
+            self.submit_one(Haste::Awaited)?;
             self.tracker.forget_files();
         }
         if self.tracker.first_position().is_some() || self.shared.published() < self.submitted {
@@ -471,15 +471,19 @@ impl Watcher {
     /// Makes batches while there is something to write and room for it.
     fn submit(&mut self) -> io::Result<()> {
         while self.has_room() && self.is_due() && !self.tracker.overflowed() {
-            self.submit_one()?;
+            let haste = self.haste();
+            self.submit_one(haste)?;
             self.assign_batches();
+            if haste == Haste::None && self.tracker.is_held_back() {
+                break;
+            }
         }
         self.assign_batches();
         Ok(())
     }
 
-    fn submit_one(&mut self) -> io::Result<()> {
-        let batch = self.tracker.next_batch()?;
+    fn submit_one(&mut self, haste: Haste) -> io::Result<()> {
+        let batch = self.tracker.next_batch(haste)?;
         if batch.entries.is_empty() {
             return Ok(());
         }
@@ -495,10 +499,14 @@ impl Watcher {
 
     fn is_due(&self) -> bool {
         let Some(oldest) = self.tracker.oldest_work() else { return false };
-        let wanted = !self.populates.is_empty()
+        self.haste() == Haste::Awaited || oldest.elapsed() >= BATCH_DELAY || self.tracker.waiting() >= BATCH_FILES_MAX
+    }
+
+    fn haste(&self) -> Haste {
+        let is_awaited = !self.populates.is_empty()
             || !self.rooms.is_empty()
             || self.waiters.iter().any(|waiter| waiter.batch.is_none());
-        wanted || oldest.elapsed() >= BATCH_DELAY || self.tracker.waiting() >= BATCH_FILES_MAX
+        if is_awaited { Haste::Awaited } else { Haste::None }
     }
 
     /// A waiter whose last piece of work is in a batch waits for the newest batch.

@@ -45,6 +45,16 @@ pub enum Opened {
     Failed(String),
 }
 
+impl Opened {
+    /// Bytes of data that go into a batch.
+    pub fn size(&self) -> u64 {
+        match self {
+            Opened::Ready(source, _) | Opened::Unclosed(source, _) => source.size(),
+            _ => 0,
+        }
+    }
+}
+
 /// A leased file, or the copy that stands in for it.
 #[derive(Debug)]
 pub struct Source {

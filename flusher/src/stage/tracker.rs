@@ -43,6 +43,8 @@ const NO_BATCH: u64 = u64::MAX;
 const HYDRATION_SETTLES: Duration = Duration::from_secs(1);
 /// By how much the clocks of two nodes may differ: of what happened closer together nobody can say which was first.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
+/// How long what came after a complete file waits while somebody writes to that file again.
+const HOLD_BACK_MAX: Duration = Duration::from_secs(2);
 /// How often a batch is made anew because a file in it changed while it was made.
 const BATCH_ATTEMPTS: usize = 10;
 
@@ -96,8 +98,27 @@ pub type Stubs = Vec<(u64, Arc<Version>)>;
 /// Something that happened and is not in a batch yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Work {
-    File(StagedPath),
+    /// A file, with the position at which it was complete first since it was in a batch, if it was.
+    File(StagedPath, Option<u64>),
     Operation(Entry),
+}
+
+impl Work {
+    fn complete_at(&self) -> Option<u64> {
+        match self {
+            Work::File(_, complete_at) => *complete_at,
+            Work::Operation(_) => None,
+        }
+    }
+}
+
+/// Whether somebody waits for what the next batch publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// Nobody does: it can wait for a file that is written again.
+    None,
+    /// It is made of what there is.
+    Awaited,
 }
 
 /// A cut through the stage's history, ready to be written as one segment.
@@ -144,6 +165,10 @@ pub struct Tracker {
     links: Links,
     /// Closed once, but open for writing again (or never closed yet).
     unfinished: HashSet<StagedPath>,
+    /// For which file, complete once and open for writing again, newer work waits, and since when work does.
+    held_back: Option<(StagedPath, Instant)>,
+    /// Files that stayed open for so long that nothing waits for them any more.
+    left_open: HashSet<StagedPath>,
     /// Files that are to be published as they are, even if somebody writes to them.
     wanted_now: HashSet<StagedPath>,
     /// Own hydrations whose close event is still to come: inode to the leased descriptor.
@@ -243,6 +268,8 @@ impl Tracker {
             work: BTreeMap::new(),
             links: Links::default(),
             unfinished: HashSet::new(),
+            held_back: None,
+            left_open: HashSet::new(),
             wanted_now: HashSet::new(),
             hydrated: Arc::default(),
             next_position: 1,
@@ -379,21 +406,36 @@ impl Tracker {
     }
 
     fn mark_dirty(&mut self, path: StagedPath) {
+        self.mark_dirty_since(path, None);
+    }
+
+    /// The same for a file that is complete now.
+    fn mark_complete(&mut self, path: StagedPath) {
+        self.mark_dirty_since(path, Some(self.next_position));
+    }
+
+    /// The same for one that was complete first at a position.
+    fn mark_dirty_since(&mut self, path: StagedPath, complete_at: Option<u64>) {
         let position = self.position();
         self.unfinished.remove(&path);
         self.failing.remove(&path);
-        if let Some(old) = self.dirty.insert(path.clone(), position) {
-            self.work.remove(&old);
-        }
-        self.work.insert(position, Work::File(path));
+        let old = self.dirty.insert(path.clone(), position).and_then(|old| self.work.remove(&old));
+        let since = old.as_ref().and_then(Work::complete_at).or(complete_at);
+        self.work.insert(position, Work::File(path, since));
     }
 
-    fn unmark_dirty(&mut self, path: &[u8]) -> bool {
+    /// What the name had to be published for, if anything.
+    fn unmark_dirty(&mut self, path: &[u8]) -> Option<Work> {
         self.unfinished.remove(path);
         self.failing.remove(path);
-        match self.dirty.remove(path) {
-            Some(position) => self.work.remove(&position).is_some(),
-            None => false,
+        self.dirty.remove(path).and_then(|position| self.work.remove(&position))
+    }
+
+    /// Whether a name has, or has had since it was in a batch, complete content.
+    fn was_complete(&self, path: &[u8]) -> bool {
+        match self.dirty.get(path).and_then(|position| self.work.get(position)) {
+            Some(work) => work.complete_at().is_some(),
+            None => self.held.contains_key(path),
         }
     }
 
@@ -512,9 +554,9 @@ impl Tracker {
         }
         // What was written through one name is to be read under the others, whatever becomes of this one.
         for name in self.known_others(&path).into_iter().chain(self.named_since(&path)) {
-            self.mark_dirty(name);
+            self.mark_complete(name);
         }
-        self.mark_dirty(path);
+        self.mark_complete(path);
     }
 
     /// The other names that the file of this name is known to have, or had.
@@ -536,7 +578,16 @@ impl Tracker {
     fn linked(&mut self, inode: u64, path: StagedPath) {
         self.remember_links(&path, inode);
         self.link_stub(inode, &path);
-        self.mark_dirty(path);
+        self.mark_named(path);
+    }
+
+    /// A new name of a file with several is complete if one of the others is.
+    fn mark_named(&mut self, path: StagedPath) {
+        let is_complete = self.links.names_with(&path).any(|name| *name != path && self.was_complete(name));
+        match is_complete {
+            true => self.mark_complete(path),
+            false => self.mark_dirty(path),
+        }
     }
 
     /// Records a new name of a stub as long as the name is known by which the store holds its data: that one may be the
@@ -589,6 +640,7 @@ impl Tracker {
         self.unmark_dirty(path);
         self.forget_link(path);
         self.wanted_now.remove(path);
+        self.left_open.remove(path);
         if let Some(held) = self.unhold(path) {
             self.operate(Kind::Unlink, path, b"", held.attributes);
         }
@@ -604,8 +656,9 @@ impl Tracker {
     }
 
     fn moved(&mut self, from: &[u8], to: &[u8]) {
-        let was_dirty = self.unmark_dirty(from);
-        let was_unfinished = !was_dirty && !self.held.contains_key(from);
+        let waited = self.unmark_dirty(from);
+        self.left_open.remove(from);
+        let was_unfinished = waited.is_none() && !self.held.contains_key(from);
         self.unmark_dirty(to);
         self.forget_link(to);
         self.links.rename(from, to);
@@ -628,8 +681,11 @@ impl Tracker {
             self.attributes_changed(to);
         }
         // An older published version under `to` stays until the file that took its name is complete and published.
-        if was_dirty || was_unfinished {
+        if waited.is_some() || was_unfinished {
             self.created(to.to_vec());
+        }
+        if let Some(complete_at) = waited.and_then(|work| work.complete_at()) {
+            self.mark_dirty_since(to.to_vec(), Some(complete_at));
         }
         // Two names that were exchanged, or a new file: the events of an exchange are those of two moves, of which the
         // second would take away what the first has brought.
@@ -760,8 +816,8 @@ impl Tracker {
         let mut dirty = take_below(&mut self.dirty, from);
         dirty.sort_by_key(|(_, position)| *position);
         for (path, position) in dirty {
-            self.work.remove(&position);
-            self.mark_dirty(renamed(&path));
+            let complete_at = self.work.remove(&position).and_then(|work| work.complete_at());
+            self.mark_dirty_since(renamed(&path), complete_at);
         }
         for path in moved {
             if self.links.is_one_of_several(&path) {
@@ -771,7 +827,7 @@ impl Tracker {
             }
         }
         let inside = |path: &[u8]| path.starts_with(from) && path.get(from.len()) == Some(&b'/');
-        for paths in [&mut self.unfinished, &mut self.wanted_now] {
+        for paths in [&mut self.unfinished, &mut self.wanted_now, &mut self.left_open] {
             let follow = |path: StagedPath| if inside(&path) { renamed(&path) } else { path };
             *paths = std::mem::take(paths).into_iter().map(follow).collect();
         }
@@ -786,7 +842,10 @@ impl Tracker {
     /// # Errors
     /// When the tree cannot be watched or read.
     pub fn rescan(&mut self, store: &Store) -> io::Result<Stubs> {
-        assert!(self.work.values().all(|work| matches!(work, Work::File(_))), "operations are published before a scan");
+        assert!(
+            self.work.values().all(|work| matches!(work, Work::File(..))),
+            "operations are published before a scan"
+        );
         self.has_seen(store.view());
         // Until the scan has come to its end.
         self.overflowed = true;
@@ -885,6 +944,8 @@ impl Tracker {
         self.resident_bytes = 0;
         self.links.clear();
         self.unfinished.clear();
+        self.left_open.clear();
+        self.held_back = None;
         self.failing.clear();
         self.dirty.clear();
         self.work.retain(|_, work| matches!(work, Work::Operation(_)));
@@ -1180,18 +1241,27 @@ impl Tracker {
         self.held.contains_key(path) && !self.dirty.contains_key(path) && !self.unfinished.contains(path)
     }
 
-    /// Makes the next batch: a prefix of the order of events, with its files leased. Empty when nothing is ready.
+    /// Makes the next batch: a prefix of the order of events, with its files leased. Empty when nothing is ready, or when it
+    /// can wait and a file that was complete has to come first.
     ///
     /// # Errors
     /// When the queue or a staged file cannot be read.
-    pub fn next_batch(&mut self) -> io::Result<Batch> {
+    pub fn next_batch(&mut self, haste: Haste) -> io::Result<Batch> {
         let (markers, was_overflowed) = (self.markers(), self.overflowed);
         let mut minimum_end = 0;
+        if haste == Haste::None && self.is_held_back() {
+            self.oldest_work = Some(Instant::now());
+            return Ok(Batch::default());
+        }
         for _ in 0..BATCH_ATTEMPTS {
-            let candidate = self.open_prefix(minimum_end);
+            let mut candidate = self.open_prefix(minimum_end);
+            let is_held_back = haste == Haste::None && self.hold_back(&mut candidate, minimum_end);
             let changes = self.watches.drain()?;
             if !changes.iter().any(|change| self.touches(change, &candidate)) {
                 let mut batch = self.commit(candidate);
+                if !is_held_back {
+                    self.held_back = None;
+                }
                 // Nothing that happened may be forgotten, and no batch: after an error a scan finds the rest.
                 self.overflowed |= batch.is_err();
                 if let Err(error) = self.apply_all(changes) {
@@ -1359,7 +1429,7 @@ impl Tracker {
         let prefix: Vec<_> = self.work.iter().enumerate().take_while(within).map(|(_, item)| item).collect();
         for (&position, work) in prefix.into_iter().rev() {
             let opened = match work {
-                Work::File(path) => self.open_source(path).unwrap_or_else(|error| Opened::Failed(error.to_string())),
+                Work::File(path, _) => self.open_source(path).unwrap_or_else(|error| Opened::Failed(error.to_string())),
                 Work::Operation(_) => Opened::Gone,
             };
             if let Opened::Ready(source, _) = &opened {
@@ -1370,6 +1440,40 @@ impl Tracker {
         candidate.items.reverse();
         candidate.cut_to_size(minimum_end, self.batch_bytes_max);
         candidate
+    }
+
+    /// Leaves out of a candidate what came after the completion of a file that somebody has opened for writing again before
+    /// it could be read: without that file it would be a cut that never was. Nothing waits so for longer than
+    /// [`HOLD_BACK_MAX`], or one file could keep everything from being published. False when nothing is left out.
+    fn hold_back(&mut self, candidate: &mut Candidate, minimum_end: u64) -> bool {
+        let blocks = |(position, opened): &(u64, Opened)| match self.work.get(position) {
+            Some(Work::File(path, Some(complete_at))) if matches!(opened, Opened::StillWritten) => {
+                (!self.left_open.contains(path)).then(|| (*complete_at, path.clone()))
+            }
+            _ => None,
+        };
+        let Some((mut cut, path)) = candidate.items.iter().filter_map(blocks).min() else { return false };
+        let since = self.held_back.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        if since.elapsed() >= HOLD_BACK_MAX {
+            return false;
+        }
+        // Nor may a file be missing that was complete before the cut and has been completed again behind it.
+        while let Some(earlier) = self.work.range(cut..).filter_map(|(_, work)| work.complete_at()).min()
+            && earlier < cut
+        {
+            cut = earlier;
+        }
+        self.held_back = Some((path, since));
+        candidate.items.retain(|(position, _)| *position < cut && cut >= minimum_end);
+        candidate.count_bytes();
+        true
+    }
+
+    /// Whether work waits for a file that is open for writing.
+    pub fn is_held_back(&self) -> bool {
+        self.held_back.as_ref().is_some_and(|(path, since)| {
+            since.elapsed() < HOLD_BACK_MAX && matches!(Source::open(&self.stage, path), Ok(Opened::StillWritten))
+        })
     }
 
     fn open_source(&self, path: &[u8]) -> io::Result<Opened> {
@@ -1395,9 +1499,10 @@ impl Tracker {
                     batch.entries.push(entry);
                     batch.sources.push(None);
                 }
-                (Work::File(path), opened) => {
+                (Work::File(path, complete_at), opened) => {
                     self.dirty.remove(&path);
                     self.wanted_now.remove(&path);
+                    self.left_open.remove(&path);
                     match opened {
                         Opened::Ready(source, stat) => {
                             self.commit_file(&mut batch, position, path, source, &stat, 0)?;
@@ -1408,6 +1513,9 @@ impl Tracker {
                         }
                         Opened::Symlink(stat) => self.commit_symlink(&mut batch, position, path, &stat),
                         Opened::StillWritten => {
+                            if complete_at.is_some() {
+                                self.left_open.insert(path.clone());
+                            }
                             self.unfinished.insert(path);
                         }
                         Opened::Stub(stat) => self.commit_stub(&mut batch, position, path, &stat),
@@ -1651,14 +1759,15 @@ struct Candidate {
 }
 
 impl Candidate {
+    fn count_bytes(&mut self) {
+        self.bytes = self.items.iter().map(|(_, opened)| opened.size()).sum();
+    }
+
     /// Leaves out what is too much for one batch; a large file is a batch of its own.
     fn cut_to_size(&mut self, minimum_end: u64, bytes_max: u64) {
         let mut length = 0;
         for (position, opened) in &self.items {
-            let size = match opened {
-                Opened::Ready(source, _) | Opened::Unclosed(source, _) => source.size(),
-                _ => 0,
-            };
+            let size = opened.size();
             let full = self.bytes >= bytes_max || (self.bytes > 0 && size > bytes_max);
             if full && *position >= minimum_end {
                 break;

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use sheaf_common::layout;
 
 use super::source::LeaseKeeper;
-use super::tracker::{Batch, Stubs, Tracker};
+use super::tracker::{Batch, Haste, Stubs, Tracker};
 use super::watch::Change;
 use super::{Stage, lease};
 use crate::aggregate::{BLOCK, FileChecksummer, Identity, Kind, SegmentPlan, TarNames};
@@ -88,7 +88,7 @@ impl Scene {
     }
 
     fn publish_batch(&mut self) -> Batch {
-        let batch = self.tracker.next_batch().unwrap();
+        let batch = self.tracker.next_batch(Haste::None).unwrap();
         if !batch.entries.is_empty() {
             self.publish_as(&batch);
         }
@@ -97,7 +97,7 @@ impl Scene {
 
     fn tracker_batch(&mut self) -> Batch {
         self.follow();
-        self.tracker.next_batch().unwrap()
+        self.tracker.next_batch(Haste::None).unwrap()
     }
 
     fn publish_as(&mut self, batch: &Batch) {
@@ -225,6 +225,69 @@ fn a_batch_is_a_prefix_of_what_happened() {
     assert!(position(b"s/data") < position(b"s/latest"));
     let times: Vec<u64> = batch.entries.iter().map(|entry| entry.operation_time_ns).collect();
     assert!(times.is_sorted_by(|earlier, later| earlier < later), "{times:?}");
+}
+
+#[test]
+fn what_came_after_a_complete_file_waits_for_it_while_it_is_written_again() {
+    let mut scene = Scene::new();
+    let is_published = |scene: &Scene, name: &str| scene.store.view().get(format!("s/{name}").as_bytes()).is_some();
+    fs::write(scene.at("earlier"), b"0").unwrap();
+    fs::write(scene.at("a"), b"1").unwrap();
+    fs::hard_link(scene.at("a"), scene.at("b")).unwrap();
+    symlink("b", scene.at("latest")).unwrap();
+    let reopen = |scene: &mut Scene| {
+        // Everything until now has been seen before the file is opened again.
+        scene.follow();
+        let mut writer = File::options().append(true).open(scene.at("a")).unwrap();
+        writer.write_all(b"2").unwrap();
+        writer
+    };
+    let writer = reopen(&mut scene);
+    scene.publish();
+    assert!(is_published(&scene, "earlier"));
+    assert!(!["a", "b", "latest"].iter().any(|name| is_published(&scene, name)));
+    // Complete again, now behind the link in the order of events; and open once more.
+    drop(writer);
+    fs::rename(scene.at("latest"), scene.at("newest")).unwrap();
+    let writer = reopen(&mut scene);
+    scene.publish();
+    assert!(!["a", "b", "latest", "newest"].iter().any(|name| is_published(&scene, name)));
+    drop(writer);
+    scene.check();
+}
+
+#[test]
+fn nobody_who_waits_waits_for_a_file_that_is_written_again() {
+    let mut scene = Scene::new();
+    fs::write(scene.at("log"), b"1").unwrap();
+    scene.follow();
+    let _writer = File::options().append(true).open(scene.at("log")).unwrap();
+    fs::write(scene.at("first"), b"1").unwrap();
+    scene.publish();
+    assert!(scene.store.view().get(b"s/first").is_none());
+    let batch = scene.tracker.next_batch(Haste::Awaited).unwrap();
+    assert!(batch.entries.iter().any(|entry| entry.path == b"s/first"));
+    assert!(scene.tracker.first_position().is_none());
+}
+
+#[test]
+fn a_file_that_stays_open_holds_nothing_up_for_long_and_not_twice() {
+    let mut scene = Scene::new();
+    fs::write(scene.at("log"), b"1").unwrap();
+    scene.follow();
+    let _writer = File::options().append(true).open(scene.at("log")).unwrap();
+    fs::write(scene.at("first"), b"1").unwrap();
+    scene.publish();
+    assert!(scene.tracker.is_held_back() && scene.tracker.first_position().is_some());
+    while scene.tracker.first_position().is_some() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        scene.publish();
+    }
+    assert!(scene.store.view().get(b"s/first").is_some());
+    drop(File::options().append(true).open(scene.at("log")).unwrap());
+    fs::write(scene.at("second"), b"2").unwrap();
+    scene.publish();
+    assert!(scene.store.view().get(b"s/second").is_some());
 }
 
 #[test]
