@@ -910,3 +910,25 @@ fn a_move_behind_events_that_were_dropped_takes_no_stub_s_place() {
     fs::write(scene.at("state.0"), b"four").unwrap();
     assert_rotated(scene);
 }
+
+/// As by `cp -p` or `rsync -t`, while no flusher runs: size and time of modification are those of what is published.
+#[test]
+fn a_file_of_the_same_size_and_time_is_not_taken_for_what_is_published() {
+    let mut scene = Scene::new();
+    let write_as_old = |scene: &Scene, name: &str, byte: u8| {
+        fs::write(scene.at(name), [byte; 100]).unwrap();
+        let file = File::options().write(true).open(scene.at(name)).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000)).unwrap();
+    };
+    write_as_old(&scene, "rewritten", 1);
+    write_as_old(&scene, "replaced", 1);
+    // Old enough that the change time is recorded.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    scene.check();
+    write_as_old(&scene, "rewritten", 2);
+    write_as_old(&scene, "new", 2);
+    fs::rename(scene.at("new"), scene.at("replaced")).unwrap();
+    scene.restart();
+    assert!(!scene.tracker.is_clean(b"s/rewritten") && !scene.tracker.is_clean(b"s/replaced"));
+    scene.check();
+}
