@@ -588,7 +588,7 @@ impl Watcher {
         let Some(version) = same_version(&store, path, size, &attributes) else { return Ok(()) };
         // Known before the file shows as a stub, so that a hydration can never come too early.
         let known = shared.stubs.insert(&store, inode, version.clone());
-        if mirror::evict(&shared.stage, &mut self.tracker, path, inode)? {
+        if mirror::evict(&shared.stage, &mut self.tracker, path, inode, version)? {
             log::debug!("evicted /{}", path.escape_ascii());
         } else {
             // A name that is gone by now may be that of a file which was evicted a moment ago by its other name.

@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
 
@@ -315,6 +315,7 @@ pub fn supersede(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64, 
     drop_data(&file, stat.st_size as u64)?;
     file.set_len(version.size)?;
     restore(&file, &version.attributes, version.size > 0)?;
+    mark(&file, version)?;
     tracker.populated(path.to_vec(), &rustix::fs::fstat(&file)?);
     lease::release(file.as_fd());
     Ok(true)
@@ -385,7 +386,7 @@ fn newer_outside(stage: &Stage, path: &[u8], node: &Node, beside: &Path) -> bool
 /// What stands for a file or link until its data is asked for.
 fn make(place: &Path, node: &Node) -> Result<(), Errno> {
     match node {
-        Node::File(version) => make_stub(place, version.size, &version.attributes).map_err(errno),
+        Node::File(version) => make_stub(place, version).map_err(errno),
         Node::Symlink(link) => make_symlink(place, link),
         Node::Directory(_) => Ok(()),
     }
@@ -415,18 +416,31 @@ pub fn set_times_of(location: &Path, inode: u64, times: &Timestamps) -> Result<(
     rustix::fs::utimensat(rustix::fs::CWD, place, times, AtFlags::empty())
 }
 
-/// Access and modification time alike.
+/// A modification time; the access time stays as it is, because it tells what a stub stands for ([`mark`]).
 pub fn times(seconds: i64, nanoseconds: u32) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
-    Timestamps { last_access: time, last_modification: time }
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() },
+    }
+}
+
+/// Has a stub bear its version's mark, in the nanoseconds of its access time: names, sizes and modification times of files
+/// can be alike, and a flusher that dies may leave a stub under another's name.
+fn mark(file: &File, version: &Version) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: version.attributes.mtime_seconds, tv_nsec: version.mark_ns().into() },
+        last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+    };
+    Ok(rustix::fs::futimens(file, &times)?)
 }
 
 /// A file with its size, mode and times, and no data.
-fn make_stub(place: &Path, size: u64, attributes: &Attributes) -> io::Result<()> {
+fn make_stub(place: &Path, version: &Version) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(place, flags, Mode::from_raw_mode(0o600))?);
-    file.set_len(size)?;
-    restore(&file, attributes, size > 0)
+    file.set_len(version.size)?;
+    restore(&file, &version.attributes, version.size > 0)?;
+    mark(&file, version)
 }
 
 /// Sets what a file's record says about it; as a stub when its data is missing.
@@ -459,7 +473,7 @@ pub fn drop_data(file: &File, size: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// From the file system of the stage.
-pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> io::Result<bool> {
+pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64, version: &Version) -> io::Result<bool> {
     let location = stage.tree_path(path);
     // First what leaves no trace when it fails: closing a file that was opened for writing looks like a change.
     let Some(attributes) = look_unused(&location, inode) else { return Ok(false) };
@@ -468,7 +482,7 @@ pub fn evict(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> i
         return Ok(false);
     }
     // If it fails in the middle, the note says what the times were.
-    let evicted = evict_noted(stage, tracker, path, (inode, &attributes))?;
+    let evicted = evict_noted(stage, tracker, path, (inode, &attributes), version)?;
     stage.forget_times(inode);
     Ok(evicted)
 }
@@ -478,12 +492,14 @@ fn evict_noted(
     tracker: &mut Tracker,
     path: &[u8],
     (inode, attributes): (u64, &Attributes),
+    version: &Version,
 ) -> io::Result<bool> {
     let Some(file) = open_unused(stage, tracker, path, (inode, attributes))? else { return Ok(false) };
     let stat = rustix::fs::fstat(&file)?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
     drop_data(&file, stat.st_size as u64)?;
     restore(&file, attributes, true)?;
+    mark(&file, version)?;
     tracker.evicted(path);
     lease::release(file.as_fd());
     Ok(true)

@@ -9,9 +9,9 @@ use rustix::io::Errno;
 use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
 use sheaf_common::replaced::Marker;
 
-use super::mirror::{self, Extent, evict};
+use super::mirror::{self, Extent};
 use super::tracker::Stubs;
-use super::tracker_tests::Scene;
+use super::tracker_tests::{Scene, evict_file};
 use crate::store::Node;
 
 /// A scene whose zone is a real directory, as on a parallel file system, and that directory.
@@ -177,13 +177,13 @@ fn only_clean_closed_files_are_evicted() {
     assert_eq!(scene.tracker.resident_bytes(), 100_000);
 
     let reader = File::open(scene.at("a")).unwrap();
-    assert!(!evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap(), "a program has it open");
+    assert!(!evict_file(&mut scene, &path, inode), "a program has it open");
     drop(reader);
     fs::write(scene.at("a"), vec![2; 100_000]).unwrap();
-    assert!(!evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap(), "it has changed");
+    assert!(!evict_file(&mut scene, &path, inode), "it has changed");
     scene.settle();
     let before = fs::metadata(scene.at("a")).unwrap();
-    assert!(evict(&scene.stage, &mut scene.tracker, &path, inode).unwrap());
+    assert!(evict_file(&mut scene, &path, inode));
     let stub = fs::metadata(scene.at("a")).unwrap();
     assert_eq!((stub.len(), stub.blocks(), stub.ino()), (100_000, 0, inode));
     assert_eq!((stub.mtime(), stub.mtime_nsec()), (before.mtime(), before.mtime_nsec()));

@@ -230,6 +230,11 @@ fn stub_identity(stat: &Stat) -> (i64, u32, u64) {
     (stat.st_mtime, stat.st_mtime_nsec as u32, stat.st_size as u64)
 }
 
+/// The mark that a stub bears, if no program has set its access time.
+fn mark_ns(stat: &Stat) -> u32 {
+    stat.st_atime_nsec as u32
+}
+
 fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
@@ -968,9 +973,10 @@ impl Tracker {
                 lost.entry(identity(version)).or_default().names.push((path, version.clone()));
             }
         }
+        let orphans = self.keep_unmarked(store, scan, &mut lost);
         let (mut found, mut unclear) = (Vec::new(), Vec::new());
-        for (path, stat) in std::mem::take(&mut scan.orphans) {
-            match lost.get_mut(&stub_identity(&stat)).and_then(Lost::take) {
+        for (path, stat) in orphans {
+            match lost.get_mut(&stub_identity(&stat)).and_then(|lost| lost.take(mark_ns(&stat))) {
                 Some((old, version)) => {
                     scan.gone.retain(|gone| *gone != old);
                     scan.stubs.push((stat.st_ino, version));
@@ -1001,6 +1007,29 @@ impl Tracker {
             self.operate(Kind::Rename, &aside(index, &path), &path, Attributes::default());
             self.hold(path, Held::new(&stat));
         }
+    }
+
+    /// A stub whose mark a program has overwritten is what its name says, as long as its size and time say so, too. Yields the
+    /// others.
+    fn keep_unmarked(
+        &mut self,
+        store: &Store,
+        scan: &mut Scan,
+        lost: &mut HashMap<(i64, u32, u64), Lost>,
+    ) -> Vec<(StagedPath, Stat)> {
+        let mut orphans = std::mem::take(&mut scan.orphans);
+        orphans.retain(|(path, stat)| {
+            let Some(Node::File(version)) = store.view().get(path) else { return true };
+            let Some(candidates) = lost.get_mut(&stub_identity(stat)) else { return true };
+            if identity(version) != stub_identity(stat) || candidates.has_mark(mark_ns(stat)) {
+                return true;
+            }
+            candidates.names.retain(|(name, _)| name != path);
+            scan.found(path, stat, version);
+            self.hold(path.clone(), Held::new(stat));
+            false
+        });
+        orphans
     }
 
     /// Directories above every pattern are in the tree only to be walked through: what they lack says nothing.
@@ -1052,11 +1081,10 @@ impl Tracker {
         }
         match view.get(&path) {
             Some(Node::File(version)) if stub && identity(version) == stub_identity(stat) => {
-                scan.matched.insert(path.clone());
-                scan.stubs.push((stat.st_ino, version.clone()));
-                if version.attributes != attributes(stat) {
-                    scan.attributes.push((path.clone(), attributes(stat)));
+                if version.mark_ns() != mark_ns(stat) {
+                    return scan.orphans.push((path, *stat));
                 }
+                scan.found(&path, stat, version);
             }
             Some(node) if stub && self.is_outdated(&path, stat, node, store) => {
                 scan.outdated.push((path.clone(), stat.st_ino));
@@ -1711,16 +1739,34 @@ struct Lost {
 }
 
 impl Lost {
-    /// The version that a stub stands for, with a name that no other stub has taken. Nothing when several could be meant.
-    fn take(&mut self) -> Option<(StagedPath, Arc<Version>)> {
+    /// The version that a stub with this mark stands for, with a name that no other stub has taken. Nothing when several
+    /// could be meant. A mark that none has was set by a program.
+    fn take(&mut self, mark_ns: u32) -> Option<(StagedPath, Arc<Version>)> {
         let origin = |version: &Version| (version.aggregate, version.sequence);
-        let (_, first) = self.names.first()?;
-        let is_clear = self.names.iter().all(|(_, version)| origin(version) == origin(first));
-        is_clear.then(|| self.names.remove(0))
+        let is_known = self.names.iter().any(|(_, version)| version.mark_ns() == mark_ns);
+        let may_be = |version: &Version| !is_known || version.mark_ns() == mark_ns;
+        let first = self.names.iter().position(|(_, version)| may_be(version))?;
+        let expected = origin(&self.names[first].1);
+        let is_clear = self.names.iter().all(|(_, version)| !may_be(version) || origin(version) == expected);
+        is_clear.then(|| self.names.remove(first))
+    }
+
+    /// Whether any of them has this mark.
+    fn has_mark(&self, mark_ns: u32) -> bool {
+        self.names.iter().any(|(_, version)| version.mark_ns() == mark_ns)
     }
 }
 
 impl Scan {
+    /// A stub is where the store holds its version.
+    fn found(&mut self, path: &[u8], stat: &Stat, version: &Arc<Version>) {
+        self.matched.insert(path.to_vec());
+        self.stubs.push((stat.st_ino, version.clone()));
+        if version.attributes != attributes(stat) {
+            self.attributes.push((path.to_vec(), attributes(stat)));
+        }
+    }
+
     /// A directory without a mirror was removed or renamed only if the real one is missing: populating its parent has
     /// made those that only the store knew.
     fn note_gone(&mut self, store: &Store, path: StagedPath, node: &Node) {
