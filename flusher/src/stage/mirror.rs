@@ -309,13 +309,9 @@ pub fn add(
 /// From the file system of the stage.
 pub fn supersede(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64, version: &Version) -> io::Result<bool> {
     let Some(attributes) = look_unused(&stage.tree_path(path), inode) else { return Ok(false) };
-    let Some(file) = open_unused(stage, tracker, path, (inode, &attributes))? else { return Ok(false) };
-    let stat = rustix::fs::fstat(&file)?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
-    drop_data(&file, stat.st_size as u64)?;
+    let Some(file) = open_emptied(stage, tracker, path, (inode, &attributes))? else { return Ok(false) };
     file.set_len(version.size)?;
-    restore(&file, &version.attributes, version.size > 0)?;
-    mark(&file, version)?;
+    restore_stub(&file, &version.attributes, version)?;
     tracker.populated(path.to_vec(), &rustix::fs::fstat(&file)?);
     lease::release(file.as_fd());
     Ok(true)
@@ -416,7 +412,7 @@ pub fn set_times_of(location: &Path, inode: u64, times: &Timestamps) -> Result<(
     rustix::fs::utimensat(rustix::fs::CWD, place, times, AtFlags::empty())
 }
 
-/// A modification time; the access time stays as it is, because it tells what a stub stands for ([`mark`]).
+/// A modification time; the access time stays as it is, because it tells what a stub stands for ([`restore_stub`]).
 pub fn times(seconds: i64, nanoseconds: u32) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
@@ -424,23 +420,12 @@ pub fn times(seconds: i64, nanoseconds: u32) -> Timestamps {
     }
 }
 
-/// Has a stub bear its version's mark, in the nanoseconds of its access time: names, sizes and modification times of files
-/// can be alike, and a flusher that dies may leave a stub under another's name.
-fn mark(file: &File, version: &Version) -> io::Result<()> {
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: version.attributes.mtime_seconds, tv_nsec: version.mark_ns().into() },
-        last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-    };
-    Ok(rustix::fs::futimens(file, &times)?)
-}
-
 /// A file with its size, mode and times, and no data.
 fn make_stub(place: &Path, version: &Version) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(place, flags, Mode::from_raw_mode(0o600))?);
     file.set_len(version.size)?;
-    restore(&file, &version.attributes, version.size > 0)?;
-    mark(&file, version)
+    restore_stub(&file, &version.attributes, version)
 }
 
 /// Sets what a file's record says about it; as a stub when its data is missing.
@@ -448,11 +433,26 @@ fn make_stub(place: &Path, version: &Version) -> io::Result<()> {
 /// # Errors
 /// From fchmod(2) or futimens(2). Owners that we may not set are left.
 pub fn restore(file: &File, attributes: &Attributes, stub: bool) -> io::Result<()> {
+    set(file, attributes, stub, &times(attributes.mtime_seconds, attributes.mtime_nanoseconds))
+}
+
+/// The same for one that becomes a stub of a version (without any data it is none). It bears the version's mark from then on, in
+/// the nanoseconds of its access time: names, sizes and modification times of files can be alike, and a flusher that dies may
+/// leave a stub under another's name.
+fn restore_stub(file: &File, attributes: &Attributes, version: &Version) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: version.attributes.mtime_seconds, tv_nsec: version.mark_ns().into() },
+        ..times(attributes.mtime_seconds, attributes.mtime_nanoseconds)
+    };
+    set(file, attributes, version.size > 0, &times)
+}
+
+fn set(file: &File, attributes: &Attributes, stub: bool, times: &Timestamps) -> io::Result<()> {
     let metadata = file.metadata()?;
     if metadata.uid() != attributes.uid || metadata.gid() != attributes.gid {
         let _ = rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
     }
-    rustix::fs::futimens(file, &times(attributes.mtime_seconds, attributes.mtime_nanoseconds))?;
+    rustix::fs::futimens(file, times)?;
     let mark = if stub { STUB_BIT } else { 0 };
     rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode & 0o7777 & !STUB_BIT | mark))?;
     Ok(())
@@ -494,15 +494,25 @@ fn evict_noted(
     (inode, attributes): (u64, &Attributes),
     version: &Version,
 ) -> io::Result<bool> {
-    let Some(file) = open_unused(stage, tracker, path, (inode, attributes))? else { return Ok(false) };
-    let stat = rustix::fs::fstat(&file)?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
-    drop_data(&file, stat.st_size as u64)?;
-    restore(&file, attributes, true)?;
-    mark(&file, version)?;
+    let Some(file) = open_emptied(stage, tracker, path, (inode, attributes))? else { return Ok(false) };
+    restore_stub(&file, attributes, version)?;
     tracker.evicted(path);
     lease::release(file.as_fd());
     Ok(true)
+}
+
+/// Opens a file as [`open_unused`] does, marked as a stub and with its data gone.
+fn open_emptied(
+    stage: &Stage,
+    tracker: &mut Tracker,
+    path: &[u8],
+    known: (u64, &Attributes),
+) -> io::Result<Option<File>> {
+    let Some(file) = open_unused(stage, tracker, path, known)? else { return Ok(None) };
+    let stat = rustix::fs::fstat(&file)?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode & 0o7777 | STUB_BIT))?;
+    drop_data(&file, stat.st_size as u64)?;
+    Ok(Some(file))
 }
 
 /// Opens a file under a lease that keeps everybody else from opening it. Nothing when somebody has it open, it is another or

@@ -84,6 +84,10 @@ impl Held {
         (self.inode, self.size, self.change_time_ns) == (other.inode, other.size, other.change_time_ns)
     }
 
+    fn is_stub(&self) -> bool {
+        !self.resident && !self.symlink
+    }
+
     fn resident_bytes(&self) -> u64 {
         if self.resident { self.size } else { 0 }
     }
@@ -237,6 +241,10 @@ fn mark_ns(stat: &Stat) -> u32 {
 
 fn is_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+fn is_stub(stat: &Stat) -> bool {
+    is_file(stat) && stat.st_mode & STUB_BIT != 0
 }
 
 /// Whether a file or link is in the tree with what is in it.
@@ -529,12 +537,12 @@ impl Tracker {
 
     fn is_held_stub(&mut self, inode: u64) -> bool {
         let names = self.held_names_of(inode);
-        names.iter().any(|name| self.held.get(name).is_some_and(|held| !held.resident && !held.symlink))
+        names.iter().any(|name| self.held.get(name).is_some_and(Held::is_stub))
     }
 
     fn is_stub(&self, place: &Place) -> bool {
         let held = self.watches.path(place).and_then(|path| self.held.get(&path));
-        held.is_some_and(|held| !held.resident && !held.symlink)
+        held.is_some_and(Held::is_stub)
     }
 
     fn closed(&mut self, path: StagedPath) {
@@ -598,7 +606,7 @@ impl Tracker {
     /// Records a new name of a stub as long as the name is known by which the store holds its data: that one may be the
     /// next to go.
     fn link_stub(&mut self, inode: u64, path: &[u8]) {
-        let is_stub = |held: &&Held| held.inode == inode && !held.resident && !held.symlink;
+        let is_stub = |held: &&Held| held.inode == inode && held.is_stub();
         let held_as = |name: &StagedPath| Some((name.clone(), self.held.get(name).filter(is_stub)?.clone()));
         let Some((target, held)) = self.other_names(path, inode).find_map(held_as) else { return };
         if self.held.get(path).is_some_and(|known| known.inode == inode) {
@@ -613,7 +621,7 @@ impl Tracker {
     /// have moved on since. The next batch looks at what is there.
     fn created(&mut self, path: StagedPath) {
         // A stub is not new: it had a name before, if only for a moment more.
-        let links = self.stat(&path).filter(|stat| stat.st_nlink > 1 || is_file(stat) && !is_resident(stat));
+        let links = self.stat(&path).filter(|stat| stat.st_nlink > 1 || is_stub(stat));
         match links {
             Some(stat) => self.linked(stat.st_ino, path),
             None => self.mark_dirty(path),
@@ -922,9 +930,9 @@ impl Tracker {
         Ok(scan)
     }
 
-    /// Whether something happened during a scan that makes it unclear which names the tree lacks. A file that moved
-    /// or got a name only matters when it is a stub: others are published anew. (While a stub is not where the store holds it, any move
-    /// matters: it could be the one that has taken it there, and would take another along when it is applied.)
+    /// Whether something happened during a scan that makes it unclear which names the tree lacks. A file that moved or got a
+    /// name only matters when it is a stub: others are published anew. (While a stub is not where the store holds it, any
+    /// move matters: it could be the one that has taken it there, and would take another along when it is applied.)
     fn upsets(&self, change: &Change, gone: &HashSet<&StagedPath>) -> bool {
         let may_be_stub = |place: &Place| {
             let stat = self.watches.path(place).and_then(|path| self.stat(&path));
@@ -1039,7 +1047,7 @@ impl Tracker {
 
     /// Gives a stub back the times that a flusher had noted before it died.
     fn restore_times(&self, path: &[u8], stat: Stat) -> Stat {
-        if !is_file(&stat) || stat.st_mode & STUB_BIT == 0 {
+        if !is_stub(&stat) {
             return stat;
         }
         let Some((seconds, nanoseconds)) = self.stage.noted_times(stat.st_ino) else { return stat };
@@ -1667,7 +1675,7 @@ impl Tracker {
             return;
         }
         self.remember_links(&path, stat.st_ino);
-        let is_stub = |_: &StagedPath, held: &Held| held.inode == stat.st_ino && !held.resident;
+        let is_stub = |_: &StagedPath, held: &Held| held.inode == stat.st_ino && held.is_stub();
         let Some(target) = self.link_target(batch, (position, &path), stat.st_ino, is_stub) else {
             self.overflowed = true;
             return;
@@ -1743,7 +1751,7 @@ impl Lost {
     /// could be meant. A mark that none has was set by a program.
     fn take(&mut self, mark_ns: u32) -> Option<(StagedPath, Arc<Version>)> {
         let origin = |version: &Version| (version.aggregate, version.sequence);
-        let is_known = self.names.iter().any(|(_, version)| version.mark_ns() == mark_ns);
+        let is_known = self.has_mark(mark_ns);
         let may_be = |version: &Version| !is_known || version.mark_ns() == mark_ns;
         let first = self.names.iter().position(|(_, version)| may_be(version))?;
         let expected = origin(&self.names[first].1);
