@@ -212,7 +212,8 @@ fn split_class(tail: &[u8]) -> (String, &[u8]) {
     (String::from_utf8_lossy(&tail[..end]).into_owned(), &tail[end + 1..])
 }
 
-/// Whether a class has a hyphen behind a range, as `a-c-e`, which POSIX leaves open.
+/// Whether a class has a hyphen behind a range, as `a-c-e`, which POSIX leaves open, or ranges that begin or end with a hyphen,
+/// as `--a---`, which globset reads otherwise than fnmatch(3).
 fn has_chained_ranges(component: &[u8]) -> bool {
     let mut rest = component;
     while let Some((&byte, tail)) = rest.split_first() {
@@ -220,7 +221,9 @@ fn has_chained_ranges(component: &[u8]) -> bool {
             b'\\' => tail.get(1..).unwrap_or_default(),
             b'[' => {
                 let (class, after) = split_class(tail);
-                let inner = class.trim_start_matches(['!', '^']).trim_matches('-');
+                let listed = class.trim_start_matches(['!', '^']);
+                let behind = listed.strip_prefix('-').unwrap_or(listed);
+                let inner = behind.strip_suffix('-').unwrap_or(behind);
                 if inner.matches('-').count() > 1 {
                     return true;
                 }
