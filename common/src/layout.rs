@@ -29,6 +29,9 @@ pub struct Told {
     /// A robust futex (see `set_robust_list(2)`): the number of the thread that serves the stage. 0: ask the pulse. When the
     /// thread ends, however that happens, the kernel sets [`FLUSHER_DIED`].
     pub flusher: AtomicU32,
+    /// The number of the thread whose mirrors show what other nodes had published when it started. It need not live, and it need
+    /// not be the one that serves the stage.
+    pub caught_up: AtomicU32,
     /// The list of the futexes that the thread owns: the kernel's, when it ends. It lies here because of private memory the
     /// kernel may have taken everything away by then, from a process that it kills for want of memory.
     pub owned: [AtomicU64; 4],

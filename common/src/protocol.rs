@@ -51,11 +51,14 @@ pub enum Kind {
     Sync = 9,
     /// Make room in the stage (payload: bytes wanted, `u64`). `ENOSPC` when none can be made.
     Room = 10,
+    /// Answer when the mirrors show what other nodes had published when this flusher started. The peer is no client by that.
+    /// `ETIMEDOUT` when the store cannot be read in time. No payload.
+    CatchUp = 11,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Hello,
         Kind::Populate,
         Kind::Hydrate,
@@ -66,6 +69,7 @@ impl Kind {
         Kind::PopulateBelow,
         Kind::Sync,
         Kind::Room,
+        Kind::CatchUp,
     ];
 
     /// The kind of this number, if there is one.

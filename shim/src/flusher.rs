@@ -17,6 +17,7 @@ use crate::listing;
 use crate::log::{self, Reason, Shown};
 use crate::scratch::Scratch;
 use crate::spawn;
+use crate::store;
 use crate::system::{self, Descriptor, Errno, Result};
 use crate::told;
 
@@ -46,6 +47,14 @@ const LATE_DIRECTORIES: usize = 16;
 const LATE_HOLD_S: u64 = 30;
 /// The bits of a note that say when it was made; the others are the directory's hash.
 const LATE_SECONDS: u64 = 0xff_ffff;
+
+/// The flusher that the tree is known to have caught up with the store by, 0 for none, [`UNTOLD`] for one that does not say that
+/// it lives.
+static CAUGHT_UP: AtomicU32 = AtomicU32::new(0);
+/// No thread has this number.
+const UNTOLD: u32 = u32::MAX;
+/// When, in seconds, no flusher could be had to catch up, 0 for never.
+static BEHIND_SINCE_S: AtomicU64 = AtomicU64::new(0);
 
 static LATE: [AtomicU64; LATE_DIRECTORIES] = [const { AtomicU64::new(0) }; LATE_DIRECTORIES];
 /// The process that is starting a flusher, 0 for none.
@@ -97,6 +106,49 @@ fn note_greeted() {
     match mark() {
         Some(mark) => mark.store(1, Ordering::Relaxed),
         None => GREETED.store(system::process_id(), Ordering::Relaxed),
+    }
+}
+
+/// Whether the mirrors show what other nodes had published when the flusher started that lives now. Costs no call of the system.
+#[inline]
+pub fn has_caught_up(configuration: &Configuration) -> bool {
+    let Some(flusher) = told::caught_up_flusher(configuration) else { return false };
+    if CAUGHT_UP.load(Ordering::Relaxed) != flusher {
+        CAUGHT_UP.store(flusher, Ordering::Relaxed);
+    }
+    true
+}
+
+/// Has the mirrors show what other nodes have published since they were made, by a flusher that is started if none lives. True
+/// when they may show something else now. A process that has looked into mirrors that had caught up goes on with them if no
+/// flusher can be had; for any other this fails then: what another node has published meanwhile is unknown.
+#[cold]
+pub fn catch_up(configuration: &Configuration) -> Result<bool> {
+    let known = CAUGHT_UP.load(Ordering::Relaxed);
+    if has_caught_up(configuration) || known == UNTOLD || !store::exists(configuration) {
+        return Ok(false);
+    }
+    let behind_since_s = BEHIND_SINCE_S.load(Ordering::Relaxed);
+    let is_held = behind_since_s != 0 && now_seconds().saturating_sub(behind_since_s) < LATE_HOLD_S;
+    let outcome = if is_held { Err(Errno(libc::ETIMEDOUT)) } else { request(configuration, Kind::CatchUp, b"") };
+    log::decision(
+        configuration,
+        "catch up",
+        configuration.stage,
+        if outcome.is_ok() { "done" } else { "not possible" },
+    );
+    match outcome {
+        Ok(()) => {
+            CAUGHT_UP.store(told::caught_up_flusher(configuration).unwrap_or(UNTOLD), Ordering::Relaxed);
+            BEHIND_SINCE_S.store(0, Ordering::Relaxed);
+            Ok(true)
+        }
+        Err(error) => {
+            if !is_held {
+                BEHIND_SINCE_S.store(now_seconds(), Ordering::Relaxed);
+            }
+            if known == 0 { Err(error) } else { Ok(false) }
+        }
     }
 }
 

@@ -184,25 +184,20 @@ impl Entry {
         let _ = system::chmod(self.tree_path(), POPULATED_BIT | access | inherited);
     }
 
-    /// Gives the directory itself a mirror, if the store may hold names in it. EIO when it may, and nobody can say which.
+    /// Has the tree show what the store may hold in the directory itself. EIO when it may, and nobody can say what.
     pub fn populate_from_store(&self, configuration: &Configuration) -> system::Result<()> {
-        let may_hold_more = !self.has_mirror() && store::exists(configuration);
-        match may_hold_more.then(|| flusher::populate(configuration, self.canonical())) {
-            Some(Err(error)) => store::refuse(configuration, self.canonical(), error),
-            _ => Ok(()),
-        }
+        learn(configuration, self.has_mirror(), self.canonical())
+            .or_else(|error| store::refuse(configuration, self.canonical(), error))
     }
 
     /// Fails with EIO where the store may hold the name, and nobody can say whether it does.
     pub fn expect_known(&self, configuration: &Configuration) -> system::Result<()> {
         let may_be_held = self.is_checkpoint || self.is_zone;
-        if !may_be_held || self.has_parent_mirror || !configuration.is_zone(self.parent()) {
+        if !may_be_held || !configuration.is_zone(self.parent()) {
             return Ok(());
         }
-        match store::exists(configuration).then(|| flusher::populate(configuration, self.parent())) {
-            Some(Err(error)) => store::refuse(configuration, self.canonical(), error),
-            _ => Ok(()),
-        }
+        learn(configuration, self.has_parent_mirror, self.parent())
+            .or_else(|error| store::refuse(configuration, self.canonical(), error))
     }
 
     /// Whether the directory that holds the name has a mirror, also where the name itself is excluded: such a name is not looked
@@ -218,6 +213,16 @@ impl Entry {
             self.has_parent_mirror = flusher::populate(configuration, self.parent()) == Ok(true);
         }
         self.has_parent_mirror
+    }
+}
+
+/// Has the tree show what the store may hold in a directory, with or without a mirror so far.
+fn learn(configuration: &Configuration, has_mirror: bool, directory: &[u8]) -> system::Result<()> {
+    match has_mirror {
+        true if flusher::has_caught_up(configuration) => Ok(()),
+        true => flusher::catch_up(configuration).map(drop),
+        false if store::exists(configuration) => flusher::populate(configuration, directory).map(drop),
+        false => Ok(()),
     }
 }
 
@@ -804,7 +809,11 @@ impl<'a> Walker<'a> {
     /// Goes through a component that is not the last.
     fn pass(&mut self, in_zone: bool) -> Result<(), Stop> {
         if in_zone {
-            match self.read_link(true) {
+            let mut seen = self.read_link(true);
+            if seen.is_ok() && self.catch_up() {
+                seen = self.read_link(true);
+            }
+            match seen {
                 Ok(()) => {
                     self.is_detour = true;
                     return self.splice();
@@ -819,6 +828,7 @@ impl<'a> Walker<'a> {
             Err(Errno(libc::EINVAL)) => Ok(()),
             // Somebody else may have made the mirror since the look at the tree.
             Err(Errno(libc::ENOENT)) if in_zone && (self.populate_parent() || self.parent_mirror_exists()) => {
+                self.catch_up();
                 match self.read_link(true) {
                     Ok(()) => {
                         self.is_detour = true;
@@ -827,7 +837,10 @@ impl<'a> Walker<'a> {
                     Err(Errno(libc::EINVAL)) => Ok(()),
                     // Populating has made the real directory, if the store knows it.
                     Err(_) if self.read_link(false) == Err(Errno(libc::EINVAL)) => Ok(()),
-                    Err(_) => Err(Stop::Foreign),
+                    Err(_) => {
+                        self.expect_known()?;
+                        Err(Stop::Foreign)
+                    }
                 }
             }
             Err(error @ Errno(libc::ENOTDIR)) if self.is_detour => Err(Stop::Failed(error)),
@@ -895,14 +908,20 @@ impl<'a> Walker<'a> {
         match look_into_tree(self.slot.tree.c_str()) {
             Ok(stat) => {
                 self.slot.staged.set(Some(stat));
-                // A directory needs the mirror only for what is made in it.
-                Ok(!is_directory(&stat) || self.parent_mirror_exists())
+                if is_directory(&stat) {
+                    // It needs the mirror only for what is made in it.
+                    return Ok(self.parent_mirror_exists());
+                }
+                if self.catch_up() {
+                    self.look_once_more();
+                }
+                Ok(true)
             }
             Err(Errno(libc::ENOTDIR)) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
             // The mirror may be younger than the look: only what is missing now is missing. Who makes a file where there is
             // none will see.
             Err(_) if self.parent_mirror_exists() => {
-                if !self.creates {
+                if self.catch_up() || !self.creates {
                     self.look_once_more();
                 }
                 Ok(true)
@@ -923,6 +942,28 @@ impl<'a> Walker<'a> {
     fn parent_mirror_exists(&mut self) -> bool {
         let Slot { tree, other, .. } = &mut *self.slot;
         other.set(parent(tree.as_bytes())).is_ok() && is_mirror(other.c_str())
+    }
+
+    /// Has the mirrors show what other nodes have published, before anything is concluded from what they hold at a checkpoint's
+    /// name, or lack. True when they may show something else now. If that cannot be had, what the tree holds counts, and
+    /// what it lacks is unknown.
+    fn catch_up(&mut self) -> bool {
+        let Some(configuration) = self.configuration else { return false };
+        let path = self.canonical();
+        if flusher::has_caught_up(configuration) || !(configuration.is_checkpoint(path) || configuration.is_zone(path))
+        {
+            return false;
+        }
+        match flusher::catch_up(configuration) {
+            Ok(has_changed) => has_changed,
+            Err(error) => {
+                self.unknown = Some(error);
+                if look_into_tree(self.slot.tree.c_str()).is_ok() {
+                    store::warn_of_age(configuration, self.canonical(), error);
+                }
+                false
+            }
+        }
     }
 
     /// Has the flusher make the mirror of the name's directory, if it is missing and the store may know names in it.

@@ -23,6 +23,8 @@ const FLAGS: c_int = libc::O_RDONLY | libc::O_DIRECTORY;
 static SEEN: AtomicBool = AtomicBool::new(false);
 /// The process that has said that it cannot know what the store holds.
 static TOLD: AtomicI32 = AtomicI32::new(0);
+/// The process that has said that what it gets may be older than what the store holds.
+static AGE_TOLD: AtomicI32 = AtomicI32::new(0);
 
 /// Whether there is a store, as far as can be seen: then a directory without a mirror may hold names that this node has
 /// not seen.
@@ -59,6 +61,26 @@ pub fn refuse(configuration: &Configuration, path: &[u8], error: Errno) -> Resul
         );
     }
     Err(Errno(libc::EIO))
+}
+
+/// Says, once in a process, that what the tree holds at `path` may be older than what another node has published, because nobody
+/// could look for `error`. It may be the only copy of what this node has captured: so it is what the program gets.
+pub fn warn_of_age(configuration: &Configuration, path: &[u8], error: Errno) {
+    let process = system::process_id();
+    if AGE_TOLD.swap(process, Ordering::Relaxed) == process || !may_hold_names(configuration) {
+        return;
+    }
+    log::say(
+        configuration,
+        Level::Error,
+        format_args!(
+            "sheaf: {}: this is what the node holds; only a flusher can say whether another node has published a newer \
+             version in the store {}, and none could be asked: {}. 'sheaf doctor' says what keeps it from starting",
+            Shown(path),
+            Shown(configuration.store.to_bytes()),
+            Reason(error)
+        ),
+    );
 }
 
 fn is_absent<T>(look: Result<T>) -> bool {

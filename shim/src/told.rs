@@ -16,6 +16,7 @@ use crate::system;
 static NOTHING: Told = Told {
     ceiling_bytes: AtomicU64::new(u64::MAX),
     flusher: AtomicU32::new(0),
+    caught_up: AtomicU32::new(0),
     owned: [const { AtomicU64::new(0) }; 4],
 };
 /// The file; null until it was looked for.
@@ -30,6 +31,15 @@ pub fn ceiling_bytes(configuration: &Configuration) -> u64 {
 pub fn flusher(configuration: &Configuration) -> Option<u32> {
     Some(told(configuration).flusher.load(Ordering::Acquire))
         .filter(|flusher| flusher & !FLUSHER_DIED == *flusher && *flusher != 0)
+}
+
+/// The same, if the mirrors show what other nodes had published when it started.
+#[inline]
+pub fn caught_up_flusher(configuration: &Configuration) -> Option<u32> {
+    let told = told(configuration);
+    let flusher = told.flusher.load(Ordering::Acquire);
+    // A number that the kernel has marked is no thread's.
+    (flusher != 0 && told.caught_up.load(Ordering::Acquire) == flusher).then_some(flusher)
 }
 
 fn told(configuration: &Configuration) -> &'static Told {

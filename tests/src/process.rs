@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -76,6 +77,16 @@ impl Running {
     pub fn wait_for(&mut self, patience: Duration) -> bool {
         assert!(Instant::now() < self.deadline, "{} has not ended after {LIMIT:?}", self.what);
         wait(&mut self.child, patience).is_some()
+    }
+
+    /// Waits until the program has made a file. Panics when it ends before, or has had its time.
+    pub fn await_file(mut self, file: &Path) -> Running {
+        while !file.exists() {
+            if self.wait_for(Duration::from_millis(5)) {
+                panic!("it ends without {}: {}", file.display(), self.finish().describe());
+            }
+        }
+        self
     }
 
     /// Waits for the end, and for the end of its output: whoever inherited that and stays is found out here.

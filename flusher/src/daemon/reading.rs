@@ -19,13 +19,15 @@ const SLOW: Duration = Duration::from_secs(2);
 
 /// How much is known of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Known {
+pub enum Known {
     /// Nothing that could be relied on.
     Nothing,
     /// It has been read whole.
     Read,
     /// The tree has been compared with it: the versions of all stubs are known.
     Compared,
+    /// The tree shows what other nodes had published.
+    CaughtUp,
 }
 
 /// How far this flusher is with reading the store.
@@ -50,7 +52,7 @@ impl Reading {
 
     /// Whether the tree has been compared with the store.
     pub fn is_compared(&self) -> bool {
-        *self.known.lock() == Known::Compared
+        *self.known.lock() >= Known::Compared
     }
 
     /// The tree has been compared with the store.
@@ -58,10 +60,20 @@ impl Reading {
         self.advance(Known::Compared);
     }
 
-    /// Waits for so long at most until the tree has been compared with the store, and yields whether it has.
-    pub fn await_compared_for(&self, limit: Duration) -> bool {
+    /// Whether the tree shows what other nodes had published.
+    pub fn has_caught_up(&self) -> bool {
+        *self.known.lock() == Known::CaughtUp
+    }
+
+    /// The tree shows what other nodes had published.
+    pub fn caught_up(&self) {
+        self.advance(Known::CaughtUp);
+    }
+
+    /// Waits for so long at most until so much is known, and yields whether it is.
+    pub fn await_for(&self, wanted: Known, limit: Duration) -> bool {
         let mut known = self.known.lock();
-        let is_not = |known: &mut Known| *known < Known::Compared;
+        let is_not = |known: &mut Known| *known < wanted;
         !self.changed.wait_while_for(&mut known, is_not, limit).timed_out()
     }
 
@@ -86,7 +98,9 @@ impl Reading {
     }
 
     fn advance(&self, known: Known) {
-        *self.known.lock() = known;
+        let mut so_far = self.known.lock();
+        *so_far = known.max(*so_far);
+        drop(so_far);
         self.changed.notify_all();
     }
 }

@@ -17,6 +17,7 @@ use sheaf_common::protocol::{
     IN_PROGRESS, Kind, PAYLOAD_MAX, PROGRESS_INTERVAL_MS, REQUEST_HEADER, Reply, Request, canonical_path,
 };
 
+use super::reading::Known;
 use super::watcher::Command;
 use super::{Shared, hydrate};
 use crate::stage::mirror::Extent;
@@ -121,8 +122,13 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             // Whoever asked to drain asked for what was there then.
             shared.draining.store(false, Ordering::SeqCst);
             shared.wake();
-            await_compared(shared, connection)?;
+            await_known(shared, connection, Known::Compared)?;
             connection.reply(0, 0, b"")
+        }
+        Kind::CatchUp => {
+            await_known(shared, connection, Known::CaughtUp)?;
+            let result = if shared.reading.has_caught_up() { Ok(()) } else { Err(Errno::TIMEDOUT) };
+            connection.reply(status(result), 0, b"")
         }
         Kind::Populate | Kind::PopulateBelow | Kind::Hydrate => match canonical_path(payload) {
             Some(path) if kind != Kind::Hydrate => {
@@ -219,9 +225,9 @@ fn answer_sync(shared: &Shared, connection: &Connection, path: &[u8]) -> io::Res
 
 /// What a program removes before the tree has been compared with the store would not be known for a removal, if another node has
 /// published it. It goes on without that when the store cannot be read.
-fn await_compared(shared: &Shared, connection: &Connection) -> io::Result<()> {
+fn await_known(shared: &Shared, connection: &Connection, wanted: Known) -> io::Result<()> {
     let (start, limit) = (Instant::now(), shared.settings.timeout);
-    while !shared.reading.await_compared_for(PROGRESS_INTERVAL / 2) {
+    while !shared.reading.await_for(wanted, PROGRESS_INTERVAL / 2) {
         if shared.reading.is_given_up(limit) || start.elapsed() >= limit {
             break;
         }

@@ -207,6 +207,9 @@ impl Watcher {
         if !self.tracker.overflowed() {
             self.submit()?;
         }
+        if self.shared.reading.is_compared() {
+            self.show_missing()?;
+        }
         self.answer_populates();
         self.answer_waiters();
         self.make_room()?;
@@ -281,16 +284,15 @@ impl Watcher {
                 // Nothing has been hydrated or evicted yet, and every stub has the times that were noted for it.
                 self.shared.stage.forget_all_times()?;
             }
-            let outcome = self.catch_up();
+            let outcome = self.show_newer().and_then(|()| self.show_missing());
             self.shared.reading.compared();
             outcome?;
         }
         self.remove_replaced()
     }
 
-    /// Has the tree show what other nodes have published since its mirrors were made. Names that a mirror lacks come into it
-    /// once, before anybody is answered: later on their absence is the news. What cannot be shown is left as it was.
-    fn catch_up(&mut self) -> io::Result<()> {
+    /// Has the tree show what other nodes have published since under names that it has. What cannot be shown is left as it was.
+    fn show_newer(&mut self) -> io::Result<()> {
         let shared = self.shared.clone();
         let store = shared.store.read();
         let mut handled = Vec::new();
@@ -304,8 +306,20 @@ impl Watcher {
             log::info!("/{}: {what}", path.escape_ascii());
             handled.push(path);
         }
-        let wanted = if shared.reading.is_compared() { Vec::new() } else { self.missing(&store) };
-        for (path, node) in wanted {
+        self.tracker.caught_up(&handled)
+    }
+
+    /// Has the tree show names that another node has published and a mirror lacks, once: later on their absence is the news. As
+    /// long as renames of this node wait, nobody can say which these are; who looks for a name waits until then.
+    fn show_missing(&mut self) -> io::Result<()> {
+        let is_unpublished = self.shared.published() < self.submitted || self.tracker.has_renames();
+        if self.shared.reading.has_caught_up() || self.tracker.overflowed() || is_unpublished {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let store = shared.store.read();
+        let mut handled = Vec::new();
+        for (path, node) in self.missing(&store) {
             let mut know = |inode| {
                 if let Node::File(version) = node {
                     shared.stubs.insert(&store, inode, version.clone());
@@ -317,7 +331,11 @@ impl Watcher {
             }
             handled.push(path);
         }
-        self.tracker.caught_up(&handled)
+        self.tracker.caught_up(&handled)?;
+        // The thread that serves the stage is the process's first.
+        self.ceiling.tell_caught_up(std::process::id())?;
+        shared.reading.caught_up();
+        Ok(())
     }
 
     /// Names in mirrors that another node has published and that this node neither has nor took away.

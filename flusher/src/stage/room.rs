@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::mem::offset_of;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -61,7 +62,7 @@ pub struct Ceiling {
 }
 
 impl Ceiling {
-    /// Makes the file, without a limit in it.
+    /// Makes the file, without a limit in it, and without word that the tree has caught up with the store.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -73,7 +74,16 @@ impl Ceiling {
         if ceiling.file.metadata()?.len() < size_of::<Told>() as u64 {
             ceiling.file.set_len(size_of::<Told>() as u64)?;
         }
+        ceiling.tell_caught_up(0)?;
         Ok(ceiling)
+    }
+
+    /// Tells the library which thread's mirrors show what other nodes had published when it started.
+    ///
+    /// # Errors
+    /// From pwrite(2).
+    pub fn tell_caught_up(&self, thread: u32) -> io::Result<()> {
+        self.file.write_all_at(&thread.to_ne_bytes(), offset_of!(Told, caught_up) as u64)
     }
 
     /// Tells the library.

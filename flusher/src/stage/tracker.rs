@@ -1226,13 +1226,21 @@ impl Tracker {
         std::mem::take(&mut self.outdated)
     }
 
+    /// Whether names have moved without this being published yet.
+    pub fn has_renames(&self) -> bool {
+        let is_rename = |work: &Work| matches!(work, Work::Operation(entry) if entry.kind == Kind::Rename);
+        self.work.values().any(is_rename)
+    }
+
     /// What this node has removed without having published it yet. Nothing when names have moved, or may have: then nobody can say
     /// of a name that the tree lacks whether this node took it away.
     pub fn removals(&self) -> Option<HashSet<&[u8]>> {
+        if self.has_renames() {
+            return None;
+        }
         let mut removed = HashSet::new();
         for work in self.work.values() {
             match work {
-                Work::Operation(entry) if entry.kind == Kind::Rename => return None,
                 Work::Operation(entry) if matches!(entry.kind, Kind::Unlink | Kind::RemoveDirectory) => {
                     removed.insert(&entry.path[..]);
                 }

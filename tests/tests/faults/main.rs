@@ -8,6 +8,7 @@ mod full;
 mod hostile;
 mod hung;
 mod killed;
+mod leftover;
 mod nodes;
 mod sites;
 mod standard_error;

@@ -9,13 +9,13 @@ use sheaf_tests::{Engine, Finished, Scene, process};
 use tempfile::TempDir;
 
 /// The scene's own node, and another one with a stage of its own.
-struct Nodes {
-    scene: Scene,
+pub struct Nodes {
+    pub scene: Scene,
     other: TempDir,
 }
 
 impl Nodes {
-    fn new() -> Nodes {
+    pub fn new() -> Nodes {
         let other = tempfile::Builder::new().prefix("sheaf-test-").tempdir_in("/dev/shm").expect("room for a tier");
         Nodes { scene: Scene::new(Engine::IoUring), other }
     }
@@ -24,17 +24,31 @@ impl Nodes {
     /// published needs not be so once more.
     fn job(&self, host: &str, tier: &Path, script: &str) -> Finished {
         let script = format!("{script}; sleep 0.1");
-        let mut command: Command = self.scene.preloaded_command("unshare");
-        command.env_remove("LD_PRELOAD").env("SHEAF_STAGE", tier).args(["--uts", "bash", "-c"]);
-        command.arg(format!("hostname {host} && exec \"$@\"")).arg("-").arg(artefact("sheaf"));
+        let mut command = self.on_node(host, "");
+        command.env("SHEAF_STAGE", tier).arg(artefact("sheaf"));
         process::run(command.args(["run", "--", "bash", "-c", &script])).expect_success()
     }
 
-    fn here(&self, script: &str) -> String {
+    /// A command on a node, whose program and arguments are to be added; preloaded with a library, if it is named.
+    fn on_node(&self, host: &str, library: &str) -> Command {
+        let mut command: Command = self.scene.preloaded_command("unshare");
+        command.env_remove("LD_PRELOAD").args(["--uts", "bash", "-c"]);
+        command.arg(format!("hostname {host} && LD_PRELOAD='{library}' exec \"$@\"")).arg("-");
+        command
+    }
+
+    /// A program here under LD_PRELOAD alone.
+    pub fn preloaded_here(&self, library: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.on_node("here", library.to_str().expect("ours"));
+        command.args(arguments);
+        command
+    }
+
+    pub fn here(&self, script: &str) -> String {
         self.job("here", self.scene.tier(), script).text()
     }
 
-    fn there(&self, script: &str) -> String {
+    pub fn there(&self, script: &str) -> String {
         self.job("there", self.other.path(), script).text()
     }
 

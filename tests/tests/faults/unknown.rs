@@ -2,7 +2,7 @@
 //! writing new checkpoints, and these are the newest when a flusher is back.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -12,21 +12,41 @@ use sheaf_tests::scene::artefact;
 use sheaf_tests::{Engine, Scene};
 
 /// A library and a program of the scene's own, so that the program can be taken away.
-struct Installation(PathBuf);
+pub struct Installation(PathBuf);
 
 impl Installation {
-    fn without_program(scene: &Scene) -> Installation {
+    pub fn without_program(scene: &Scene) -> Installation {
         let directory = scene.root().join("installed");
         fs::create_dir(&directory).expect("the scene is ours");
         fs::copy(artefact("libsheaf.so"), directory.join("libsheaf.so")).expect("the scene is ours");
         Installation(directory)
     }
 
-    fn add_program(&self) {
+    pub fn add_program(&self) {
         // Complete at once: somebody may be looking.
         let aside = self.0.join("aside");
         fs::copy(artefact("sheaf"), &aside).expect("the scene is ours");
         fs::rename(aside, self.0.join("sheaf")).expect("the scene is ours");
+    }
+
+    pub fn remove_program(&self) {
+        fs::remove_file(self.0.join("sheaf")).expect("the scene is ours");
+    }
+
+    pub fn library(&self) -> PathBuf {
+        self.0.join("libsheaf.so")
+    }
+
+    /// A program in the place of `sheaf` that notes each start in the file `starts`, and goes on as `what`.
+    pub fn add_counted(&self, what: &str) {
+        let text = format!("#!/bin/sh\necho start >>'{}'\nexec {what} \"$@\"\n", self.0.join("starts").display());
+        fs::write(self.0.join("sheaf"), text).expect("the scene is ours");
+        fs::set_permissions(self.0.join("sheaf"), fs::Permissions::from_mode(0o755)).expect("the scene is ours");
+    }
+
+    /// How often that program has been started.
+    pub fn starts(&self) -> usize {
+        fs::read_to_string(self.0.join("starts")).map_or(0, |text| text.lines().count())
     }
 
     fn command(&self, scene: &Scene, arguments: &[&str]) -> Command {
@@ -48,7 +68,7 @@ fn stored() -> (Scene, Installation) {
 }
 
 /// What all calls have in common: `expect(number, call)` ends the program unless the call fails with that error.
-const CALLS: &str = r"
+pub const CALLS: &str = r"
 import ctypes, errno, os, sys, time
 library = ctypes.CDLL(None, use_errno=True)
 def checked(result):

@@ -95,11 +95,27 @@ fn it_is_waited_for() {
     }
 }
 
-/// In a stage that an earlier flusher has left. Stubs and staged files are there.
+/// Makes these changes when the file `ready`, which it makes, has gone.
+const WRITE: &str = "import os, time
+def write(name, text):
+    with open(name, 'w') as file:
+        file.write(text)
+os.listdir('ckpt')
+write('ready', '')
+while os.path.exists('ready'):
+    time.sleep(0.005)
+write('ckpt/new', 'new')
+os.rename('ckpt/plain', 'ckpt/plain.old')
+write('ckpt/plain', 'again')
+os.rename('ckpt/second', 'ckpt/2')
+write('ckpt/second.new', 'replaced')
+assert not os.path.exists('ckpt/none')
+os.rename('ckpt/second.new', 'ckpt/second')
+os.unlink('ckpt/set/other')";
+
+/// In a stage that a flusher leaves which is killed, for a process that has looked into it. Stubs and staged files are there.
 #[test]
 fn what_is_written_goes_on_and_is_kept() {
-    const WRITE: &str = "echo new >ckpt/new; mv ckpt/plain ckpt/plain.old; echo again >ckpt/plain; mv ckpt/second ckpt/2; \
-                         echo replaced >ckpt/second.new; mv ckpt/second.new ckpt/second; rm ckpt/set/other";
     for rule in RULES {
         let (scene, unreliable) = published_twice(Engine::IoUring);
         // Stubs, one of which has its data.
@@ -109,19 +125,26 @@ fn what_is_written_goes_on_and_is_kept() {
             process::run(command.args(["-c", "echo other >ckpt/set/other"])).expect_success();
         }
         scene.sheaf(&["wait"]).expect_success();
+        let ready = [scene.native_directory(), scene.captured_directory()].map(|side| side.join("ready"));
+        let start = |mut command: Command| process::start(command.args(["-c", WRITE]).env("SHEAF_TIMEOUT", "1"));
+        let native = start(scene.native_command("python3")).await_file(&ready[0]);
+        let captured = start(scene.preloaded_command("python3")).await_file(&ready[1]);
         scene.kill_flushers();
         unreliable.rule(rule);
-        scene.native(&["bash", "-c", WRITE]).expect_success();
-        let mut write = scene.preloaded_command("bash");
-        process::run(write.args(["-c", WRITE]).env("SHEAF_TIMEOUT", "1")).expect_success();
+        ready.iter().for_each(|file| std::fs::remove_file(file).expect("the scene is ours"));
+        native.finish().expect_success();
+        captured.finish().expect_success();
         if rule.contains('*') {
             await_status(&scene, |says_error| says_error);
             for command in ["wait", "drain"] {
                 let said = scene.sheaf(&[command, "--store-timeout", "1"]);
                 assert_eq!(said.status.code(), Some(2), "{rule}, {command}: {}", said.describe());
             }
-            let read = process::run(&mut reader(&scene, &["ckpt/2"]));
-            assert_eq!(read.status.code(), EIO, "{rule}: {}", read.describe());
+            // Another process has not seen what the store held then.
+            for name in ["ckpt/2", "ckpt/none"] {
+                let read = process::run(reader(&scene, &[name]).env("SHEAF_TIMEOUT", "1"));
+                assert_eq!(read.status.code(), EIO, "{rule}: {}", read.describe());
+            }
             scene.kill_flushers();
         }
         assert_recovers(&scene, &unreliable, rule);
