@@ -346,7 +346,7 @@ impl Watcher {
             removals.contains(path) || ends.into_iter().any(|end| removals.contains(&path[..end]))
         };
         let is_wanted = |(path, node): &(StagedPath, &Node)| {
-            let is_theirs = !matches!(node, Node::Directory(_)) && store.is_of_another_node(node);
+            let is_theirs = !matches!(node, Node::Directory(_)) && store.is_of_another_node(path);
             is_theirs && !self.tracker.knows(path) && !is_removed(path) && self.tracker.is_mirror(split(path).0)
         };
         store.view().iter().filter(is_wanted).collect()

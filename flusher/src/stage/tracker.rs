@@ -975,8 +975,10 @@ impl Tracker {
         }
         let mut lost: HashMap<_, Lost> = HashMap::new();
         for (path, node) in view.iter() {
+            // Where another node has moved a file it is, whatever stub it has left here.
             if let Node::File(version) = node
                 && !scan.matched.contains(&path)
+                && !store.is_renamed_by_another_node(&path)
             {
                 lost.entry(identity(version)).or_default().names.push((path, version.clone()));
             }
@@ -1000,7 +1002,7 @@ impl Tracker {
             } else if let Some(lost) = lost.get(&stub_identity(&stat)) {
                 self.has_unclear = true;
                 scan.gone.retain(|gone| !lost.names.iter().any(|(name, _)| name == gone));
-            } else if view.get(&path).is_some_and(|node| store.is_of_another_node(node)) {
+            } else if store.is_of_another_node(&path) {
                 // What it stood for is gone from the store: another node has superseded it.
                 scan.outdated.push((path.clone(), stat.st_ino));
                 self.hold(path, Held::new(&stat));
@@ -1067,7 +1069,7 @@ impl Tracker {
             Node::Symlink(link) => link.operation_time_ns,
             Node::Directory(_) => return false,
         };
-        if !store.is_of_another_node(node) {
+        if !store.is_of_another_node(path) {
             return false;
         }
         let is_known = |older: &Arc<Version>| {
@@ -1787,7 +1789,7 @@ impl Scan {
     /// made those that only the store knew.
     fn note_gone(&mut self, store: &Store, path: StagedPath, node: &Node) {
         if !matches!(node, Node::Directory(_)) {
-            if !store.is_of_another_node(node) {
+            if !store.is_of_another_node(&path) {
                 self.gone.push(path);
             }
             return;

@@ -254,10 +254,20 @@ impl Store {
         Ok(AggregateId(id))
     }
 
-    /// Whether a file or link was published by another node than this process's.
-    pub fn is_of_another_node(&self, node: &Node) -> bool {
-        let of = node.origin().and_then(|(aggregate, _)| self.aggregate(aggregate).ok());
-        of.is_some_and(|aggregate| aggregate.identity.node != self.node)
+    /// Whether another node than this process's has put under this name what is there: a file or link, with its content or by a
+    /// rename.
+    pub fn is_of_another_node(&self, path: &[u8]) -> bool {
+        let content = || self.view.get(path).and_then(Node::origin).map(|(aggregate, _)| aggregate);
+        self.view.named_by(path).or_else(content).is_some_and(|aggregate| self.is_another_nodes(aggregate))
+    }
+
+    /// Whether another node has moved there what is under this name.
+    pub fn is_renamed_by_another_node(&self, path: &[u8]) -> bool {
+        self.view.named_by(path).is_some_and(|aggregate| self.is_another_nodes(aggregate))
+    }
+
+    fn is_another_nodes(&self, aggregate: AggregateId) -> bool {
+        self.aggregate(aggregate).is_ok_and(|aggregate| aggregate.identity.node != self.node)
     }
 
     /// Takes in a segment that this process has just published.

@@ -170,7 +170,15 @@ impl Node {
 struct Slot {
     node: Node,
     parent: Place,
+    /// The aggregate of the rename or link that has given the name; without one it came with what is there.
+    named_by: Option<AggregateId>,
     children: BTreeMap<Box<[u8]>, Place>,
+}
+
+impl Slot {
+    fn new(node: Node, parent: Place) -> Slot {
+        Slot { node, parent, named_by: None, children: BTreeMap::new() }
+    }
 }
 
 /// The resolved namespace.
@@ -193,9 +201,8 @@ impl fmt::Debug for View {
 
 impl Default for View {
     fn default() -> View {
-        let root = Slot { node: Node::Directory(Directory::default()), parent: ROOT, children: BTreeMap::new() };
         View {
-            slots: vec![root],
+            slots: vec![Slot::new(Node::Directory(Directory::default()), ROOT)],
             free: Vec::new(),
             linked: HashMap::new(),
             older: HashMap::new(),
@@ -235,8 +242,8 @@ impl View {
                 self.make_directory(aggregate, record);
                 true
             }
-            Kind::HardLink => self.link(&entry.target, &entry.path),
-            Kind::Rename => self.rename(&entry.path, &entry.target),
+            Kind::HardLink => self.link(aggregate, &entry.target, &entry.path),
+            Kind::Rename => self.rename(aggregate, &entry.path, &entry.target),
             Kind::Unlink => self.unlink(&entry.path),
             Kind::RemoveDirectory => self.remove_directory(&entry.path),
             Kind::SetAttributes => self.set_attributes(&entry.path, &entry.attributes),
@@ -328,6 +335,11 @@ impl View {
         self.find(path).map(|place| &self.slot(place).node)
     }
 
+    /// The aggregate of the rename or link that has given the last name of a path to what is there, if one has.
+    pub fn named_by(&self, path: &[u8]) -> Option<AggregateId> {
+        self.find(path).and_then(|place| self.slot(place).named_by)
+    }
+
     /// The names in a directory with what they are, in byte order. Nothing for what is no directory.
     pub fn children(&self, directory: &[u8]) -> impl Iterator<Item = (&[u8], &Node)> {
         let place = self.find(directory);
@@ -387,7 +399,7 @@ impl View {
     }
 
     fn insert(&mut self, parent: Place, name: &[u8], node: Node) -> Place {
-        let slot = Slot { node, parent, children: BTreeMap::new() };
+        let slot = Slot::new(node, parent);
         let place = match self.free.pop() {
             Some(place) => {
                 self.slots[place as usize] = slot;
@@ -412,6 +424,7 @@ impl View {
                 self.remember_older(path, place, &node);
                 self.clear_below(place);
                 self.exchange(place, node);
+                self.slot_mut(place).named_by = None;
                 place
             }
         }
@@ -425,11 +438,12 @@ impl View {
         self.slot_mut(place).node = Node::Directory(Directory { recorded: Some(Box::new(recorded)) });
     }
 
-    fn link(&mut self, existing: &[u8], new: &[u8]) -> bool {
+    fn link(&mut self, aggregate: AggregateId, existing: &[u8], new: &[u8]) -> bool {
         let Some(first) = self.find(existing).filter(|_| existing != new) else { return false };
         let node = self.slot(first).node.clone();
         let Some(key) = node.origin() else { return false };
         let second = self.put(new, node);
+        self.slot_mut(second).named_by = Some(aggregate);
         // Making room for the new name may have taken the first one away.
         for place in [first, second] {
             let still = self.slot(place).node.origin() == Some(key);
@@ -441,7 +455,7 @@ impl View {
         true
     }
 
-    fn rename(&mut self, from: &[u8], to: &[u8]) -> bool {
+    fn rename(&mut self, aggregate: AggregateId, from: &[u8], to: &[u8]) -> bool {
         // Below itself, or over one of its own parents: no file system does that.
         let senseless = is_at_or_below(to, from) || is_at_or_below(from, to);
         let Some(place) = self.find(from).filter(|_| !senseless) else { return false };
@@ -459,7 +473,8 @@ impl View {
         let (_, old_name) = split(from);
         let old_parent = self.slot(place).parent;
         self.slot_mut(old_parent).children.remove(old_name);
-        self.slot_mut(place).parent = parent;
+        let slot = self.slot_mut(place);
+        (slot.parent, slot.named_by) = (parent, Some(aggregate));
         self.slot_mut(parent).children.insert(name.into(), place);
         true
     }

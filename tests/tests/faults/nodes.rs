@@ -117,3 +117,34 @@ fn what_another_node_has_published_since_is_the_newest() {
         );
     }
 }
+
+/// Rotations by one rank, of the files of all nodes.
+#[test]
+fn what_another_node_has_renamed_is_not_taken_for_removed() {
+    for is_stub in [false, true] {
+        for killed in [false, true] {
+            let nodes = Nodes::new();
+            nodes.here("echo first >ckpt/state; echo kept >ckpt/kept; echo other >ckpt/other");
+            if is_stub {
+                nodes.scene.wipe_stage();
+                nodes.here("stat ckpt/state ckpt/kept ckpt/other");
+            } else if killed {
+                nodes.forget_what_is_published();
+            }
+            let later = if killed { "sleep 2.1; " } else { "" };
+            nodes.there(&format!(
+                "{later}mv ckpt/state ckpt/older; echo second >ckpt/state; mv ckpt/kept ckpt/moved; mv ckpt/other ckpt/1; mv ckpt/1 ckpt/2"
+            ));
+            let look = "cat ckpt/state ckpt/older ckpt/moved ckpt/2";
+            for _ in 0..2 {
+                assert_eq!(nodes.here(look), "second\nfirst\nkept\nother\n", "here, {is_stub}, {killed}");
+                assert_eq!(nodes.there(look), "second\nfirst\nkept\nother\n", "there, {is_stub}, {killed}");
+            }
+            nodes.here("mv ckpt/moved ckpt/once; rm ckpt/older");
+            let fresh = tempfile::Builder::new().prefix("sheaf-test-").tempdir_in("/dev/shm").expect("room for a tier");
+            let seen = nodes.job("fresh", fresh.path(), "cat ckpt/state ckpt/once ckpt/2; ls ckpt/older || echo gone");
+            assert_eq!(seen.text(), "second\nkept\nother\ngone\n", "from the store alone, {is_stub}, {killed}");
+            nodes.scene.verify();
+        }
+    }
+}
