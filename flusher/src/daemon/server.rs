@@ -23,8 +23,6 @@ use super::{Shared, hydrate};
 use crate::stage::mirror::Extent;
 
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
-/// How long the watcher may take to make a mirror: it is only ever late when the store does not answer.
-const POPULATE_LIMIT: Duration = Duration::from_secs(30);
 /// How long the store may yield no byte at all while something is read back.
 const HYDRATE_LIMIT: Duration = Duration::from_secs(60);
 /// A connection that asks nothing for so long is closed.
@@ -135,8 +133,10 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
                 let (sender, receiver) = bounded(1);
                 let extent = if kind == Kind::Populate { Extent::Directory } else { Extent::Subtree };
                 shared.commands.send(Command::Populate(path.to_vec(), extent, sender));
-                // A program waits for this: rather pass its call through than hold it up any longer.
-                let result = wait(connection, &receiver, Some(POPULATE_LIMIT))?.unwrap_or(Err(Errno::TIMEDOUT));
+                // A program waits for this: rather pass its call through than hold it up any longer. The watcher is only ever late
+                // when the store does not answer.
+                let result =
+                    wait(connection, &receiver, Some(shared.settings.timeout))?.unwrap_or(Err(Errno::TIMEDOUT));
                 connection.reply(status(result), 0, b"")
             }
             Some(path) => answer_hydrate(shared, connection, path),

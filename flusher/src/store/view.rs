@@ -20,7 +20,7 @@ const OLDER_MAX: usize = 2;
 
 /// An aggregate of the store, as long as the store is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AggregateId(pub(super) u32);
+pub struct AggregateId(pub(crate) u32);
 
 /// One version of a file. Hard links share it.
 #[derive(Clone, Debug, PartialEq, Eq)]

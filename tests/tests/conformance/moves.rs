@@ -88,3 +88,56 @@ print(open('ckpt/renamed').read(), open('ckpt/linked').read(), open('out').read(
     );
     assert_eq!(say(&scene, &script), "new other\n other\n ['linked', 'renamed']\n");
 }
+
+/// Two real directories of which one has captured files: their mirrors cannot be exchanged with them, so neither are they.
+#[test]
+fn exchanging_directories_is_refused_where_one_has_captured_files() {
+    let scene = Scene::new(Engine::IoUring);
+    let script = "
+import ctypes, errno, os
+library = ctypes.CDLL(None, use_errno=True)
+os.mkdir('ckpt/one'); os.mkdir('ckpt/two')
+open('ckpt/one/state', 'w').write('captured')
+for names in [(b'ckpt/one', b'ckpt/two'), (b'ckpt/two', b'ckpt/one')]:
+    assert library.renameat2(-100, names[0], -100, names[1], 2) == -1
+    print(errno.errorcode[ctypes.get_errno()], os.listdir('ckpt/one'), os.listdir('ckpt/two'), open('ckpt/one/state').read())
+";
+    assert_eq!(say(&scene, script), "EXDEV ['state'] [] captured\n".repeat(2));
+    scene.drain();
+    scene.wipe_stage();
+    assert_eq!(say(&scene, "print(open('ckpt/one/state').read())"), "captured\n");
+    scene.drain();
+}
+
+/// What comes from elsewhere in the place of the patterns' directory itself is real and stays so; what is written in it then is
+/// captured. Where the store lies in that directory, it is not empty.
+#[test]
+fn a_directory_that_takes_the_place_of_the_checkpoint_directory() {
+    let scene = Scene::new(Engine::IoUring);
+    let script = "
+import os
+os.mkdir('other'); os.mkdir('other/set')
+for name in ['other/state', 'other/set/state']: open(name, 'w').write('real')
+os.listdir('ckpt')
+os.rename('other', 'ckpt')
+for name in ['ckpt/new', 'ckpt/set/new', 'ckpt/state']: open(name, 'w').write('new')
+print(sorted(os.listdir('ckpt')), sorted(os.listdir('ckpt/set')), open('ckpt/state').read(), open('ckpt/set/state').read())
+";
+    let native = scene.native(&["python3", "-c", script]).expect_success();
+    assert_eq!(say(&scene, script), native.text());
+    scene.drain();
+    assert_eq!(fs::read(scene.checkpoints().join("set/state")).expect("real"), b"real");
+    assert!(!scene.checkpoints().join("set/new").exists(), "it is captured");
+    scene.wipe_stage();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    scene.drain();
+    let again = "
+import errno, os
+os.mkdir('third')
+try: os.rename('third', 'ckpt')
+except OSError as error: print(errno.errorcode[error.errno])
+";
+    assert_eq!(say(&scene, again), "ENOTEMPTY\n");
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    scene.drain();
+}

@@ -90,7 +90,7 @@ rows! {
 
 /// 1 GiB through 64 MiB, in each way.
 #[test]
-#[ignore = "takes minutes: cargo test -p sheaf-tests --test faults -- --ignored a_gibibyte"]
+#[ignore = "writes and reads 12 GiB, which takes minutes: scripts/long-tests.sh"]
 fn a_gibibyte_through_a_small_stage() {
     for row in [("full.c", "write"), ("full.c", "stdio"), ("full.c", "mmap"), ("full.f90", "")] {
         writes_more_than_the_stage_holds(&LARGE, row, "check");

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use sheaf_tests::disk::Disk;
+use sheaf_tests::scene::artefact;
 use sheaf_tests::{Engine, Scene, process};
 
 /// What `sheaf run` returns when the program succeeded and its files could not be published.
@@ -63,4 +64,20 @@ fn read_only() {
     for (kind, engine) in [("ext4", Engine::Pwrite), ("xfs", Engine::IoUring)] {
         over_a_broken_store(kind, engine, |_, disk| disk.remount("ro"), |_, disk| disk.remount("rw"));
     }
+}
+
+/// As long as nothing has been published.
+#[test]
+fn a_wait_before_it_exists() {
+    let scene = Scene::new(Engine::IoUring);
+    let sheaf = format!("env -u LD_PRELOAD {}", artefact("sheaf").display());
+    let script = format!(
+        "{sheaf} wait; exec 3>ckpt/state; echo staged >&3; test ! -e ckpt/.sheaf; {sheaf} wait; test ! -e ckpt/.sheaf; \
+         exec 3>&-; {sheaf} wait; test -e ckpt/.sheaf"
+    );
+    scene.preloaded(&["bash", "-exc", &script]).expect_success();
+    scene.drain();
+    scene.wipe_stage();
+    assert_eq!(scene.preloaded(&["cat", "ckpt/state"]).expect_success().text(), "staged\n");
+    scene.drain();
 }

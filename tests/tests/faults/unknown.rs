@@ -125,6 +125,9 @@ for name in ['ckpt/old', 'ckpt/deep/old', 'ckpt/none']:
         'rename and keep': lambda: checked(library.renameat2(-100, b'beside/file', -100, name.encode(), 1)),
         'exchange': lambda: checked(library.renameat2(-100, b'beside/file', -100, name.encode(), 2)),
         'rename a directory': lambda: os.rename('beside/directory', name),
+        'mkstemp': lambda: checked(library.mkstemp(ctypes.create_string_buffer((name + '-XXXXXX').encode()))),
+        'mkostemps': lambda: checked(library.mkostemps(ctypes.create_string_buffer((name + 'XXXXXX.b').encode()), 2, 0)),
+        'mkdtemp': lambda: library.mkdtemp(ctypes.create_string_buffer((name + '-XXXXXX').encode())) or checked(-1),
         'statvfs': lambda: os.statvfs(name),
         'execute': lambda: os.execv(name, [name]),
         'spawn': lambda: os.posix_spawn('/bin/cat', ['cat'], os.environ, file_actions=spawned),
@@ -234,4 +237,31 @@ fn a_store_without_aggregates_holds_nothing() {
         "echo first >>ckpt/old; mkdir ckpt/new; echo second >ckpt/new/file; cat ckpt/old ckpt/new/file; ls ckpt";
     let finished = process::run(&mut installation.command(&scene, &["bash", "-c", script])).expect_success();
     assert_eq!(finished.text(), "first\nsecond\ndeep\nnew\nold\n");
+}
+
+/// What glob(3) says, without and with GLOB_ERR; then what Python's says, which takes no notice of errors.
+const GLOB: &str = r"
+import glob
+class Found(ctypes.Structure):
+    _fields_ = [('count', ctypes.c_size_t), ('rest', ctypes.c_size_t * 16)]
+for pattern in [b'ckpt/*', b'ckpt/deep/*', b'ckpt/none*']:
+    for flags in [0, 1]:
+        found = Found()
+        print(pattern, flags, library.glob(pattern, flags, None, ctypes.byref(found)), found.count)
+    print(glob.glob(pattern.decode()))
+";
+
+/// A pattern over an unknown directory has the answer that it has natively over a directory that cannot be read.
+#[test]
+fn patterns_over_it_are_answered_as_over_what_cannot_be_read() {
+    let (scene, installation) = stored();
+    let script = [CALLS, GLOB].concat();
+    let captured = process::run(&mut installation.command(&scene, &["python3", "-c", &script])).expect_success();
+    let said = String::from_utf8_lossy(&captured.stderr).into_owned();
+    assert_eq!(said.lines().filter(|line| line.contains("EIO")).count(), 1, "{said}");
+    fs::create_dir_all(scene.native_directory().join("ckpt/deep")).expect("the scene is ours");
+    let mut native = scene.native_command("strace");
+    native.args(["-qq", "-o", "/dev/null", "-P", "ckpt", "-P", "ckpt/deep", "-e", "inject=openat:error=EIO"]);
+    let native = process::run(native.args(["python3", "-c", &script])).expect_success();
+    assert_eq!(captured.text(), native.text());
 }
