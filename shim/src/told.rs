@@ -54,6 +54,9 @@ fn told(configuration: &Configuration) -> &'static Told {
 }
 
 fn map(configuration: &Configuration) -> Option<*mut Told> {
+    if !configuration.has_stage() {
+        return None;
+    }
     let mut scratch = Scratch::claim()?;
     let path = &mut scratch.other;
     for part in [configuration.stage, b"/", layout::CEILING.as_bytes()] {

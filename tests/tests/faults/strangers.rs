@@ -3,7 +3,7 @@
 //! In the first tests, open to others stands for another user's; in the others, who need root, real ones try.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 
 use sheaf_tests::{Engine, Scene, process};
 
-/// A scene whose stage holds a file that no program has written, and the directory of all stages, open to others.
+/// A scene whose stage holds a file that no program has written, and word that a flusher lives and has caught up; and the
+/// directory of all stages, open to others.
 fn planted() -> (Scene, PathBuf) {
     let scene = Scene::new(Engine::IoUring);
     scene.preloaded(&["bash", "-c", "echo state >ckpt/state"]).expect_success();
@@ -22,6 +23,8 @@ fn planted() -> (Scene, PathBuf) {
     let inside = scene.checkpoints();
     let mirror = stage.join("tree").join(inside.strip_prefix("/").expect("scenes have absolute paths"));
     fs::write(mirror.join("planted"), "planted\n").expect("the mirror is there");
+    let words = [u32::MAX, u32::MAX, 1, 1].map(u32::to_ne_bytes).concat();
+    fs::File::options().write(true).open(stage.join("ceiling")).expect("ours").write_all(&words).expect("ours");
     fs::set_permissions(&stages, fs::Permissions::from_mode(0o777)).expect("ours");
     (scene, stages)
 }
