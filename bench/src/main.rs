@@ -12,14 +12,14 @@ mod target;
 mod work;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use result::Report;
 use site::Site;
-use target::{Target, TargetKind};
+use target::{HugePages, Target, TargetKind};
 
 /// Measures Sheaf beside writing to the target, to the stage, and fio, cp, tar and rsync.
 #[derive(Debug, Parser)]
@@ -105,7 +105,7 @@ fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn measure_target(report: &mut Report, target: Target, quick: bool, rounds: usize) -> Result<(), Failure> {
-    let site = Site::new(target)?;
+    let mut site = Site::new(target)?;
     let size = measures::Size::of(site.target.kind, quick);
     eprintln!("{}: large files", site.target.describe());
     report.groups.push(measures::large::measure(&site, &size, rounds)?);
@@ -116,6 +116,27 @@ fn measure_target(report: &mut Report, target: Target, quick: bool, rounds: usiz
         report.groups.push(measures::compute::measure(&site, &size, rounds)?);
         eprintln!("{}: growth", site.target.describe());
         report.groups.push(measures::growth::measure(&site, quick, rounds)?);
+        measure_huge_pages(report, &mut site, &size, rounds)?;
     }
     Ok(())
+}
+
+/// A large checkpoint once more, in a stage on huge pages, where this user can mount one.
+fn measure_huge_pages(
+    report: &mut Report,
+    site: &mut Site,
+    size: &measures::Size,
+    rounds: usize,
+) -> Result<(), Failure> {
+    let huge = match HugePages::mount() {
+        Ok(huge) => huge,
+        Err(error) => {
+            report.left_out.push(format!("a stage with huge pages: {error}"));
+            return Ok(());
+        }
+    };
+    eprintln!("{}: huge pages", site.target.describe());
+    site.move_stage(huge.place())?;
+    report.groups.push(measures::large::measure_huge(site, size, rounds)?);
+    site.move_stage(Path::new(site::MEMORY))
 }

@@ -131,10 +131,10 @@ impl Group {
         self.ratios.push(Ratio { what: what.to_string(), value, bar });
     }
 
-    /// Adds a row's own median against what is aimed at.
-    pub fn judge(&mut self, what: &str, row: &str, bar: Bar) {
+    /// Adds a row's own median against what is aimed at, if anything.
+    pub fn judge(&mut self, what: &str, row: &str, bar: impl Into<Option<Bar>>) {
         let value = self.row(row).median();
-        self.ratios.push(Ratio { what: what.to_string(), value, bar: Some(bar) });
+        self.ratios.push(Ratio { what: what.to_string(), value, bar: bar.into() });
     }
 }
 

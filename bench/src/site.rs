@@ -11,6 +11,9 @@ use std::time::Instant;
 use crate::Failure;
 use crate::target::Target;
 
+/// Where the stage is, unless it is moved.
+pub const MEMORY: &str = "/dev/shm";
+
 /// See the module.
 pub struct Site {
     /// What stands for the parallel file system.
@@ -29,8 +32,14 @@ impl Site {
     pub fn new(target: Target) -> Result<Site, Failure> {
         let program = std::env::current_exe()?;
         let binaries = program.parent().ok_or("this program has no directory")?.to_path_buf();
-        let stage = tempfile::Builder::new().prefix("sheaf-bench-").tempdir_in("/dev/shm")?;
+        let stage = tempfile::Builder::new().prefix("sheaf-bench-").tempdir_in(MEMORY)?;
         Ok(Site { target, stage, binaries })
+    }
+
+    /// Has the stage from now on in this directory.
+    pub fn move_stage(&mut self, directory: &Path) -> Result<(), Failure> {
+        self.stage = tempfile::Builder::new().prefix("sheaf-bench-").tempdir_in(directory)?;
+        Ok(())
     }
 
     /// An empty directory on the target.
@@ -207,13 +216,13 @@ pub fn drop_caches() -> bool {
     fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
-/// Processor seconds, user and system, of a process so far (proc(5), fields 14 and 15).
+/// Processor seconds, user and system, of a process so far, all its threads included.
 pub fn process_cpu(process: i32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(f64::NAN);
-    // SAFETY: takes an integer.
-    (ticks(11) + ticks(12)) / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: `clock` and `time` are valid places for the answers.
+    let is_read =
+        unsafe { libc::clock_getcpuclockid(process, &mut clock) == 0 && libc::clock_gettime(clock, &mut time) == 0 };
+    if is_read { time.tv_sec as f64 + time.tv_nsec as f64 / 1e9 } else { f64::NAN }
 }
 
 /// Resident memory of a process in MiB, without the mappings of files in memory (the stage).
@@ -236,14 +245,30 @@ fn children_cpu() -> f64 {
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
-/// fio's best way through a new or existing file: seconds, or nothing where fio is missing.
-pub fn fio(file: &Path, mode: &str, size_bytes: u64, block_mib: u64, depth: u64) -> Option<f64> {
+/// What fio took.
+#[derive(Clone, Copy, Debug)]
+pub struct Fio {
+    /// From its first request to its last, synced.
+    pub seconds: f64,
+    /// Processor seconds in the same time.
+    pub cpu_seconds: f64,
+}
+
+/// fio's best way through a new or existing file with O_DIRECT, its buffers being pages of the file `pages`, as those of
+/// staged files are; nothing where fio is missing.
+pub fn fio(file: &Path, pages: &Path, mode: &str, size_bytes: u64, block_mib: u64, depth: u64) -> Option<Fio> {
+    // What fio puts into its buffers, and a page for their alignment, must fit.
+    fs::File::create(pages).ok()?.set_len(((block_mib * depth) << 20) + (1 << 16)).ok()?;
     let mut command = Command::new("fio");
     command.args(["--name=sequential", "--ioengine=io_uring", "--direct=1", "--output-format=json"]);
     command.args(if mode == "write" { vec!["--rw=write", "--end_fsync=1"] } else { vec!["--rw=read"] });
+    command.arg(format!("--iomem=mmapshared:{}", pages.display()));
     command.arg(format!("--bs={block_mib}M")).arg(format!("--iodepth={depth}"));
     command.arg(format!("--size={size_bytes}")).arg(format!("--filename={}", file.display()));
     let output = command.output().ok()?;
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    Some(json["jobs"][0]["job_runtime"].as_f64()? / 1000.0)
+    let job = &json["jobs"][0];
+    let seconds = job["job_runtime"].as_f64()? / 1000.0;
+    let busy_percent = job["usr_cpu"].as_f64()? + job["sys_cpu"].as_f64()?;
+    Some(Fio { seconds, cpu_seconds: seconds * busy_percent / 100.0 })
 }

@@ -213,3 +213,33 @@ impl Drop for Target {
         }
     }
 }
+
+/// A file system in memory that takes huge pages wherever a file has room for one.
+pub struct HugePages {
+    directory: tempfile::TempDir,
+}
+
+impl HugePages {
+    /// Mounts one.
+    ///
+    /// # Errors
+    /// What is missing to do so here.
+    pub fn mount() -> Result<HugePages, Failure> {
+        let directory = tempfile::Builder::new().prefix("sheaf-bench-huge-").tempdir()?;
+        run(&format!("mount -t tmpfs -o huge=always,size=4G,mode=0700 sheaf-bench {}", directory.path().display()))?;
+        Ok(HugePages { directory })
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Err(error) = run(&format!("umount {}", self.directory.path().display())) {
+            eprintln!("could not clean up: {error}");
+        }
+    }
+}

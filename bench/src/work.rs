@@ -2,8 +2,11 @@
 //!
 //! They know nothing of Sheaf. Each says `ready`, waits for a line, works, and prints its seconds.
 
-use std::fs::File;
+use std::ffi::CString;
+use std::fs::{self, File};
 use std::io::{self, BufRead, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -35,6 +38,36 @@ pub enum Work {
         prefix: String,
         /// How many.
         files: usize,
+    },
+    /// Write files on the stage's file system with no more calls than a capture cannot do without: is there room, is there a
+    /// real file of that name. The floor of what a captured file can cost.
+    Floor {
+        /// Where to.
+        directory: PathBuf,
+        /// What the files' names begin with.
+        prefix: String,
+        /// How many.
+        files: usize,
+        /// Bytes of each.
+        size_bytes: u64,
+        /// Where the real files would be.
+        real: PathBuf,
+    },
+    /// Open, read and close files that are staged, all in one thread. The floor of what publishing them can cost.
+    Take {
+        /// Where from.
+        directory: PathBuf,
+        /// What the files' names begin with.
+        prefix: String,
+        /// How many.
+        files: usize,
+        /// Bytes of each, at most.
+        size_bytes: usize,
+    },
+    /// Map each file of a directory and compute the CRC-32C of its pages; prints processor seconds.
+    Checksum {
+        /// Which directory.
+        directory: PathBuf,
     },
 }
 
@@ -76,12 +109,73 @@ fn perform(work: &Work) -> io::Result<f64> {
                 while file.read(&mut block)? > 0 {}
             }
         }
+        Work::Floor { directory, prefix, files, size_bytes, real } => {
+            for index in 0..*files {
+                look(directory, &name(real, prefix, index))?;
+                write_file(&name(directory, prefix, index), &block, *size_bytes, false)?;
+            }
+        }
+        Work::Take { directory, prefix, files, size_bytes } => {
+            for index in 0..*files {
+                File::open(name(directory, prefix, index))?.read_exact(&mut block[..*size_bytes])?;
+            }
+        }
+        Work::Checksum { directory } => {
+            let start_s = processor_s();
+            for entry in fs::read_dir(directory)? {
+                std::hint::black_box(checksum(&File::open(entry?.path())?)?);
+            }
+            return Ok(processor_s() - start_s);
+        }
     }
     Ok(start.elapsed().as_secs_f64())
 }
 
 fn name(directory: &Path, prefix: &str, index: usize) -> PathBuf {
     directory.join(if index == usize::MAX { format!("{prefix}.warm") } else { format!("{prefix}.{index}") })
+}
+
+/// Asks for room on the stage's file system, and whether there is a real file of that name.
+fn look(stage: &Path, real: &Path) -> io::Result<()> {
+    let stage = CString::new(stage.as_os_str().as_bytes())?;
+    // SAFETY: all-zero bytes are a valid statfs.
+    let mut room: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with a zero byte, and `room` is a valid place for the answer.
+    if unsafe { libc::statfs(stage.as_ptr(), &mut room) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    std::hint::black_box((room.f_bavail, fs::symlink_metadata(real).is_ok()));
+    Ok(())
+}
+
+/// Processor seconds of this program so far.
+fn processor_s() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// The checksum of a file's pages where they lie.
+fn checksum(file: &File) -> io::Result<u64> {
+    let length = file.metadata()?.len() as usize;
+    if length == 0 {
+        return Ok(0);
+    }
+    // SAFETY: a new mapping at a place that the kernel chooses; the descriptor is open.
+    let pages = unsafe {
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, flags, file.as_raw_fd(), 0)
+    };
+    if pages == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is this long, and nobody writes to the file or shortens it: it is the benchmark's own.
+    let bytes = unsafe { std::slice::from_raw_parts(pages.cast::<u8>(), length) };
+    let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes);
+    // SAFETY: nothing refers to the mapping any more.
+    unsafe { libc::munmap(pages, length) };
+    Ok(checksum)
 }
 
 fn write_file(path: &Path, block: &[u8], size_bytes: u64, sync: bool) -> io::Result<()> {

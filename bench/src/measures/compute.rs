@@ -1,4 +1,4 @@
-//! What a flush takes from a program that computes on all cores, beside what `cp` takes.
+//! What a flush takes from a program that computes on all cores, beside what `cp` and `fio` take.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -6,11 +6,15 @@ use std::time::{Duration, Instant};
 use super::{Size, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
-use crate::site::Site;
+use crate::site::{Site, fio};
 
 const ALONE: &str = "computing, nothing else";
 const FLUSHING: &str = "computing while Sheaf flushes";
 const COPYING: &str = "computing while cp copies the same bytes, then sync";
+const FIO: &str = "limit: computing while fio writes as much";
+const TAKEN_BY_FLUSH: &str = "taken from it by the flush, processor time";
+const TAKEN_BY_COPY: &str = "taken from it by cp, processor time";
+const TAKEN_BY_FIO: &str = "limit: taken from it by fio, processor time";
 /// How long the undisturbed rate is measured.
 const ALONE_TIME: Duration = Duration::from_secs(2);
 
@@ -19,10 +23,12 @@ const ALONE_TIME: Duration = Duration::from_secs(2);
 /// # Errors
 /// When anything of it cannot be run.
 pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure> {
+    let mut rows: Vec<Row> = [ALONE, FLUSHING, COPYING, FIO].iter().map(|what| Row::new(what, "steps/s")).collect();
+    rows.extend([TAKEN_BY_FLUSH, TAKEN_BY_COPY, TAKEN_BY_FIO].map(|what| Row::new(what, "s/GiB")));
     let mut group = Group {
         title: format!("Steps of a program that computes on all cores, during the flush of {} MiB", size.bytes() >> 20),
         target: site.target.describe(),
-        rows: [ALONE, FLUSHING, COPYING].iter().map(|what| Row::new(what, "steps/s")).collect(),
+        rows,
         ratios: Vec::new(),
     };
     for round in 0..rounds {
@@ -30,46 +36,82 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
         one_round(site, size, &mut group)?;
     }
     group.compare("slowdown by the flush", ALONE, FLUSHING, Some(Bar::AtMost(1.03)));
+    group.compare("limit of the last: slowdown by fio", ALONE, FIO, None);
     group.compare("slowdown by cp", ALONE, COPYING, None);
     Ok(group)
 }
 
 fn one_round(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
-    let alone = rate_during(|| {
+    let alone = steps_during(|| {
         std::thread::sleep(ALONE_TIME);
         Ok(())
     })?;
-    group.row(ALONE).values.push(alone);
+    group.row(ALONE).values.push(alone.rate());
+    let mut disturbed = |rate: &str, taken: &str, steps: Steps| {
+        group.row(rate).values.push(steps.rate());
+        group.row(taken).values.push(steps.taken_s(alone) / size.gib());
+    };
     let captured = site.place("ckpt")?;
     let programs = site.start(size.ranks, true, &write(&captured, 1, size.file_bytes, false))?;
     let stopped = site.stage(programs)?;
-    let flushing = rate_during(|| {
+    let flushing = steps_during(|| {
         stopped.go_on();
         site.sheaf(&["wait"]).map(drop)
     });
-    group.row(FLUSHING).values.push(flushing?);
+    disturbed(FLUSHING, TAKEN_BY_FLUSH, flushing?);
     site.clear()?;
     let staged = site.stage_place("native")?;
     site.run(size.ranks, false, &write(&staged, 1, size.file_bytes, false))?;
     let (from, to) = (staged.display().to_string(), site.place("copied")?.join("data").display().to_string());
-    group.row(COPYING).values.push(rate_during(|| site.copy(&["cp", "-r", &from, &to]).map(drop))?);
+    let copying = steps_during(|| site.copy(&["cp", "-r", &from, &to]).map(drop))?;
+    disturbed(COPYING, TAKEN_BY_COPY, copying);
     std::fs::remove_dir_all(site.target.place.join("copied"))?;
+    let (file, pages) = (site.target.place.join("fio.dat"), staged.join("pages"));
+    let writing = steps_during(|| {
+        fio(&file, &pages, "write", size.bytes(), 4, 8).map(drop).ok_or_else(|| "fio cannot be run".into())
+    });
+    if let Ok(writing) = writing {
+        disturbed(FIO, TAKEN_BY_FIO, writing);
+        std::fs::remove_file(&file)?;
+    }
     std::fs::remove_dir_all(&staged)?;
     Ok(())
 }
 
-/// Steps per second that a program on all cores makes while `something` is done.
-fn rate_during(something: impl FnOnce() -> Result<(), Failure>) -> Result<f64, Failure> {
+/// What a program on all cores did in some time.
+#[derive(Clone, Copy, Debug)]
+struct Steps {
+    count: u64,
+    seconds: f64,
+}
+
+impl Steps {
+    fn rate(self) -> f64 {
+        self.count as f64 / self.seconds
+    }
+
+    /// Processor seconds in which it would have made the steps that it lacks.
+    fn taken_s(self, alone: Steps) -> f64 {
+        (1.0 - self.rate() / alone.rate()) * self.seconds * cores() as f64
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Steps that a program on all cores makes while `something` is done.
+fn steps_during(something: impl FnOnce() -> Result<(), Failure>) -> Result<Steps, Failure> {
     let (stop, steps) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+        for _ in 0..cores() {
             scope.spawn(|| compute(&stop, &steps));
         }
         let start = Instant::now();
         let outcome = something();
-        let rate = steps.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
+        let (count, seconds) = (steps.load(Ordering::Relaxed), start.elapsed().as_secs_f64());
         stop.store(true, Ordering::Relaxed);
-        outcome.map(|()| rate)
+        outcome.map(|()| Steps { count, seconds })
     })
 }
 

@@ -1,9 +1,9 @@
 //! How costs grow with processes and files.
 
-use super::{SMALL_BYTES, write};
+use super::{SMALL_BYTES, floor, read, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
-use crate::site::{Site, resident_mib};
+use crate::site::{Site, drop_caches, resident_mib};
 
 /// Files that each process writes at once.
 const FILES_OF_PROCESS: usize = 64;
@@ -22,12 +22,18 @@ pub fn measure(site: &Site, quick: bool, rounds: usize) -> Result<Group, Failure
     let processes: &[usize] = if quick { &[1, 16, 64] } else { &[1, 4, 16, 64, 256] };
     for count in processes {
         let (native, captured) = (format!("{count} processes, stage"), format!("{count} processes, Sheaf"));
-        group.rows.extend([&native, &captured].map(|what| Row::new(what, "s")));
+        let least = format!("limit: {count} processes, stage, with a statfs for room and one look at the target");
+        group.rows.extend([&native, &captured, &least].map(|what| Row::new(what, "s")));
         for _ in 0..rounds {
             let staged = site.stage_place("native")?;
             let arguments = write(&staged, FILES_OF_PROCESS, SMALL_BYTES, false);
             group.row(&native).values.push(site.run(*count, false, &arguments)?);
             std::fs::remove_dir_all(&staged)?;
+            let (staged, real) = (site.stage_place("native")?, site.place("real")?);
+            let arguments = floor(&staged, FILES_OF_PROCESS, SMALL_BYTES, &real);
+            group.row(&least).values.push(site.run(*count, false, &arguments)?);
+            std::fs::remove_dir_all(&staged)?;
+            std::fs::remove_dir_all(&real)?;
             let place = site.place("ckpt")?;
             let arguments = write(&place, FILES_OF_PROCESS, SMALL_BYTES, false);
             group.row(&captured).values.push(site.run(*count, true, &arguments)?);
@@ -35,6 +41,7 @@ pub fn measure(site: &Site, quick: bool, rounds: usize) -> Result<Group, Failure
         }
         let bar = (*count == 256).then_some(Bar::AtMost(1.10));
         group.compare(&format!("{count} processes, against the stage without Sheaf"), &captured, &native, bar);
+        group.compare("limit of the last: with the calls that it needs", &least, &native, None);
     }
     let files: &[usize] = if quick { &[100, 10_000] } else { &[100, 10_000, 1_000_000] };
     for count in files {
@@ -56,5 +63,13 @@ fn files_known(site: &Site, count: usize, group: &mut Group) -> Result<(), Failu
         _ => 256.0,
     };
     group.judge(&format!("resident MiB with {count} files known"), &memory, Bar::AtMost(limit));
+    site.sheaf(&["drain"])?;
+    site.wipe_stage()?;
+    drop_caches();
+    let open = format!("restart: starting a flusher and opening one of {count} files, sealed store, cold");
+    group.rows.push(Row::new(&open, "s"));
+    group.row(&open).values.push(site.run(1, true, &read(&place, 1))?);
+    let bar = (count == 1_000_000).then_some(Bar::AtMost(0.02));
+    group.judge(&format!("seconds until one of {count} files is open, cold"), &open, bar);
     site.clear()
 }

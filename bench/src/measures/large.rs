@@ -1,11 +1,12 @@
 //! A checkpoint of a few large files: how long the program is held up, when it is published, what it costs, and restart.
 
+use std::path::Path;
 use std::time::Instant;
 
 use super::{Size, read, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
-use crate::site::{Site, drop_caches, fio, process_cpu, resident_mib};
+use crate::site::{Fio, Site, drop_caches, fio, process_cpu, resident_mib};
 use crate::target::{CAPPED_BYTES_PER_SECOND, TargetKind};
 
 const STAGE: &str = "the program writing to the stage's file system, without Sheaf";
@@ -17,6 +18,8 @@ const FLUSHER_MEMORY: &str = "flusher, resident memory without the stage";
 const DIRECT: &str = "the program writing to the target, not synced";
 const SYNCED: &str = "the program writing to the target, fdatasync";
 const FIO: &str = "fio, new file, O_DIRECT, best of 1 MiB x 16 and 4 MiB x 8, fsync";
+const FIO_CPU: &str = "limit: fio writing as much from few pages of that kind, processor time";
+const CHECKSUM_CPU: &str = "limit: mapping the staged pages and CRC-32C of them, processor time";
 const COPIED: &str = "cp from the stage, then sync";
 const COPIED_CPU: &str = "cp from the stage, processor time";
 const TARRED: &str = "tar from the stage, then sync";
@@ -33,7 +36,7 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
     let seconds = [STAGE, CAPTURED, PUBLISHED, FLUSH, DIRECT, SYNCED, FIO, COPIED, TARRED, RSYNCED];
     let reading = [RESTART, COLD, FIO_READ];
     let mut rows: Vec<Row> = seconds.iter().chain(&reading).map(|what| Row::new(what, "s")).collect();
-    rows.extend([FLUSHER_CPU, COPIED_CPU].map(|what| Row::new(what, "s/GiB")));
+    rows.extend([FLUSHER_CPU, FIO_CPU, CHECKSUM_CPU, COPIED_CPU].map(|what| Row::new(what, "s/GiB")));
     rows.push(Row::new(FLUSHER_MEMORY, "MiB"));
     let mut group = Group {
         title: format!("{} processes, one file of {} MiB each", size.ranks, size.file_bytes >> 20),
@@ -97,6 +100,7 @@ fn competitors(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failur
         }
         std::fs::remove_dir_all(site.target.place.join(name))?;
     }
+    group.row(CHECKSUM_CPU).values.push(checksum_cpu(site, &staged, size)?);
     std::fs::remove_dir_all(&staged)?;
     let direct = site.place("direct")?;
     group.row(DIRECT).values.push(site.run(size.ranks, false, &write(&direct, 1, size.file_bytes, false))?);
@@ -105,16 +109,73 @@ fn competitors(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failur
     drop_caches();
     group.row(COLD).values.push(site.run(size.ranks, false, &read(&direct, 1))?);
     std::fs::remove_dir_all(&direct)?;
-    let file = site.target.place.join("fio.dat");
-    let best = [(1, 16), (4, 8)].into_iter().filter_map(|(block_mib, depth)| {
-        let _ = std::fs::remove_file(&file);
-        fio(&file, "write", size.bytes(), block_mib, depth)
-    });
-    group.row(FIO).values.push(best.reduce(f64::min).unwrap_or(f64::NAN));
+    let (file, pages) = (site.target.place.join("fio.dat"), site.stage_place("pages")?.join("pages"));
+    if let Some(best) = fio_write(&file, &pages, size.bytes()) {
+        group.row(FIO).values.push(best.seconds);
+        group.row(FIO_CPU).values.push(best.cpu_seconds / size.gib());
+    }
     drop_caches();
-    group.row(FIO_READ).values.push(fio(&file, "read", size.bytes(), 4, 8).unwrap_or(f64::NAN));
+    group.row(FIO_READ).values.extend(fio(&file, &pages, "read", size.bytes(), 4, 8).map(|fio| fio.seconds));
+    std::fs::remove_dir_all(site.stage_place("pages")?)?;
     let _ = std::fs::remove_file(&file);
     Ok(())
+}
+
+/// Processor seconds per GiB of mapping staged files and of their checksums.
+fn checksum_cpu(site: &Site, staged: &Path, size: &Size) -> Result<f64, Failure> {
+    let arguments = ["checksum".to_string(), staged.display().to_string()];
+    Ok(site.run(1, false, &arguments)? / size.gib())
+}
+
+/// What fio takes for a new file, with the better of two ways.
+fn fio_write(file: &Path, pages: &Path, size_bytes: u64) -> Option<Fio> {
+    let ways = [(1, 16), (4, 8)].into_iter().filter_map(|(block_mib, depth)| {
+        let _ = std::fs::remove_file(file);
+        fio(file, pages, "write", size_bytes, block_mib, depth)
+    });
+    ways.min_by(|one, other| one.seconds.total_cmp(&other.seconds))
+}
+
+/// The same flush from a stage with huge pages: what it costs the processors.
+///
+/// # Errors
+/// When anything of it cannot be run.
+pub fn measure_huge(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure> {
+    let mut rows = vec![Row::new(FLUSH, "s"), Row::new(FIO, "s")];
+    rows.extend([FLUSHER_CPU, FIO_CPU, CHECKSUM_CPU].map(|what| Row::new(what, "s/GiB")));
+    rows.push(Row::new(FLUSHER_MEMORY, "MiB"));
+    let mut group = Group {
+        title: format!("{} files of {} MiB in a stage with huge pages", size.ranks, size.file_bytes >> 20),
+        target: site.target.describe(),
+        rows,
+        ratios: Vec::new(),
+    };
+    for round in 0..rounds {
+        eprintln!("  round {} of {rounds}", round + 1);
+        flush_alone(site, size, &mut group)?;
+        let staged = site.stage_place("native")?;
+        site.run(size.ranks, false, &write(&staged, 1, size.file_bytes, false))?;
+        group.row(CHECKSUM_CPU).values.push(checksum_cpu(site, &staged, size)?);
+        std::fs::remove_dir_all(&staged)?;
+        let (file, pages) = (site.target.place.join("fio.dat"), site.stage_place("pages")?.join("pages"));
+        if let Some(best) = fio_write(&file, &pages, size.bytes()) {
+            group.row(FIO).values.push(best.seconds);
+            group.row(FIO_CPU).values.push(best.cpu_seconds / size.gib());
+        }
+        let _ = std::fs::remove_file(&file);
+        std::fs::remove_dir_all(site.stage_place("pages")?)?;
+    }
+    group.compare("flush throughput, against fio", FIO, FLUSH, Some(Bar::AtLeast(0.95)));
+    group.judge("flusher, processor seconds per GiB", FLUSHER_CPU, Bar::AtMost(0.05));
+    limit_cpu(&mut group);
+    Ok(group)
+}
+
+/// What writing and checking take together, done by nobody but fio and a loop.
+fn limit_cpu(group: &mut Group) {
+    let value = group.row(FIO_CPU).median() + group.row(CHECKSUM_CPU).median();
+    let what = "limit of the last: fio's and the checksums' processor seconds per GiB".to_string();
+    group.ratios.push(crate::result::Ratio { what, value, bar: None });
 }
 
 fn compare(site: &Site, group: &mut Group) {
@@ -136,6 +197,7 @@ fn compare(site: &Site, group: &mut Group) {
     group.compare("flush time, against tar and sync", FLUSH, TARRED, None);
     group.compare("flush time, against rsync and sync", FLUSH, RSYNCED, None);
     group.judge("flusher, processor seconds per GiB", FLUSHER_CPU, Bar::AtMost(0.15));
+    limit_cpu(group);
     group.judge("flusher, resident MiB", FLUSHER_MEMORY, Bar::AtMost(32.0));
     group.compare("restart, against fio reading, O_DIRECT", RESTART, FIO_READ, Some(Bar::AtMost(1.10)));
     group.compare("restart, against reading the files cold", RESTART, COLD, None);

@@ -63,3 +63,18 @@ pub fn write(directory: &std::path::Path, files: usize, size_bytes: u64, sync: b
 pub fn read(directory: &std::path::Path, files: usize) -> Vec<String> {
     vec!["read".to_string(), directory.display().to_string(), "RANK".to_string(), files.to_string()]
 }
+
+/// Arguments of the program that makes the calls of a capture that nothing can spare; see [`crate::work::Work::Floor`].
+pub fn floor(directory: &std::path::Path, files: usize, size_bytes: u64, real: &std::path::Path) -> Vec<String> {
+    let mut arguments = write(directory, files, size_bytes, false);
+    arguments[0] = "floor".to_string();
+    arguments.push(real.display().to_string());
+    arguments
+}
+
+/// Arguments of the program that opens, reads and closes staged files.
+pub fn take(directory: &std::path::Path, files: usize, size_bytes: u64) -> Vec<String> {
+    let mut arguments = write(directory, files, size_bytes, false);
+    arguments[0] = "take".to_string();
+    arguments
+}

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{SMALL_BYTES, Size, write};
+use super::{SMALL_BYTES, Size, floor, take, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
 use crate::site::Site;
@@ -10,7 +10,9 @@ use crate::target::TargetKind;
 
 const STAGE: &str = "one open, write and close on the stage's file system, without Sheaf";
 const CAPTURED: &str = "one open, write and close under Sheaf";
+const FLOOR: &str = "limit: the same on the stage, with a statfs for room and one look at the target";
 const PUBLISH_RATE: &str = "published, from staged on";
+const TAKE_RATE: &str = "limit: one thread opening, reading and closing as many staged files";
 const DURABLE: &str = "under Sheaf, from the program's start until all is published";
 const DIRECT: &str = "file per process on the target, until all is synced";
 const CREATED: &str = "files in the store";
@@ -25,7 +27,9 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
     let rows = [
         (STAGE, "us"),
         (CAPTURED, "us"),
+        (FLOOR, "us"),
         (PUBLISH_RATE, "files/s"),
+        (TAKE_RATE, "files/s"),
         (DURABLE, "s"),
         (DIRECT, "s"),
         (CREATED, "files"),
@@ -45,13 +49,18 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
     group.rows.retain(|row| !row.values.is_empty());
     let fifth_more = Some(Bar::AtMost(1.35));
     group.compare("one captured file, against the stage without Sheaf", CAPTURED, STAGE, fifth_more);
+    group.compare("limit of the last: that with the calls that it needs", FLOOR, STAGE, None);
     let more = group.row(CAPTURED).median() - group.row(STAGE).median();
     let what = "added to each file, us".to_string();
     group.ratios.push(crate::result::Ratio { what, value: more, bar: Some(Bar::AtMost(6.0)) });
+    let least = group.row(FLOOR).median() - group.row(STAGE).median();
+    let what = "limit of the last: added by these calls alone, us".to_string();
+    group.ratios.push(crate::result::Ratio { what, value: least, bar: None });
     let faster = (site.target.kind == TargetKind::Moosefs).then_some(Bar::AtLeast(20.0));
     group.compare("until durable: file per process, against Sheaf", DIRECT, DURABLE, faster);
     if site.target.kind == TargetKind::Local {
         group.judge("published, files per second", PUBLISH_RATE, Bar::AtLeast(100_000.0));
+        group.judge("limit of the last: taking them alone, files per second", TAKE_RATE, None);
     }
     Ok(group)
 }
@@ -61,7 +70,13 @@ fn one_round(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure>
     let each_us = |seconds: f64| seconds * 1e6 / files as f64;
     let staged = site.stage_place("native")?;
     group.row(STAGE).values.push(each_us(site.run(1, false, &write(&staged, files, SMALL_BYTES, false))?));
+    group.row(TAKE_RATE).values.push(files as f64 / site.run(1, false, &take(&staged, files, SMALL_BYTES))?);
     std::fs::remove_dir_all(&staged)?;
+    let (staged, real) = (site.stage_place("native")?, site.place("real")?);
+    let seconds = site.run(1, false, &floor(&staged, files, SMALL_BYTES, &real))?;
+    group.row(FLOOR).values.push(each_us(seconds));
+    std::fs::remove_dir_all(&staged)?;
+    std::fs::remove_dir_all(&real)?;
 
     let before = site.target.metadata_operations();
     let captured = site.place("ckpt")?;
