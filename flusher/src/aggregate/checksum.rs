@@ -2,8 +2,6 @@
 //!
 //! Checksums combine, so chunks may be computed apart and in any order. Nothing here reads or writes files.
 
-use std::sync::OnceLock;
-
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
 
 /// Bytes of a file that one chunk checksum covers.
@@ -16,35 +14,37 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 
 /// The checksum of two ranges, one behind the other, from the checksums of each.
 pub fn combine(first: u32, second: u32, second_length: u64) -> u32 {
-    match second_length {
-        0 => first,
-        length => crc_fast::checksum_combine(Crc32Iscsi, first.into(), second.into(), length) as u32,
-    }
+    multiply(first, shift(second_length)) ^ second
 }
 
 /// The checksum of `length` zeros, in a time that grows with the logarithm of `length`.
 pub fn of_zeros(length: u64) -> u32 {
-    static FULL_CHUNK: OnceLock<u32> = OnceLock::new();
-    if length == CHUNK {
-        return *FULL_CHUNK.get_or_init(|| of_zeros_by_doubling(CHUNK));
-    }
-    of_zeros_by_doubling(length)
+    !multiply(!0, shift(length))
 }
 
-fn of_zeros_by_doubling(length: u64) -> u32 {
-    let mut result = 0;
-    let mut power = crc32c(&[0]);
-    let mut rest = length;
-    let mut power_length = 1u64;
+/// The Castagnoli polynomial without its highest term, the coefficient of x^0 in the highest bit, as in all that follows.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+
+/// The product of two polynomials over GF(2), modulo [`POLYNOMIAL`].
+fn multiply(one: u32, other: u32) -> u32 {
+    let (mut product, mut term) = (0, other);
+    for power in 0..u32::BITS {
+        product ^= term & (one >> (u32::BITS - 1 - power) & 1).wrapping_neg();
+        term = (term >> 1) ^ (POLYNOMIAL & (term & 1).wrapping_neg());
+    }
+    product
+}
+
+/// By what a checksum is multiplied when `length` bytes follow: x to the power of their bits.
+fn shift(length: u64) -> u32 {
+    const ONE: u32 = 1 << 31;
+    let (mut result, mut square, mut rest) = (ONE, ONE >> 8, length);
     while rest > 0 {
         if rest & 1 == 1 {
-            result = combine(result, power, power_length);
+            result = multiply(result, square);
         }
+        square = multiply(square, square);
         rest >>= 1;
-        if rest > 0 {
-            power = combine(power, power, power_length);
-            power_length <<= 1;
-        }
     }
     result
 }
@@ -66,7 +66,7 @@ impl FileChecksums {
 
     /// Puts chunk checksums that were computed apart together.
     pub fn from_chunks(chunks: Vec<u32>, size_bytes: u64) -> FileChecksums {
-        // Combining costs more than a small file's checksum itself: one chunk is the whole.
+        // One chunk is the whole.
         let mut whole = chunks.first().copied().unwrap_or(0);
         for (index, chunk) in chunks.iter().enumerate().skip(1) {
             whole = combine(whole, *chunk, CHUNK.min(size_bytes - index as u64 * CHUNK));

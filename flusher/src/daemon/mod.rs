@@ -191,6 +191,7 @@ pub fn run(settings: Settings) -> ExitCode {
 
 fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     block_signals()?;
+    heap::share();
     run_beside_the_job();
     let stage = Stage::create(&settings.find_stage()?, &settings.store)?;
     let Some(_lock) = lock(&stage)? else { return Ok(()) };

@@ -1844,10 +1844,12 @@ impl Candidate {
 }
 
 /// The data of a file as extents that start and end on blocks (but for the file's end), so that holes of whole blocks
-/// stay holes in the aggregate. Holes of a small file are only looked for if it has any.
+/// stay holes in the aggregate. They are not looked for where the file takes as much room as it is long: what room behind its
+/// end could hide is written as zeros. Nor in a small file that takes more.
 fn data_extents(source: &Source, stat: &Stat) -> io::Result<Vec<Extent>> {
     let allocated = (stat.st_blocks as u64).saturating_mul(512);
-    if source.size() < ALIGNED_SIZE && allocated >= source.size() {
+    let is_dense = allocated == source.size().next_multiple_of(BLOCK);
+    if is_dense || (source.size() < ALIGNED_SIZE && allocated >= source.size()) {
         return Ok(Entry::dense_extents(source.size()));
     }
     let mut extents: Vec<Extent> = Vec::new();
