@@ -20,7 +20,7 @@ pub struct Variable {
 }
 
 /// Every variable that Sheaf reads.
-pub const VARIABLES: [Variable; 13] = [
+pub const VARIABLES: [Variable; 16] = [
     Variable {
         name: "SHEAF_PATHS",
         accepts: "absolute globs, colon-separated: `*`, `?`, `[a-z]`, and `**` for any number of directories",
@@ -86,6 +86,24 @@ pub const VARIABLES: [Variable; 13] = [
         accepts: "`refuse` or `older`",
         default: "refuse",
         meaning: "what to read when the newest version of a file is damaged in the store: nothing (an error), or an older version that is intact",
+    },
+    Variable {
+        name: "SHEAF_CUT",
+        accepts: "`newest`, `complete`, or a time in seconds since 1970, as `sheaf cuts` shows it",
+        default: "newest",
+        meaning: "what a job sees of one that lost nodes, where it begins on an empty stage: `newest`: the newest state that is consistent over all nodes; `complete`: everything that was published, though files of one time may lack others; or the newest consistent state of that time. Decided once for each job that is over",
+    },
+    Variable {
+        name: "SHEAF_SKEW_MS",
+        accepts: "whole milliseconds, at least 1",
+        default: "1000",
+        meaning: "how far the clocks of two nodes may be apart: a cut is only made where what different nodes did is further apart",
+    },
+    Variable {
+        name: "SHEAF_WATERMARK_MS",
+        accepts: "whole milliseconds, at least 1",
+        default: "5000",
+        meaning: "how often a node that has nothing to publish tells the store so, while its programs live; what others did later than that is not in the cut if the node is lost",
     },
     Variable {
         name: "SHEAF_LOG",

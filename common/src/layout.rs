@@ -16,6 +16,7 @@
 //! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
 //! | `STAGE/ceiling` | what the flusher tells unasked, as numbers of the machine's; see [`Told`] |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
+//! | `STAGE/uuid` | what tells this stage from every other, also in the aggregates that are written from it |
 
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -68,6 +69,8 @@ pub const CLEAN: &str = "clean";
 pub const CEILING: &str = "ceiling";
 /// Text file with the store's absolute path.
 pub const IDENTITY: &str = "identity";
+/// Text file: 32 hexadecimal digits, random.
+pub const UUID: &str = "uuid";
 /// Default name of the store under the first pattern's fixed prefix, and the reserved first component in aggregates.
 pub const STORE: &str = ".sheaf";
 

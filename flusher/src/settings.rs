@@ -14,9 +14,14 @@ use sheaf_common::configuration::{self, Level, PATTERN_MAX, PATTERNS_MAX, Reason
 use sheaf_common::{layout, pattern, room};
 
 use crate::stage;
+use crate::store::Choice;
 
 /// SHEAF_STORE_TIMEOUT when it is unset.
 const STORE_TIMEOUT: Duration = Duration::from_secs(600);
+/// SHEAF_WATERMARK_MS when it is unset.
+const WATERMARK_INTERVAL: Duration = Duration::from_secs(5);
+/// SHEAF_SKEW_MS when it is unset.
+const SKEW: Duration = Duration::from_secs(1);
 /// The tier when SHEAF_STAGE is unset.
 const DEFAULT_TIER: &str = "/dev/shm";
 
@@ -71,6 +76,12 @@ pub struct Settings {
     pub timeout: Duration,
     /// SHEAF_DAMAGED.
     pub damaged: Damaged,
+    /// SHEAF_WATERMARK_MS.
+    pub watermark_interval: Duration,
+    /// SHEAF_CUT.
+    pub cut: Choice,
+    /// SHEAF_SKEW_MS.
+    pub skew: Duration,
     /// SHEAF_LOG's level.
     pub log_level: Level,
     /// SHEAF_LOG's file.
@@ -145,6 +156,10 @@ impl Settings {
             store_timeout: store_timeout(value("SHEAF_STORE_TIMEOUT"))?,
             timeout: timeout(value("SHEAF_TIMEOUT"))?,
             damaged: damaged(value("SHEAF_DAMAGED"))?,
+            watermark_interval: milliseconds("SHEAF_WATERMARK_MS", value("SHEAF_WATERMARK_MS"))?
+                .unwrap_or(WATERMARK_INTERVAL),
+            cut: value("SHEAF_CUT").map_or(Ok(Choice::Newest), |text| choice(&text))?,
+            skew: milliseconds("SHEAF_SKEW_MS", value("SHEAF_SKEW_MS"))?.unwrap_or(SKEW),
             log_level,
             log_file,
             variables,
@@ -312,6 +327,25 @@ fn store_timeout(value: Option<Vec<u8>>) -> Result<Duration, SettingsError> {
     let number =
         value.map(|text| configuration::parse_number(&text).ok_or_else(|| not_accepted("SHEAF_STORE_TIMEOUT", &text)));
     Ok(number.transpose()?.map_or(STORE_TIMEOUT, Duration::from_secs))
+}
+
+/// SHEAF_SKEW_MS in the environment, for tools that read a store and need no others.
+///
+/// # Errors
+/// When the value is refused.
+pub fn skew_from_environment() -> Result<Duration, SettingsError> {
+    let value = std::env::var_os("SHEAF_SKEW_MS").filter(|value| !value.is_empty()).map(OsStringExt::into_vec);
+    Ok(milliseconds("SHEAF_SKEW_MS", value)?.unwrap_or(SKEW))
+}
+
+fn choice(text: &[u8]) -> Result<Choice, SettingsError> {
+    let known = std::str::from_utf8(text).ok().and_then(Choice::parse);
+    known.ok_or_else(|| not_accepted("SHEAF_CUT", text))
+}
+
+fn milliseconds(name: &'static str, value: Option<Vec<u8>>) -> Result<Option<Duration>, SettingsError> {
+    let number = value.map(|text| configuration::parse_number(&text).ok_or_else(|| not_accepted(name, &text)));
+    Ok(number.transpose()?.map(Duration::from_millis))
 }
 
 fn timeout(value: Option<Vec<u8>>) -> Result<Duration, SettingsError> {

@@ -213,9 +213,14 @@ impl Scene {
 
     /// Kills everything of this scene at once, as a node's death does.
     pub fn kill_everything(&self) {
+        self.kill_everything_in(self.tier.path());
+    }
+
+    /// The same of what has its stage in this directory, which is the scene's tier or lies in it.
+    pub fn kill_everything_in(&self, tier: &Path) {
         // One that was being made while others were killed is seen the next time.
         for _ in 0..20 {
-            let processes = self.processes();
+            let processes = processes_in(tier);
             if processes.is_empty() {
                 break;
             }
@@ -223,12 +228,18 @@ impl Scene {
         }
     }
 
+    /// Stops the flushers that have their stage in this directory, which is the scene's tier or lies in it, until they are
+    /// killed.
+    pub fn stop_flushers_in(&self, tier: &Path) {
+        for flusher in processes_in(tier).into_iter().filter(|process| is_command(*process, b"flusher")) {
+            // SAFETY: kill takes two integers; the process carries the mark of this scene in its environment.
+            unsafe { libc::kill(flusher as libc::pid_t, libc::SIGSTOP) };
+        }
+    }
+
     /// Processes that carry this scene's tier in their environment.
     fn processes(&self) -> Vec<u32> {
-        let mark = [b"SHEAF_STAGE=", self.tier.path().as_os_str().as_bytes()].concat();
-        let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
-        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        numbers.filter(|process| holds_variable(*process, &mark)).collect()
+        processes_in(self.tier.path())
     }
 
     fn sheaf_command_for(&self, program: impl AsRef<OsStr>) -> Command {
@@ -306,9 +317,18 @@ fn find_files(directory: &Path, except: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn holds_variable(process: u32, variable: &[u8]) -> bool {
+/// Processes that carry this tier in their environment, or a directory in it.
+fn processes_in(tier: &Path) -> Vec<u32> {
+    let mark = [b"SHEAF_STAGE=", tier.as_os_str().as_bytes()].concat();
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(|process| holds_path(*process, &mark)).collect()
+}
+
+fn holds_path(process: u32, path: &[u8]) -> bool {
     let Ok(environment) = fs::read(format!("/proc/{process}/environ")) else { return false };
-    environment.split(|byte| *byte == 0).any(|entry| entry == variable)
+    let is_it = |rest: &[u8]| rest.first().is_none_or(|byte| *byte == b'/');
+    environment.split(|byte| *byte == 0).any(|entry| entry.strip_prefix(path).is_some_and(is_it))
 }
 
 /// Whether a process is `sheaf` with this subcommand.

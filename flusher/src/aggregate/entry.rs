@@ -19,6 +19,10 @@ pub const FLAG_UNCLOSED: u32 = 1;
 pub const FLAG_MOVED: u32 = 2;
 /// A moved directory or link that was not at its path any more when it was copied: no member of the archive.
 pub const FLAG_RENAMED: u32 = 4;
+/// Of a watermark: all clients of the node had ended, and everything was published.
+pub const FLAG_ENDED: u32 = 8;
+/// Of a watermark: the stage goes on in another aggregate, which is there already.
+pub const FLAG_CONTINUED: u32 = 16;
 
 /// The aggregate that something belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,10 @@ pub struct Identity {
     pub incarnation: u64,
     /// When the aggregate was made, in nanoseconds since 1970.
     pub created_ns: u64,
+    /// Random, the same for all aggregates that are written from one stage; all zero when it is not known.
+    pub stage: [u8; 16],
+    /// What this stage had done up to this time was published when the aggregate was made.
+    pub watermark_ns: u64,
 }
 
 /// What a record says.
@@ -54,12 +62,14 @@ pub enum Kind {
     RemoveDirectory,
     /// Mode, owner and time of `path` changed.
     SetAttributes,
+    /// What the node has done up to the record's time is published. Never part of a view.
+    Watermark,
     /// The sealed index; see [`super::Index`]. Never part of a view.
     Index,
 }
 
 impl Kind {
-    const NUMBERS: [(Kind, u16); 9] = [
+    const NUMBERS: [(Kind, u16); 10] = [
         (Kind::File, 1),
         (Kind::Directory, 2),
         (Kind::Symlink, 3),
@@ -68,10 +78,11 @@ impl Kind {
         (Kind::Unlink, 6),
         (Kind::RemoveDirectory, 7),
         (Kind::SetAttributes, 8),
+        (Kind::Watermark, 10),
         (Kind::Index, 11),
     ];
 
-    /// The number in a record; 9 and 10 are reserved (FORMAT.md).
+    /// The number in a record; 9 is reserved (FORMAT.md).
     pub fn number(self) -> u16 {
         Kind::NUMBERS.iter().find(|(kind, _)| *kind == self).map_or(0, |(_, number)| *number)
     }
@@ -128,7 +139,7 @@ pub struct Entry {
     pub change_time_ns: i64,
     /// Number of the staged inode.
     pub inode: u64,
-    /// [`FLAG_UNCLOSED`], [`FLAG_MOVED`], [`FLAG_RENAMED`].
+    /// [`FLAG_UNCLOSED`], [`FLAG_MOVED`], [`FLAG_RENAMED`], [`FLAG_ENDED`], [`FLAG_CONTINUED`].
     pub flags: u32,
 }
 
@@ -161,6 +172,27 @@ pub struct Record {
 }
 
 impl Entry {
+    /// Says that what the node has done up to this time is published.
+    pub fn watermark(time_ns: u64, flags: u32) -> Entry {
+        Entry {
+            kind: Kind::Watermark,
+            path: Vec::new(),
+            target: Vec::new(),
+            attributes: Attributes::default(),
+            size: 0,
+            extents: Vec::new(),
+            operation_time_ns: time_ns.min(TIME_MAX_NS),
+            change_time_ns: 0,
+            inode: 0,
+            flags,
+        }
+    }
+
+    /// Whether it is something that was done to the namespace.
+    pub fn is_operation(&self) -> bool {
+        !matches!(self.kind, Kind::Watermark | Kind::Index)
+    }
+
     /// Whether tar data goes with it.
     pub fn has_data(&self) -> bool {
         matches!(self.kind, Kind::File | Kind::Index)
@@ -186,7 +218,11 @@ impl Entry {
     /// # Errors
     /// What is wrong.
     pub fn check(&self) -> Result<(), Problem> {
-        check_name(&self.path, self.kind == Kind::Index)?;
+        match self.kind {
+            Kind::Watermark if !self.path.is_empty() => return Err(Problem::Name),
+            Kind::Watermark => {}
+            _ => check_name(&self.path, self.kind == Kind::Index)?,
+        }
         match self.kind {
             Kind::HardLink | Kind::Rename => check_name(&self.target, false)?,
             Kind::Symlink if self.target.is_empty() || self.target.contains(&0) => return Err(Problem::LinkText),
@@ -299,7 +335,7 @@ mod tests {
     fn kinds_keep_their_numbers() {
         for number in 0..20 {
             let kind = Kind::from_number(number);
-            assert_eq!(kind.is_some(), (1..=8).contains(&number) || number == 11);
+            assert_eq!(kind.is_some(), (1..=8).contains(&number) || [10, 11].contains(&number));
             assert!(kind.is_none_or(|kind| kind.number() == number));
         }
     }

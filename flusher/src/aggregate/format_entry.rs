@@ -56,7 +56,7 @@ pub(super) fn short_uuid(identity: &Identity) -> String {
 }
 
 fn text(identity: &Identity) -> String {
-    let Identity { uuid, node, job, incarnation, created_ns } = identity;
+    let Identity { uuid, node, job, incarnation, created_ns, stage, watermark_ns } = identity;
     format!(
         "{TITLE}\n\
          uuid {}\n\
@@ -64,6 +64,8 @@ fn text(identity: &Identity) -> String {
          job {}\n\
          incarnation {incarnation}\n\
          created_ns {created_ns}\n\
+         stage {}\n\
+         watermark_ns {watermark_ns}\n\
          block {BLOCK}\n\
          chunk {CHUNK}\n\
          checksum crc32c\n\
@@ -77,10 +79,11 @@ fn text(identity: &Identity) -> String {
         hexadecimal(uuid),
         escape(node),
         escape(job),
+        hexadecimal(stage),
     )
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -161,10 +164,13 @@ fn parse_text(text: &str) -> Result<Identity, FormatError> {
         job: name("job")?,
         incarnation: number("incarnation")?,
         created_ns: number("created_ns")?,
+        // Earlier aggregates lack these.
+        stage: value("stage").ok().and_then(parse_uuid).unwrap_or_default(),
+        watermark_ns: number("watermark_ns").unwrap_or_default(),
     })
 }
 
-fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+pub(crate) fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
     let mut uuid = [0; 16];
     for (byte, pair) in uuid.iter_mut().zip(digits.chunks(2)) {
@@ -179,7 +185,15 @@ mod tests {
 
     fn identity() -> Identity {
         let node = "n\u{e9}%1 2\n".to_owned();
-        Identity { uuid: *b"0123456789abcdef", node, job: String::new(), incarnation: 3, created_ns: u64::MAX }
+        Identity {
+            uuid: *b"0123456789abcdef",
+            node,
+            job: String::new(),
+            incarnation: 3,
+            created_ns: u64::MAX,
+            stage: *b"fedcba9876543210",
+            watermark_ns: u64::MAX,
+        }
     }
 
     #[test]

@@ -34,7 +34,15 @@ pub fn salvage(source: &dyn ReadAt) -> Result<Salvaged, ReadError> {
     let identity = match identify(source) {
         Err(ReadError::Format(error)) => {
             let uuid = first_uuid(source)?.ok_or(ReadError::Format(error))?;
-            Identity { uuid, node: String::new(), job: String::new(), incarnation: 0, created_ns: 0 }
+            Identity {
+                uuid,
+                node: String::new(),
+                job: String::new(),
+                incarnation: 0,
+                created_ns: 0,
+                stage: [0; 16],
+                watermark_ns: 0,
+            }
         }
         result => result?,
     };

@@ -100,12 +100,12 @@ impl SegmentPlan {
         Ok(plan)
     }
 
-    /// Plans the last segment of an aggregate: it carries the index that [`super::encode_index`] made. The caller
-    /// writes the index's bytes at the data offset of entry 0.
+    /// Plans the last segment of an aggregate: it carries the index that [`super::encode_index`] made, and a watermark. The
+    /// caller writes the index's bytes at the data offset of entry 0.
     ///
     /// # Errors
     /// When the index is too large.
-    pub fn seal(identity: &Identity, sequence: u64, index: &[u8]) -> Result<SegmentPlan, PlanError> {
+    pub fn seal(identity: &Identity, sequence: u64, index: &[u8], watermark: Entry) -> Result<SegmentPlan, PlanError> {
         let size = index.len() as u64;
         let entry = Entry {
             kind: Kind::Index,
@@ -119,7 +119,7 @@ impl SegmentPlan {
             inode: 0,
             flags: 0,
         };
-        SegmentPlan::new(identity, sequence, vec![entry], &mut TarNames::default())
+        SegmentPlan::new(identity, sequence, vec![entry, watermark], &mut TarNames::default())
     }
 
     /// `None` when a number of the segment would not fit its field.

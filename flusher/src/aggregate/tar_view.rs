@@ -27,7 +27,7 @@ pub(super) enum Shape {
 impl Shape {
     /// Whether an entry of this kind and shape may take a name away that was shown.
     pub(super) fn may_remove(self, kind: Kind) -> bool {
-        self != Shape::Shown && kind != Kind::SetAttributes
+        self != Shape::Shown && !matches!(kind, Kind::SetAttributes | Kind::Watermark)
     }
 }
 
@@ -77,7 +77,9 @@ impl TarNames {
     /// Decides on the next entry of the segment `segment`; `removals` counts the renames and removals in it so far.
     pub(super) fn shape(&mut self, entry: &Entry, segment: u64, removals: usize) -> Shape {
         let shape = match entry.kind {
-            Kind::Rename | Kind::Unlink | Kind::RemoveDirectory | Kind::SetAttributes => Shape::Absent,
+            Kind::Rename | Kind::Unlink | Kind::RemoveDirectory | Kind::SetAttributes | Kind::Watermark => {
+                Shape::Absent
+            }
             Kind::Index => Shape::Shown,
             _ if entry.flags & FLAG_RENAMED != 0 => absent_or_hidden(entry.kind),
             _ if !self.parents_are_directories(entry.shown_path()) => absent_or_hidden(entry.kind),

@@ -23,6 +23,8 @@ impl Builder {
             job: "42".to_owned(),
             incarnation: 1,
             created_ns: 1_700_000_000_000_000_000,
+            stage: [0; 16],
+            watermark_ns: 0,
         };
         let bytes = format_entry(&identity);
         Builder { identity, bytes, names: TarNames::default(), sequence: FIRST_SEQUENCE, published: Vec::new() }
@@ -297,7 +299,7 @@ fn a_sealed_aggregate_has_an_index() {
     }];
     let index = encode_index(builder.identity.uuid, end, names.clone()).unwrap();
     assert_eq!(Index::read(&builder.finished(), builder.identity.uuid).unwrap(), None);
-    let plan = SegmentPlan::seal(&builder.identity, builder.sequence, &index).unwrap();
+    let plan = SegmentPlan::seal(&builder.identity, builder.sequence, &index, Entry::watermark(9, FLAG_ENDED)).unwrap();
     let start = builder.bytes.len();
     builder.bytes.resize(start + plan.length() as usize, 0);
     builder.put(start, &plan.head());
@@ -306,7 +308,7 @@ fn a_sealed_aggregate_has_an_index() {
     builder.put(start + plan.data_offset(0).unwrap() as usize, &index);
     let mut checksummer = FileChecksummer::default();
     checksummer.data(&index);
-    builder.put(start + plan.toc_offset() as usize, &plan.toc(&[Some(checksummer.finish())]));
+    builder.put(start + plan.toc_offset() as usize, &plan.toc(&[Some(checksummer.finish()), None]));
     let bytes = builder.finished();
     assert_eq!(plan.data_offset(0).unwrap() % BLOCK, 0);
     assert_eq!(damages(&bytes), Ok(Vec::new()));

@@ -56,6 +56,15 @@ pub struct Behaviour {
     /// `refuse` or `older`, as SHEAF_DAMAGED
     #[arg(long, value_name = "CHOICE")]
     pub damaged: Option<OsString>,
+    /// What is seen of a job that lost nodes: `newest`, `complete` or a time, as SHEAF_CUT
+    #[arg(long, value_name = "CUT")]
+    pub cut: Option<OsString>,
+    /// How far the nodes' clocks may be apart, as SHEAF_SKEW_MS
+    #[arg(long, value_name = "MILLISECONDS")]
+    pub skew_ms: Option<OsString>,
+    /// Milliseconds between two words to the store of a node that has nothing to publish, as SHEAF_WATERMARK_MS
+    #[arg(long, value_name = "MILLISECONDS")]
+    pub watermark_ms: Option<OsString>,
     /// How much is said and where, as SHEAF_LOG
     #[arg(long, value_name = "LEVEL[,FILE]")]
     pub log: Option<OsString>,
@@ -75,6 +84,9 @@ fn lookup(name: &str, location: &Location, behaviour: &Behaviour) -> Option<OsSt
         "SHEAF_TIMEOUT" => &behaviour.timeout,
         "SHEAF_DURABLE" => &behaviour.durable,
         "SHEAF_DAMAGED" => &behaviour.damaged,
+        "SHEAF_CUT" => &behaviour.cut,
+        "SHEAF_SKEW_MS" => &behaviour.skew_ms,
+        "SHEAF_WATERMARK_MS" => &behaviour.watermark_ms,
         "SHEAF_LOG" => &behaviour.log,
         _ => &None,
     };
@@ -164,6 +176,9 @@ mod tests {
             timeout: value(),
             durable: value(),
             damaged: value(),
+            cut: value(),
+            skew_ms: value(),
+            watermark_ms: value(),
             log: value(),
         };
         for variable in VARIABLES.iter().filter(|variable| variable.name != "SHEAF_DISABLE") {

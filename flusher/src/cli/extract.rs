@@ -25,7 +25,7 @@ use super::Failure;
 use super::offline::{self, Progress};
 use crate::aggregate::{Attributes, check_name};
 use crate::settings::Damaged;
-use crate::store::{Link, Node, Store, Version};
+use crate::store::{Choice, Link, Node, Store, Version};
 
 /// Write the files of a store below a directory, checked, with their modes and times
 ///
@@ -39,6 +39,10 @@ pub struct ExtractArgs {
     /// where that had renamed or removed names, they are as they were before
     #[arg(long)]
     salvage: bool,
+    /// As it was at a consistent cut: `newest` (if all nodes that have not ended were lost), `complete` (everything that is
+    /// published), or at a time in seconds since 1970, as `sheaf cuts` shows it
+    #[arg(long, value_name = "CUT", value_parser = offline::parse_cut, conflicts_with = "salvage")]
+    cut: Option<Choice>,
     /// Where to write; made if it is not there
     #[arg(short = 'C', long, value_name = "DIR", default_value = ".")]
     directory: PathBuf,
@@ -52,8 +56,11 @@ pub struct ExtractArgs {
 /// # Errors
 /// When the store cannot be read, the directory cannot be made, or no name matches.
 pub fn run(arguments: ExtractArgs) -> Result<ExitCode, Failure> {
-    let open = if arguments.salvage { offline::open_salvaged } else { offline::open };
-    let store = open(std::slice::from_ref(&arguments.source))?;
+    let sources = std::slice::from_ref(&arguments.source);
+    let store = match arguments.salvage {
+        true => offline::open_salvaged(sources)?,
+        false => offline::open_cut(sources, arguments.cut)?,
+    };
     let plan = Plan::new(&store, &matcher(&arguments.patterns)?);
     if plan.is_empty() && !arguments.patterns.is_empty() {
         return Err(Failure::new("no name in the store matches; `sheaf ls` lists them"));
@@ -314,7 +321,7 @@ mod tests {
         let source = directory.with_extension("tar");
         fs::write(&source, aggregate.finished()).unwrap();
         let patterns = patterns.iter().map(|pattern| pattern.to_string()).collect();
-        match run(ExtractArgs { source, salvage: false, directory: directory.to_owned(), patterns }) {
+        match run(ExtractArgs { source, salvage: false, cut: None, directory: directory.to_owned(), patterns }) {
             Ok(code) => format!("{code:?}"),
             Err(failure) => failure.to_string(),
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Failure, offline};
 use crate::aggregate::{Attributes, FLAG_UNCLOSED};
-use crate::store::{Node, View};
+use crate::store::{Choice, Node, View};
 
 /// List the files in a store or in single aggregates
 #[derive(Args, Debug)]
@@ -20,6 +20,10 @@ pub struct LsArgs {
     /// Print one JSON array
     #[arg(long, conflicts_with = "long")]
     json: bool,
+    /// As it was at a consistent cut: `newest` (if all nodes that have not ended were lost), `complete` (everything that is
+    /// published), or at a time in seconds since 1970, as `sheaf cuts` shows it
+    #[arg(long, value_name = "CUT", value_parser = offline::parse_cut)]
+    cut: Option<Choice>,
     /// The store's directory, or aggregates of it
     #[arg(required = true, value_name = "STORE|AGGREGATE")]
     sources: Vec<PathBuf>,
@@ -30,7 +34,7 @@ pub struct LsArgs {
 /// # Errors
 /// When the store cannot be read.
 pub fn run(arguments: LsArgs) -> Result<ExitCode, Failure> {
-    let store = offline::open(&arguments.sources)?;
+    let store = offline::open_cut(&arguments.sources, arguments.cut)?;
     let mut out = BufWriter::new(io::stdout().lock());
     if arguments.json {
         let names: Vec<JsonName> = listed(store.view()).map(|(path, node)| JsonName::new(&path, node)).collect();
@@ -111,7 +115,7 @@ fn mode_letters(mode: u32) -> String {
 }
 
 /// Seconds since 1970 as date and time, by the proleptic Gregorian calendar.
-fn utc(seconds: i64) -> String {
+pub(super) fn utc(seconds: i64) -> String {
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Counted from 0000-03-01 in eras of 400 years, so that leap days come last.
     let days = days + 719_468;

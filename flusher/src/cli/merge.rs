@@ -15,7 +15,7 @@ use indicatif::HumanBytes;
 
 use super::offline::{self, Progress};
 use super::{Failure, verify};
-use crate::aggregate::{Stop, recover};
+use crate::aggregate::{Entry, FLAG_ENDED, Stop, recover};
 use crate::daemon::{Appender, Input, Pace, parts};
 use crate::engine::{self, Engine, Target, give_name, sync_directory};
 use crate::store::{Copied, Store};
@@ -166,7 +166,7 @@ impl Merging<'_> {
         };
         let inputs = copies.iter().map(open).collect::<io::Result<Vec<Input<'_>>>>()?;
         let entries: Vec<_> = copies.iter().map(|copy| copy.entry.clone()).collect();
-        let plan = self.appender.plan(&entries)?;
+        let plan = self.appender.plan(entries)?;
         let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
         let checksums = self.appender.write(self.engine.as_mut(), &plan, &inputs, pace)?;
         self.appender.publish(self.engine.as_mut(), &plan, &checksums)?;
@@ -177,8 +177,8 @@ impl Merging<'_> {
     fn finish(mut self, part: &Path) -> Result<(), Failure> {
         let written = Store::open_all(&[part.to_owned()])?;
         let (id, _) = written.aggregates().next().ok_or_else(|| Failure::new("the result cannot be read back"))?;
-        let (identity, sequence, end) = (self.appender.identity(), self.appender.sequence(), self.appender.end());
-        let sealed = written.seal_segment(id, identity, sequence, end)?;
+        let place = (self.appender.sequence(), self.appender.end());
+        let sealed = written.seal_segment(id, self.appender.identity(), place, Entry::watermark(0, FLAG_ENDED))?;
         Ok(self.appender.seal(self.engine.as_mut(), &sealed)?)
     }
 }

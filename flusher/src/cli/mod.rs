@@ -3,6 +3,7 @@
 //! What is printed on standard output is what was asked for; everything else goes to standard error.
 
 pub mod cat;
+pub mod cuts;
 pub mod doctor;
 pub mod drain;
 pub mod environment;
@@ -90,12 +91,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
     Extract(extract::ExtractArgs),
     Merge(merge::MergeArgs),
     Verify(verify::VerifyArgs),
+    Cuts(cuts::CutsArgs),
     Prune(prune::PruneArgs),
     Status(status::StatusArgs),
     Wait(wait::WaitArgs),
@@ -118,12 +120,13 @@ pub fn main() -> ExitCode {
         Err(error) => return refuse_usage(&error),
     };
     let result = match arguments.command {
-        Command::Run(arguments) => run::run(arguments),
+        Command::Run(arguments) => run::run(*arguments),
         Command::Ls(arguments) => ls::run(arguments),
         Command::Cat(arguments) => cat::run(arguments),
         Command::Extract(arguments) => extract::run(arguments),
         Command::Merge(arguments) => merge::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
+        Command::Cuts(arguments) => cuts::run(&arguments),
         Command::Prune(arguments) => prune::run(arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Wait(arguments) => wait::run(&arguments),

@@ -12,7 +12,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 
 use super::{FOUND_A_PROBLEM, Failure};
-use crate::store::Store;
+use crate::settings::skew_from_environment;
+use crate::store::{Choice, Store};
 
 /// Work that takes longer than this shows a bar.
 const BAR_AFTER: Duration = Duration::from_secs(1);
@@ -28,6 +29,18 @@ pub(super) fn require(sources: &[PathBuf]) -> Result<(), Failure> {
 /// Opens a store, or single aggregates, and says on standard error what cannot be shown of it.
 pub(super) fn open(sources: &[PathBuf]) -> Result<Store, Failure> {
     open_by(Store::open_all, sources)
+}
+
+/// As [`open`], as of a cut if one is named.
+pub(super) fn open_cut(sources: &[PathBuf], cut: Option<Choice>) -> Result<Store, Failure> {
+    let Some(choice) = cut else { return open(sources) };
+    let skew = skew_from_environment()?;
+    open_by(|sources| Store::open_cut(sources, choice, skew), sources)
+}
+
+/// Reads the argument of `--cut`.
+pub(super) fn parse_cut(text: &str) -> Result<Choice, String> {
+    Choice::parse(text).ok_or_else(|| "it takes `newest`, `complete`, or seconds since 1970".to_owned())
 }
 
 /// As [`open`], with what can be read of damaged aggregates.

@@ -16,11 +16,11 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::{Failure, environment, offline};
-use crate::aggregate::BLOCK;
+use crate::aggregate::{BLOCK, Entry, FLAG_ENDED};
 use crate::client::Client;
 use crate::daemon::{Appender, Input, Pace, node_name, parts};
 use crate::engine::{self, Engine};
-use crate::settings::Settings;
+use crate::settings::{Settings, skew_from_environment};
 use crate::store::{Candidate, Copied, Lock, Plan, Planner, lock_aggregate, lock_store};
 
 /// Remove dead aggregates of a store that no flusher serves, after copying what is alive in them
@@ -75,7 +75,7 @@ pub fn run(arguments: PruneArgs) -> Result<ExitCode, Failure> {
         Lock::Busy => return Err(Failure::new("somebody else reclaims in this store at the moment; try again later")),
         lock => lock,
     };
-    let mut planner = Planner::read(&store)?;
+    let mut planner = Planner::read(&store, skew_from_environment()?)?;
     if arguments.all_nodes {
         planner.nobody_else_writes();
     }
@@ -170,10 +170,10 @@ impl Pruning<'_> {
         let inputs = copies.iter().map(open).collect::<io::Result<Vec<Input<'_>>>>()?;
         let entries: Vec<_> = copies.iter().map(|copy| copy.entry.clone()).collect();
         if self.output.is_none() {
-            self.output = Some((Appender::create(self.store)?, engine::probe().0));
+            self.output = Some((Appender::create(self.store, [0; 16], 0)?, engine::probe().0));
         }
         let (appender, engine) = self.output.as_mut().expect("made above");
-        let plan = appender.plan(&entries)?;
+        let plan = appender.plan(entries)?;
         let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
         let checksums = appender.write(engine.as_mut(), &plan, &inputs, pace)?;
         let segment = appender.publish(engine.as_mut(), &plan, &checksums)?;
@@ -191,7 +191,8 @@ impl Pruning<'_> {
     /// Seals what was written.
     fn finish(&mut self) -> Result<(), Failure> {
         let Some((appender, mut engine)) = self.output.take() else { return Ok(()) };
-        let sealed = self.planner.seal_segment(appender.identity(), appender.sequence(), appender.end())?;
+        let place = (appender.sequence(), appender.end());
+        let sealed = self.planner.seal_segment(appender.identity(), place, Entry::watermark(0, FLAG_ENDED))?;
         Ok(appender.seal(engine.as_mut(), &sealed)?)
     }
 }

@@ -36,13 +36,14 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Makes an aggregate of one block in a store, which is made if it is not there, and locks it.
+    /// Makes an aggregate of one block in a store, which is made if it is not there, and locks it. What `stage` had done up
+    /// to `watermark_ns` is published in others; it is all zero for what no stage publishes.
     ///
     /// # Errors
     /// From the file system.
-    pub fn create(store: &Path) -> io::Result<Appender> {
+    pub fn create(store: &Path, stage: [u8; 16], watermark_ns: u64) -> io::Result<Appender> {
         fs::create_dir_all(store)?;
-        let (identity, target) = publish_first_block(store, &node_name())?;
+        let (identity, target) = publish_first_block(store, &node_name(), (stage, watermark_ns))?;
         sync_directory(store)?;
         Ok(Appender {
             target: Arc::new(target),
@@ -58,7 +59,7 @@ impl Appender {
     /// # Errors
     /// From the file system.
     pub fn create_apart(path: &Path, node: &str) -> io::Result<Appender> {
-        let identity = new_identity(node)?;
+        let identity = new_identity(node, [0; 16], 0)?;
         let target = Target::create(path)?;
         target.allocate(0, 2 * BLOCK)?;
         target.write_buffered(0, &aggregate::format_entry(&identity))?;
@@ -109,8 +110,8 @@ impl Appender {
     ///
     /// # Errors
     /// When an entry is none that can be recorded.
-    pub fn plan(&mut self, entries: &[Entry]) -> Result<SegmentPlan, PlanError> {
-        SegmentPlan::new(&self.identity, self.sequence, entries.to_vec(), &mut self.names)
+    pub fn plan(&mut self, entries: Vec<Entry>) -> Result<SegmentPlan, PlanError> {
+        SegmentPlan::new(&self.identity, self.sequence, entries, &mut self.names)
     }
 
     /// Writes a planned segment and makes it durable; nobody sees it yet. Yields the checksums.
@@ -170,15 +171,25 @@ impl Appender {
         self.target.sync_data()
     }
 
+    /// Whether nothing is published in it.
+    pub fn is_empty(&self) -> bool {
+        self.sequence == FIRST_SEQUENCE
+    }
+
+    /// Removes it: nothing that is published in it is needed.
+    ///
+    /// # Errors
+    /// From unlink(2).
+    pub fn remove(&self) -> io::Result<()> {
+        // What has its name now may be another's.
+        if self.target.is_removed() { Ok(()) } else { fs::remove_file(self.path()) }
+    }
+
     /// Gives the aggregate up behind its published end. One that has published nothing is removed.
     pub fn abandon(self) {
-        let result = if self.target.is_removed() {
-            // What has its name now is another's.
-            Ok(())
-        } else if self.sequence == FIRST_SEQUENCE {
-            fs::remove_file(self.path())
-        } else {
-            self.target.set_length(self.end + BLOCK)
+        let result = match self.is_empty() || self.target.is_removed() {
+            true => self.remove(),
+            false => self.target.set_length(self.end + BLOCK),
         };
         if let Err(error) = result {
             log::warn!("{} keeps room that nothing uses: {error}", self.path().display());
@@ -218,17 +229,23 @@ pub fn node_name() -> String {
     if name.is_empty() || name.starts_with('.') { format!("node{name}") } else { name }
 }
 
-fn new_identity(node: &str) -> io::Result<Identity> {
+/// Whose an aggregate is. No stage's: `stage` is all zero.
+fn new_identity(node: &str, stage: [u8; 16], watermark_ns: u64) -> io::Result<Identity> {
     let mut uuid = [0; 16];
     rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
     let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
-    Ok(Identity { uuid, node: node.to_string(), job, incarnation: 1, created_ns: super::now_ns() })
+    let (node, created_ns) = (node.to_string(), super::now_ns());
+    Ok(Identity { uuid, node, job, incarnation: 1, created_ns, stage, watermark_ns })
 }
 
 /// Makes an aggregate of one block and no segment, under the first free `<node>-<n>.tar`. It is made aside and gets
 /// that name last: readers of tar refuse a file that is empty.
-fn publish_first_block(directory: &Path, node: &str) -> io::Result<(Identity, Target)> {
-    let mut identity = new_identity(node)?;
+fn publish_first_block(
+    directory: &Path,
+    node: &str,
+    (stage, watermark_ns): ([u8; 16], u64),
+) -> io::Result<(Identity, Target)> {
+    let mut identity = new_identity(node, stage, watermark_ns)?;
     let uuid = identity.uuid;
     let mut target = Target::create(&directory.join(format!(".{node}-{:032x}{ASIDE}", u128::from_be_bytes(uuid))))?;
     remove_abandoned(directory, node, &target);
@@ -289,8 +306,8 @@ mod tests {
     #[test]
     fn aggregates_are_numbered_without_overwriting() {
         let directory = tempfile::tempdir().unwrap();
-        let (first, target) = publish_first_block(directory.path(), "n0").unwrap();
-        let (second, _) = publish_first_block(directory.path(), "n0").unwrap();
+        let (first, target) = publish_first_block(directory.path(), "n0", ([7; 16], 5)).unwrap();
+        let (second, _) = publish_first_block(directory.path(), "n0", ([7; 16], 5)).unwrap();
         assert_eq!((first.incarnation, second.incarnation), (1, 2));
         assert_eq!(target.path(), directory.path().join("n0-1.tar"));
         let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
@@ -312,7 +329,7 @@ mod tests {
         for (name, age) in [(".n0-1.new", old), (".n0-2.new", Duration::ZERO), (".n1-1.new", old), ("n0-9.tar", old)] {
             make(name, age);
         }
-        publish_first_block(directory.path(), "n0").unwrap();
+        publish_first_block(directory.path(), "n0", ([7; 16], 5)).unwrap();
         let left = |name: &str| directory.path().join(name).exists();
         assert_eq!([".n0-1.new", ".n0-2.new", ".n1-1.new", "n0-9.tar"].map(left), [false, true, true, true]);
     }

@@ -4,6 +4,7 @@
 //! come back), `reader` (the store as it is at the start), and one per connection. It must never lose a staged file, and never stop a program for longer than a
 //! copy in memory takes.
 
+mod announce;
 mod appender;
 mod clients;
 mod heap;
@@ -43,6 +44,7 @@ use crate::stage::room::{Ceiling, Room};
 use crate::stage::source::LeaseKeeper;
 use crate::stage::tracker::{Hydrated, LeftOut, Tracker};
 use crate::store::Store;
+use announce::Announcement;
 use clients::Clients;
 use stubs::StubVersions;
 use watcher::{Command, Commands, Left, Watcher};
@@ -81,6 +83,11 @@ pub struct Shared {
     /// watches the flusher must not keep it.
     needed: AtomicBool,
     draining: AtomicBool,
+    /// What tells this stage from every other.
+    stage_uuid: [u8; 16],
+    announcement: Announcement,
+    /// What has happened in this stage up to this time is published, and the store says so.
+    watermark_ns: AtomicU64,
     published: AtomicU64,
     written_bytes: AtomicU64,
     /// Files of the newest batch that were left out of it, by path and inode.
@@ -195,6 +202,8 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     run_beside_the_job();
     let stage = Stage::create(&settings.find_stage()?, &settings.store)?;
     let Some(_lock) = lock(&stage)? else { return Ok(()) };
+    let (stage_uuid, is_fresh) = (stage.uuid()?, stage.is_fresh()?);
+    let watermark_ns = if is_fresh { now_ns() } else { 0 };
     let zones: Vec<Vec<u8>> = zones(&settings);
     let keeper = LeaseKeeper::start(stage.path(layout::SCRATCH))?;
     clear_scratch(&stage)?;
@@ -224,6 +233,9 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         needed: AtomicBool::new(false),
         written_bytes: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        stage_uuid,
+        announcement: Announcement::default(),
+        watermark_ns: AtomicU64::new(watermark_ns),
         published: AtomicU64::new(0),
         left_out: Mutex::default(),
         errors: Mutex::default(),
@@ -241,7 +253,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         .name("flusher".to_string())
         .spawn(move || Writer::new(writing, engine, job_receiver).run())?;
     let reading = shared.clone();
-    std::thread::Builder::new().name("reader".to_string()).spawn(move || reading::read(&reading))?;
+    std::thread::Builder::new().name("reader".to_string()).spawn(move || reading::read(&reading, is_fresh))?;
     let listener = server::open(&shared)?;
     // From here on, processes that capture know that a flusher lives: by the pulse, which is closed when the process ends, and by
     // the word, without asking.
@@ -367,19 +379,26 @@ fn leave(
     while shared.serving.load(Ordering::SeqCst) > 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
+    let mut ended_ns = None;
     if shared.settings.on_exit == OnExit::Drain || shared.draining.load(Ordering::SeqCst) {
         let (sender, receiver) = bounded(1);
         shared.commands.send(Command::Finish(sender));
-        if receiver.recv_timeout(LEAVE_LIMIT).is_err() {
-            log::warn!("leaving with files staged: the store does not answer; the next flusher publishes them");
-            return Ok(());
+        match receiver.recv_timeout(LEAVE_LIMIT) {
+            Ok(left) => {
+                let nothing = left.written == 0 && left.unreadable == 0;
+                ended_ns = (nothing && shared.stage.is_intact()).then(now_ns);
+            }
+            Err(_) => {
+                log::warn!("leaving with files staged: the store does not answer; the next flusher publishes them");
+                return Ok(());
+            }
         }
     }
     let (sender, receiver) = bounded(1);
     shared.commands.send(Command::Remember(sender));
     let _ = receiver.recv_timeout(LEAVE_LIMIT);
     let (sender, receiver) = bounded(1);
-    if jobs.send_timeout(Job::Seal(sender), LEAVE_LIMIT).is_ok() {
+    if jobs.send_timeout(Job::Seal(ended_ns, sender), LEAVE_LIMIT).is_ok() {
         // Unsealed is as good as sealed, only slower to open.
         let _ = receiver.recv_timeout(LEAVE_LIMIT);
     }

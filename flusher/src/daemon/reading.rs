@@ -5,6 +5,7 @@
 //! could not be read. So nothing is compared with it, published, evicted or reclaimed, and whoever asks for names or data
 //! waits, and is then told that they cannot be had; never that they do not exist.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -105,12 +106,20 @@ impl Reading {
     }
 }
 
-/// Reads the store until it has been read whole.
-pub fn read(shared: &Shared) {
+/// Reads the store until it has been read whole. In a stage that `is_fresh` it is decided first what counts of jobs that lost
+/// nodes; one that is still there from before is shown as it is.
+pub fn read(shared: &Shared, is_fresh: bool) {
     let mut said = None;
     loop {
-        let error = match Store::open_whole(&shared.settings.store) {
+        let read = Store::open_whole(&shared.settings.store, shared.stage_uuid).and_then(|mut store| {
+            if is_fresh {
+                store.decide(shared.settings.cut, shared.settings.skew)?;
+            }
+            Ok(store)
+        });
+        let error = match read {
             Ok(store) => {
+                shared.watermark_ns.fetch_max(store.watermark_ns(shared.stage_uuid), Ordering::SeqCst);
                 *shared.store.write() = store;
                 shared.reading.advance(Known::Read);
                 shared.set_error("reading", None);

@@ -101,7 +101,7 @@ impl Writer {
         let mut candidates = self.candidates();
         if self.is_full(&candidates) {
             // The next segment goes to a new aggregate.
-            self.seal()?;
+            self.roll()?;
             candidates = self.candidates();
         }
         // What is made meanwhile is left to the next publication: so this comes to an end.
@@ -154,7 +154,7 @@ impl Writer {
         planning: &mut Option<Planning>,
     ) -> Result<Outcome, Failure> {
         if self.current() == Some(victim.uuid) {
-            self.seal()?;
+            self.roll()?;
         }
         let store = &self.shared.settings.store;
         let Lock::Held(_victim) = lock_aggregate(&victim.path) else {
@@ -166,7 +166,7 @@ impl Writer {
                 log::debug!("{} is reclaimed by somebody else, or cannot be locked", store.display());
                 return Ok(Outcome::Refused);
             };
-            *planning = Some(Planning { planner: Planner::read(store)?, _lock });
+            *planning = Some(Planning { planner: Planner::read(store, self.shared.settings.skew)?, _lock });
         }
         let planner = &mut planning.as_mut().expect("made above").planner;
         let needed = self.shared.store.read().shown_of(victim.id);
@@ -199,7 +199,7 @@ impl Writer {
             None => Ok(Input::Nothing),
         };
         let inputs = copies.iter().map(open).collect::<io::Result<Vec<Input<'_>>>>()?;
-        let (segment_plan, checksums) = match self.write_unpublished(&entries, &inputs) {
+        let (segment_plan, checksums) = match self.write_unpublished(&entries, inputs, 0) {
             Err(Failure::Entries(_) | Failure::Unreadable(..)) => {
                 self.abandon();
                 log::error!("{} is damaged and stays; `sheaf verify` says more", victim.path.display());

@@ -397,7 +397,15 @@ mod tests {
             inode: 1,
             flags: 0,
         };
-        let identity = Identity { uuid: [1; 16], node: "n".into(), job: String::new(), incarnation: 1, created_ns: 1 };
+        let identity = Identity {
+            uuid: [1; 16],
+            node: "n".into(),
+            job: String::new(),
+            incarnation: 1,
+            created_ns: 1,
+            stage: [0; 16],
+            watermark_ns: 0,
+        };
         let plan = SegmentPlan::new(&identity, 1, vec![entry], &mut TarNames::default()).unwrap();
         let data = plan.data_offset(0).unwrap();
         assert_eq!(

@@ -17,6 +17,7 @@ use sheaf_common::protocol::{
     IN_PROGRESS, Kind, PAYLOAD_MAX, PROGRESS_INTERVAL_MS, REQUEST_HEADER, Reply, Request, canonical_path,
 };
 
+use super::announce::Announcement;
 use super::reading::Known;
 use super::watcher::Command;
 use super::{Shared, hydrate};
@@ -121,6 +122,7 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             shared.draining.store(false, Ordering::SeqCst);
             shared.wake();
             await_known(shared, connection, Known::Compared)?;
+            await_announced(shared, connection)?;
             connection.reply(0, 0, b"")
         }
         Kind::CatchUp => {
@@ -220,6 +222,19 @@ fn answer_sync(shared: &Shared, connection: &Connection, path: &[u8]) -> io::Res
         if let Some(result) = wait(connection, &receiver, Some(shared.settings.store_timeout))? {
             return connection.reply(status(result), 0, b"");
         }
+    }
+}
+
+/// What this process does may be seen on other nodes: this one must be known there first. But nobody waits long for a store that
+/// does not answer.
+fn await_announced(shared: &Arc<Shared>, connection: &Connection) -> io::Result<()> {
+    let (sender, receiver) = bounded(1);
+    let done = move || {
+        let _ = sender.send(());
+    };
+    match Announcement::make(shared, done) {
+        Some(limit) => wait(connection, &receiver, Some(limit)).map(drop),
+        None => Ok(()),
     }
 }
 

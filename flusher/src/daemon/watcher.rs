@@ -135,6 +135,8 @@ pub struct Watcher {
     evict_published: u64,
     evict_time: Instant,
     last_recheck: Instant,
+    /// When the store was last told, or is about to be told, that everything is published.
+    watermark_told: Instant,
 }
 
 impl Watcher {
@@ -162,6 +164,7 @@ impl Watcher {
             evict_published: 0,
             evict_time: Instant::now(),
             last_recheck: Instant::now(),
+            watermark_told: Instant::now(),
         }
     }
 
@@ -190,6 +193,7 @@ impl Watcher {
 
     fn step(&mut self) -> io::Result<()> {
         self.sleep()?;
+        let followed_ns = super::now_ns();
         self.follow()?;
         self.tracker.settle_hydrations();
         let left_out = std::mem::take(&mut *self.shared.left_out.lock());
@@ -213,8 +217,26 @@ impl Watcher {
         self.answer_populates();
         self.answer_waiters();
         self.make_room()?;
+        self.tell_watermark(followed_ns);
         self.report();
         Ok(())
+    }
+
+    /// As long as programs live that others may depend on, the store is told now and then that everything is published.
+    /// What had happened at `followed_ns` has been read from the queue.
+    fn tell_watermark(&mut self, followed_ns: u64) {
+        let is_due = self.watermark_told.elapsed() >= self.shared.settings.watermark_interval;
+        if !is_due || self.tracker.waiting() > 0 || self.submitted != self.shared.published() {
+            return;
+        }
+        // Filled before the batch counts as published.
+        if !self.shared.left_out.lock().is_empty() || self.shared.clients.lock().is_empty() {
+            return;
+        }
+        let watermark_ns = self.tracker.watermark_ns(followed_ns);
+        if watermark_ns > 0 && self.jobs.try_send(Job::Watermark(watermark_ns)).is_ok() {
+            self.watermark_told = Instant::now();
+        }
     }
 
     fn report(&mut self) {
@@ -233,7 +255,7 @@ impl Watcher {
     fn sleep(&mut self) -> io::Result<()> {
         let timeout = match self.tracker.oldest_work() {
             Some(oldest) if self.has_room() => BATCH_DELAY.saturating_sub(oldest.elapsed()),
-            _ => Duration::from_secs(1),
+            _ => self.shared.settings.watermark_interval.min(Duration::from_secs(1)),
         };
         let quiet = self.waiters.is_empty()
             && self.rooms.is_empty()
@@ -479,7 +501,7 @@ impl Watcher {
     fn populate(&mut self, directory: &[u8], extent: Extent) -> Result<(), Errno> {
         let (store, zones, mut stubs) = (self.shared.store.read(), &self.shared.zones, Stubs::new());
         let wanted = (directory, extent);
-        self.tracker.has_seen(store.view());
+        self.tracker.has_seen(&store);
         let outcome = mirror::populate(&self.shared.stage, &mut self.tracker, zones, store.view(), wanted, &mut stubs);
         // Those that were made before it failed are in the tree, too.
         self.shared.stubs.extend(&store, stubs);
@@ -506,6 +528,7 @@ impl Watcher {
             return Ok(());
         }
         self.submitted += 1;
+        self.watermark_told = Instant::now();
         let renames = batch.entries.iter().filter(|entry| entry.kind == Kind::Rename);
         self.renaming.extend(renames.map(|entry| (self.submitted, entry.path.clone(), entry.target.clone())));
         let removals = batch.entries.iter().filter(|entry| matches!(entry.kind, Kind::Unlink | Kind::RemoveDirectory));

@@ -18,12 +18,12 @@ use super::appender::Appender;
 use super::heap;
 use super::reclaim::Reclaiming;
 use super::segment::{Input, Pace, SegmentError, Throttle};
-use crate::aggregate::{Entry, FileChecksums, Kind, Segment, SegmentPlan};
+use crate::aggregate::{Entry, FLAG_CONTINUED, FLAG_ENDED, FileChecksums, Kind, Segment, SegmentPlan};
 use crate::engine::{Engine, WriteError};
 use crate::stage::lease;
 use crate::stage::source::Source;
 use crate::stage::tracker::{Batch, LeftOut, Replaced};
-use crate::store::AggregateId;
+use crate::store::{AggregateId, WATERMARKS_MAX};
 
 /// First and longest pause before a failed batch is written again.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -36,14 +36,21 @@ pub enum Job {
     Batch(u64, Batch),
     /// The successors of these are published.
     Replaced(Vec<Replaced>),
-    /// Seal the aggregate: the flusher is about to end. Answered when done, whether it worked or not.
-    Seal(Sender<()>),
+    /// Nothing waits, and everything that happened up to this time is published.
+    Watermark(u64),
+    /// Seal the aggregate: the flusher is about to end. With the time when nothing was left that this node would publish,
+    /// if so. Answered when done, whether it worked or not.
+    Seal(Option<u64>, Sender<()>),
 }
 
 /// The aggregate that is being written.
 pub(super) struct Aggregate {
     pub appender: Appender,
     pub id: AggregateId,
+    /// Whether anything but watermarks is published in it.
+    has_records: bool,
+    /// Bytes of watermarks that stand alone.
+    watermark_bytes: u64,
 }
 
 /// The flusher thread's state.
@@ -53,6 +60,8 @@ pub struct Writer {
     jobs: Receiver<Job>,
     pub(super) aggregate: Option<Aggregate>,
     throttle: Option<Throttle>,
+    /// One that could not be written to and holds nothing: as long as there is no other, it says that there is this node.
+    given_up: Option<Appender>,
     /// Bytes of the segments that are published.
     published_bytes: u64,
     /// Inodes of files that were left out of a batch and are not published since.
@@ -88,8 +97,17 @@ impl Writer {
     /// Everything it needs.
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, jobs: Receiver<Job>) -> Writer {
         let throttle = shared.settings.bandwidth.map(Throttle::new);
-        let (left_out, reclaiming) = (HashSet::new(), Reclaiming::default());
-        Writer { shared, engine, jobs, aggregate: None, throttle, published_bytes: 0, left_out, reclaiming }
+        Writer {
+            shared,
+            engine,
+            jobs,
+            aggregate: None,
+            given_up: None,
+            throttle,
+            published_bytes: 0,
+            left_out: HashSet::new(),
+            reclaiming: Reclaiming::default(),
+        }
     }
 
     /// Runs until the last sender of jobs is gone.
@@ -127,8 +145,9 @@ impl Writer {
                 self.reclaiming.published(!all_new || self.reclaimable() != before);
             }
             Job::Replaced(replaced) => self.remove_replaced(&replaced),
-            Job::Seal(reply) => {
-                if let Err(Failure::Store(text)) = self.seal() {
+            Job::Watermark(watermark_ns) => self.publish_watermark(watermark_ns),
+            Job::Seal(ended_ns, reply) => {
+                if let Err(Failure::Store(text)) = self.end(ended_ns) {
                     // Unsealed is as good as sealed, only slower to open.
                     log::warn!("the aggregate was not sealed: {text}");
                 }
@@ -140,7 +159,7 @@ impl Writer {
     fn publish(&mut self, number: u64, mut batch: Batch) {
         let mut pause = RETRY_FIRST;
         while !batch.entries.is_empty() {
-            match self.write_segment(&batch.entries, &batch.sources) {
+            match self.write_segment(&batch.entries, &batch.sources, batch.watermark_ns) {
                 Ok(()) => break,
                 Err(Failure::Entries(indices)) => {
                     self.abandon();
@@ -184,10 +203,30 @@ impl Writer {
         self.shared.commands.look();
     }
 
+    /// Publishes nothing but that all is published. It is tried only once: the next one says more.
+    fn publish_watermark(&mut self, watermark_ns: u64) {
+        match self.write_segment(&[], &[], watermark_ns) {
+            Ok(()) => {
+                let watermark_bytes = self.aggregate.as_ref().map_or(0, |aggregate| aggregate.watermark_bytes);
+                if watermark_bytes >= WATERMARKS_MAX {
+                    self.reclaiming.published(true);
+                }
+            }
+            Err(failure) => {
+                self.abandon();
+                if let Failure::Store(text) = failure {
+                    log::warn!("the store could not be told that all is published: {text}");
+                }
+            }
+        }
+    }
+
     /// Goes on without files that could not be read as they were. They are published again, as they are then; those that
     /// cannot be read at all when somebody asks for what is left.
     fn leave_out(&mut self, batch: &mut Batch, mut indices: Vec<usize>, unreadable: Option<&str>) {
         indices.sort_unstable();
+        // They happened before it, and will be published behind it.
+        batch.watermark_ns = 0;
         for index in indices.into_iter().rev() {
             let entry = batch.entries.remove(index);
             batch.sources.remove(index);
@@ -200,15 +239,22 @@ impl Writer {
 
     /// Gives the aggregate up behind its published end.
     pub(super) fn abandon(&mut self) {
-        if let Some(aggregate) = self.aggregate.take() {
-            aggregate.appender.abandon();
+        let Some(Aggregate { appender, .. }) = self.aggregate.take() else { return };
+        match appender.is_empty() {
+            true => self.given_up.replace(appender).into_iter().for_each(Appender::abandon),
+            false => appender.abandon(),
         }
     }
 
     /// Writes one segment and publishes it.
-    fn write_segment(&mut self, entries: &[Entry], sources: &[Option<Arc<Source>>]) -> Result<(), Failure> {
+    fn write_segment(
+        &mut self,
+        entries: &[Entry],
+        sources: &[Option<Arc<Source>>],
+        watermark_ns: u64,
+    ) -> Result<(), Failure> {
         let inputs: Vec<Input<'_>> = sources.iter().map(Input::from).collect();
-        let (plan, checksums) = self.write_unpublished(entries, &inputs)?;
+        let (plan, checksums) = self.write_unpublished(entries, inputs, watermark_ns)?;
         let trusted = lease::trusted_time();
         let torn: Vec<usize> = (0..sources.len())
             .filter(|index| sources[*index].as_ref().is_some_and(|source| source.is_torn(trusted)))
@@ -224,24 +270,28 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a segment to the aggregate, which is made if there is none. Nobody sees it yet.
+    /// Writes a segment to the aggregate, which is made if there is none. Nobody sees it yet. When it is published, so is
+    /// everything up to `watermark_ns`, or what the store was told last.
     pub(super) fn write_unpublished(
         &mut self,
         entries: &[Entry],
-        inputs: &[Input<'_>],
+        mut inputs: Vec<Input<'_>>,
+        watermark_ns: u64,
     ) -> Result<(SegmentPlan, Vec<Option<FileChecksums>>), Failure> {
         if self.aggregate.is_none() {
             self.aggregate = Some(self.create_aggregate()?);
         }
         let aggregate = self.aggregate.as_mut().expect("made above");
-        let plan = aggregate.appender.plan(entries).map_err(|error| {
+        let watermark = Entry::watermark(watermark_ns.max(self.shared.watermark_ns.load(Ordering::SeqCst)), 0);
+        inputs.push(Input::Nothing);
+        let plan = aggregate.appender.plan([entries, &[watermark]].concat()).map_err(|error| {
             log::error!("{error}");
             error.index.map_or_else(|| Failure::Store(error.to_string()), |index| Failure::Entries(vec![index]))
         })?;
         // What an attempt that failed has written does not count.
         self.shared.written_bytes.store(self.published_bytes, Ordering::Relaxed);
         let pace = Pace { throttle: self.throttle.as_mut(), written_bytes: &self.shared.written_bytes };
-        match aggregate.appender.write(self.engine.as_mut(), &plan, inputs, pace) {
+        match aggregate.appender.write(self.engine.as_mut(), &plan, &inputs, pace) {
             Err(SegmentError::Read(index, error)) => {
                 log::error!("/{}: {error}", entries[index].path.escape_ascii());
                 Err(Failure::Unreadable(index, error.to_string()))
@@ -262,16 +312,27 @@ impl Writer {
         let path = aggregate.appender.path().display();
         log::info!("published segment {} of {path}: {} records", plan.sequence(), plan.entries().len());
         self.published_bytes = self.shared.written_bytes.load(Ordering::Relaxed);
+        match plan.entries() {
+            [_] => aggregate.watermark_bytes += segment.length,
+            _ => aggregate.has_records = true,
+        }
+        let told = plan.entries().last().map_or(0, |watermark| watermark.operation_time_ns);
+        self.shared.watermark_ns.fetch_max(told, Ordering::SeqCst);
         Ok((aggregate.id, segment))
     }
 
-    fn create_aggregate(&mut self) -> Result<Aggregate, Failure> {
-        let appender = Appender::create(&self.shared.settings.store)?;
+    pub(super) fn create_aggregate(&mut self) -> Result<Aggregate, Failure> {
+        let appender = match self.shared.announcement.take() {
+            Some(appender) => appender,
+            None => self.shared.create_appender()?,
+        };
+        self.shared.announcement.is_made();
+        self.given_up.take().into_iter().for_each(Appender::abandon);
         let path = appender.path();
         log::info!("writing to {} with {}", path.display(), self.engine.name());
         self.shared.status.lock().aggregate = Some(path.display().to_string());
         let id = self.shared.store.write().add_own(path, appender.identity())?;
-        Ok(Aggregate { appender, id })
+        Ok(Aggregate { appender, id, has_records: false, watermark_bytes: 0 })
     }
 
     /// Removes older files on the parallel file system whose successors are published, and their markers.
@@ -287,15 +348,52 @@ impl Writer {
         }
     }
 
-    /// Closes the aggregate in peace.
-    pub(super) fn seal(&mut self) -> Result<(), Failure> {
-        let Some(Aggregate { appender, id }) = self.aggregate.take() else { return Ok(()) };
-        let store = self.shared.store.read();
-        let segment = store.seal_segment(id, appender.identity(), appender.sequence(), appender.end())?;
-        drop(store);
+    /// Goes on in a new aggregate, and closes the old one in peace.
+    pub(super) fn roll(&mut self) -> Result<(), Failure> {
+        // First of all: its node must always be known, and not as one that has ended.
+        let next = self.create_aggregate()?;
+        match self.aggregate.replace(next) {
+            Some(old) => self.seal(old, Entry::watermark(self.told_ns(), FLAG_CONTINUED)),
+            None => Ok(()),
+        }
+    }
+
+    /// What the store has been told.
+    fn told_ns(&self) -> u64 {
+        self.shared.watermark_ns.load(Ordering::SeqCst)
+    }
+
+    /// Closes an aggregate in peace, with this last word.
+    fn seal(&mut self, aggregate: Aggregate, last_word: Entry) -> Result<(), Failure> {
+        let Aggregate { appender, id, .. } = aggregate;
+        let place = (appender.sequence(), appender.end());
+        let segment = self.shared.store.read().seal_segment(id, appender.identity(), place, last_word)?;
         appender.seal(self.engine.as_mut(), &segment)?;
-        self.shared.store.write().sealed(id, segment.bytes.len() as u64);
+        self.shared.store.write().sealed(id, &segment);
         Ok(())
+    }
+
+    /// The flusher's end. A node that has done everything that it will says so, unless nobody would miss it.
+    fn end(&mut self, ended_ns: Option<u64>) -> Result<(), Failure> {
+        let Some(ended_ns) = ended_ns else {
+            let told_ns = self.told_ns();
+            return self
+                .aggregate
+                .take()
+                .map_or(Ok(()), |aggregate| self.seal(aggregate, Entry::watermark(told_ns, 0)));
+        };
+        let own = self.aggregate.as_ref().map(|aggregate| aggregate.appender.identity().uuid);
+        let would_be_missed = self.shared.store.read().is_unended(self.shared.stage_uuid, own);
+        if would_be_missed && self.aggregate.is_none() {
+            self.aggregate = Some(self.create_aggregate()?);
+        }
+        self.given_up.take().into_iter().for_each(Appender::abandon);
+        self.shared.announcement.take().into_iter().for_each(Appender::abandon);
+        let Some(aggregate) = self.aggregate.take() else { return Ok(()) };
+        if !aggregate.has_records && !would_be_missed {
+            return Ok(aggregate.appender.remove()?);
+        }
+        self.seal(aggregate, Entry::watermark(ended_ns.max(self.told_ns()), FLAG_ENDED))
     }
 }
 

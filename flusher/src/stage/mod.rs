@@ -29,7 +29,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
 use sheaf_common::layout;
 use sheaf_common::replaced::{FileIdentity, Marker, nanoseconds};
 
-use crate::aggregate::Attributes;
+use crate::aggregate::{Attributes, hexadecimal, parse_uuid};
 
 /// How notes of times are named in the scratch directory; the inode's number follows.
 const TIMES: &[u8] = b"times-";
@@ -105,6 +105,31 @@ impl Stage {
         let tree = fs::symlink_metadata(self.path(layout::TREE));
         tree.is_ok_and(|tree| tree.ino() == self.tree)
             && own.iter().all(|name| fs::symlink_metadata(self.path(name)).is_ok())
+    }
+
+    /// What tells this stage from every other, made when it is first asked for. The caller holds the stage's lock.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn uuid(&self) -> io::Result<[u8; 16]> {
+        let path = self.path(layout::UUID);
+        if let Some(uuid) = fs::read_to_string(&path).ok().and_then(|text| parse_uuid(text.trim_end())) {
+            return Ok(uuid);
+        }
+        let mut uuid = [0; 16];
+        rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
+        let aside = self.path(layout::SCRATCH).join(layout::UUID);
+        fs::write(&aside, format!("{}\n", hexadecimal(&uuid)))?;
+        fs::rename(aside, path)?;
+        Ok(uuid)
+    }
+
+    /// Whether nothing was captured in it, and nobody has looked into a checkpoint directory by it.
+    ///
+    /// # Errors
+    /// When the tree cannot be read.
+    pub fn is_fresh(&self) -> io::Result<bool> {
+        Ok(fs::read_dir(self.path(layout::TREE))?.next().is_none())
     }
 
     /// The stage directory.

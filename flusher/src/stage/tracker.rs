@@ -136,6 +136,8 @@ pub struct Batch {
     pub bytes: u64,
     /// Older files on the parallel file system that may go when the batch is published.
     pub replaced: Vec<Replaced>,
+    /// When it is published, so is everything that happened up to this time; 0 when that cannot be said.
+    pub watermark_ns: u64,
     /// The name to which further names of a file were linked last, by inode: with thousands of names, each would be
     /// looked for among all others.
     targets: HashMap<u64, StagedPath>,
@@ -412,10 +414,23 @@ impl Tracker {
         self.last_time_ns
     }
 
+    /// Up to this time everything that happened is in a batch, and what comes will be later; 0 when that cannot be said. What
+    /// had happened at `followed_ns` has been read from the queue.
+    pub fn watermark_ns(&mut self, followed_ns: u64) -> u64 {
+        if self.overflowed {
+            return 0;
+        }
+        if self.work.is_empty() {
+            // What the queue did not have then had not returned to its program: it may well count as later.
+            self.last_time_ns = self.last_time_ns.max(followed_ns);
+        }
+        self.last_time_ns
+    }
+
     /// Programs are about to see what other nodes have published, too: whatever happens from here on is later, even if this
     /// node's clock is behind theirs.
-    pub fn has_seen(&mut self, view: &View) {
-        self.last_time_ns = self.last_time_ns.max(view.newest_operation_time_ns());
+    pub fn has_seen(&mut self, store: &Store) {
+        self.last_time_ns = self.last_time_ns.max(store.newest_time_ns());
     }
 
     fn mark_dirty(&mut self, path: StagedPath) {
@@ -859,7 +874,7 @@ impl Tracker {
             self.work.values().all(|work| matches!(work, Work::File(..))),
             "operations are published before a scan"
         );
-        self.has_seen(store.view());
+        self.has_seen(store);
         // Until the scan has come to its end.
         self.overflowed = true;
         self.forget_files();
@@ -1300,6 +1315,7 @@ impl Tracker {
             return Ok(Batch::default());
         }
         for _ in 0..BATCH_ATTEMPTS {
+            let followed_ns = now_ns();
             let mut candidate = self.open_prefix(minimum_end);
             let is_held_back = haste == Haste::None && self.hold_back(&mut candidate, minimum_end);
             let changes = self.watches.drain()?;
@@ -1315,6 +1331,7 @@ impl Tracker {
                 }
                 if let Ok(batch) = &mut batch {
                     batch.replaced = self.successors(markers);
+                    batch.watermark_ns = self.watermark_ns(followed_ns);
                 }
                 return batch;
             }

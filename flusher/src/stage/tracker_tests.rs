@@ -43,7 +43,15 @@ impl Scene {
         let stage = Stage::create(&tier.path().join("sheaf-0/0123456789abcdef"), Path::new("/s/.sheaf")).unwrap();
         fs::create_dir_all(stage.tree_path(&zone)).unwrap();
         let mut store = Store::open(&tier.path().join("store")).unwrap();
-        let identity = Identity { uuid: [7; 16], node: "n".into(), job: String::new(), incarnation: 1, created_ns: 1 };
+        let identity = Identity {
+            uuid: [7; 16],
+            node: "n".into(),
+            job: String::new(),
+            incarnation: 1,
+            created_ns: 1,
+            stage: [0; 16],
+            watermark_ns: 0,
+        };
         let file = tier.path().join("n-1.tar");
         fs::write(&file, crate::aggregate::format_entry(&identity)).unwrap();
         let aggregate = store.add_own(&file, &identity).unwrap();
@@ -321,7 +329,7 @@ fn what_is_done_to_a_file_of_a_node_whose_clock_is_ahead_is_later_than_the_file(
     let mut batch = scene.tracker_batch();
     batch.entries[0].operation_time_ns = ahead_ns;
     scene.publish_as(&batch);
-    scene.tracker.has_seen(scene.store.view());
+    scene.tracker.has_seen(&scene.store);
     fs::remove_file(scene.at("a")).unwrap();
     let removal = scene.publish();
     assert_eq!(removal.entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(), [Kind::Unlink]);

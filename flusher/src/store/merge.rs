@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{Aggregate, AggregateId, MergeKey, Store, View, aggregate_files, open_file};
+use super::cut::counts;
+use super::decision::Decision;
+use super::{Aggregate, AggregateId, Files, MergeKey, Store, View, open_file};
 use crate::aggregate::{
-    BLOCK, FormatError, Kind, ReadError, Record, Recovered, Salvaged, Segment, Stop, recover, recover_from, salvage,
+    BLOCK, FormatError, ReadError, Record, Recovered, Salvaged, Segment, Stop, recover, recover_from, salvage,
 };
 
 /// Aggregates that are read at the same time: on a parallel file system the waiting counts, not the CPU.
@@ -96,8 +98,8 @@ pub(super) fn steps(additions: &[Addition]) -> Vec<Step<'_>> {
     for Addition { id, uuid, segments } in additions {
         let mut clock_ns = 0;
         let records = segments.iter().flat_map(|segment| segment.records.iter().map(move |record| (segment, record)));
-        // An index is no part of the namespace, and has no time.
-        for (segment, record) in records.filter(|(_, record)| record.entry.kind != Kind::Index) {
+        // The others are no part of the namespace.
+        for (segment, record) in records.filter(|(_, record)| record.entry.is_operation()) {
             let (own_ns, moved) = (record.entry.operation_time_ns, record.entry.is_moved());
             if !moved {
                 clock_ns = own_ns.max(clock_ns);
@@ -111,10 +113,16 @@ pub(super) fn steps(additions: &[Addition]) -> Vec<Step<'_>> {
 }
 
 impl Store {
-    fn files(&self) -> io::Result<Vec<PathBuf>> {
-        let mut files = Vec::new();
+    fn files(&self) -> io::Result<Files> {
+        let mut files = Files::default();
         for source in &self.sources {
-            files.extend(aggregate_files(source)?);
+            if fs::metadata(source).is_ok_and(|metadata| !metadata.is_dir()) {
+                files.aggregates.push(source.clone());
+                continue;
+            }
+            let of_source = Files::of(source)?;
+            files.aggregates.extend(of_source.aggregates);
+            files.decisions.extend(of_source.decisions);
         }
         Ok(files)
     }
@@ -124,20 +132,18 @@ impl Store {
     pub(super) fn load(&mut self) -> io::Result<()> {
         for _ in 0..READ_ATTEMPTS {
             let files = self.files()?;
-            if self.aggregates.iter().any(|aggregate| !aggregate.gone && !files.contains(&aggregate.path)) {
-                self.begin_again(&files);
+            let is_gone = |aggregate: &Aggregate| !aggregate.gone && !files.aggregates.contains(&aggregate.path);
+            if self.aggregates.iter().any(is_gone) {
+                self.begin_again(&files.aggregates);
             }
-            let (additions, complete) = self.read_additions(&files);
+            let (mut additions, mut complete) = self.read_additions(&files);
             let oldest = steps(&additions).first().map(|step| step.key);
-            let complete = if oldest.is_some() && oldest < self.last_applied {
-                self.begin_again(&files);
-                let (additions, complete) = self.read_additions(&files);
-                self.apply(&additions);
-                complete
-            } else {
-                self.apply(&additions);
-                complete
-            };
+            let is_late = oldest.is_some() && oldest < self.last_applied;
+            if is_late || self.last_applied.is_some() && self.limits_on_disk() != self.limits {
+                self.begin_again(&files.aggregates);
+                (additions, complete) = self.read_additions(&files);
+            }
+            self.apply(&additions);
             if complete && self.files()? == files {
                 return Ok(());
             }
@@ -147,12 +153,18 @@ impl Store {
 
     /// As [`Store::load`] into an empty store, but yields the records, too.
     pub(super) fn load_history(&mut self) -> io::Result<Vec<Addition>> {
+        let history = self.read_history()?;
+        self.apply(&history);
+        Ok(history)
+    }
+
+    /// Reads all records, and applies none.
+    pub(super) fn read_history(&mut self) -> io::Result<Vec<Addition>> {
         for _ in 0..READ_ATTEMPTS {
             let files = self.files()?;
             self.begin_again(&[]);
             let (additions, complete) = self.read_additions(&files);
             if complete && self.files()? == files {
-                self.apply(&additions);
                 return Ok(additions);
             }
         }
@@ -187,11 +199,12 @@ impl Store {
     }
 
     /// Yields what is new, and whether every file was still there.
-    fn read_additions(&mut self, files: &[PathBuf]) -> (Vec<Addition>, bool) {
+    fn read_additions(&mut self, files: &Files) -> (Vec<Addition>, bool) {
+        let Files { aggregates: files, decisions } = files;
         let known: Vec<Option<usize>> = files.iter().map(|file| self.position(file)).collect();
         let results = self.read_all(files, &known);
         self.notes.clear();
-        let mut complete = true;
+        let mut complete = self.read_decisions(decisions);
         let mut additions = Vec::new();
         for ((file, known), result) in files.iter().zip(known).zip(results) {
             let recovered = match result {
@@ -228,6 +241,24 @@ impl Store {
         (additions, complete)
     }
 
+    /// Yields whether every decision was still there.
+    fn read_decisions(&mut self, files: &[PathBuf]) -> bool {
+        self.decisions.clear();
+        for file in files {
+            let (what, damaged) = match Decision::read(file) {
+                Ok(Some(decision)) => {
+                    self.decisions.push(decision);
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+                Ok(None) => ("says what counts of lost nodes, and is damaged: everything does".to_owned(), true),
+                Err(error) => (format!("says what counts of lost nodes, and cannot be read: {error}"), false),
+            };
+            self.notes.push(Note { path: file.clone(), what, damaged, foreign: false });
+        }
+        true
+    }
+
     fn read_all(&self, files: &[PathBuf], known: &[Option<usize>]) -> Vec<Result<Recovered, ReadError>> {
         let next = AtomicUsize::new(0);
         let results: Vec<_> = files.iter().map(|_| Mutex::new(None)).collect();
@@ -257,8 +288,9 @@ impl Store {
         }
     }
 
-    fn apply(&mut self, additions: &[Addition]) {
-        for step in steps(additions) {
+    pub(super) fn apply(&mut self, additions: &[Addition]) {
+        self.limits = self.limits_on_disk();
+        for step in steps(additions).iter().filter(|step| counts(&self.limits, step)) {
             self.view.apply(step.id, step.segment.offset, step.record);
             self.last_applied = self.last_applied.max(Some(step.key));
         }

@@ -4,6 +4,8 @@
 //! has been found right. Nothing here changes an aggregate, and one that is damaged or foreign never hides the others.
 
 mod content;
+mod cut;
+mod decision;
 mod file;
 mod lock;
 mod merge;
@@ -11,25 +13,28 @@ mod read;
 mod reclaim;
 mod view;
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use cut::{Choice, Cut, NO_LIMIT, cuts};
 pub use file::AggregateFile;
 pub use lock::{Lock, lock_aggregate, lock_store, try_lock};
 pub use merge::Note;
 pub use read::{DataLoss, VersionReader};
-pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, next_victim};
+pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, WATERMARKS_MAX, next_victim};
 pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
 
 use crate::aggregate::{
-    BLOCK, FIRST_SEQUENCE, FileChecksummer, Identity, IndexEntry, Kind, ReadError, Record, Segment, SegmentPlan,
-    encode_index, identify,
+    BLOCK, Entry, FIRST_SEQUENCE, FLAG_CONTINUED, FLAG_ENDED, FileChecksummer, Identity, IndexEntry, Kind, ReadError,
+    Record, Segment, SegmentPlan, encode_index, identify,
 };
 use crate::daemon::node_name;
+use decision::Decision;
 
 /// Name suffix of the files in a store that are taken for aggregates.
 const SUFFIX: &str = "tar";
@@ -47,6 +52,12 @@ pub(crate) struct Aggregate {
     tail_bytes: u64,
     /// The time of the latest operation.
     newest_ns: u64,
+    /// Bytes of segments that say nothing but that there was nothing to say.
+    watermark_bytes: u64,
+    /// What its stage has done up to here is published.
+    watermark_ns: u64,
+    /// Whether its last word is that its node has done everything that it will, or that its stage goes on in another.
+    ended: bool,
     /// Whether it was closed in peace: nobody adds to it.
     sealed: bool,
     /// Whether it has been removed.
@@ -67,6 +78,9 @@ impl Aggregate {
             written_bytes: 0,
             tail_bytes: 0,
             newest_ns: 0,
+            watermark_bytes: 0,
+            watermark_ns: 0,
+            ended: false,
             sealed: false,
             gone: false,
         };
@@ -78,6 +92,7 @@ impl Aggregate {
     fn forget(&mut self) {
         (self.published_end, self.next_sequence) = (BLOCK, FIRST_SEQUENCE);
         (self.written_bytes, self.newest_ns, self.sealed) = (2 * BLOCK, 0, false);
+        (self.watermark_bytes, self.watermark_ns, self.ended) = (0, self.identity.watermark_ns, false);
     }
 
     /// Opens its file. One that has been given its name since is another.
@@ -100,8 +115,18 @@ impl Aggregate {
     fn take_in(&mut self, segment: &Segment) {
         self.published_end = segment.offset + segment.length;
         self.next_sequence = segment.sequence + 1;
-        self.written_bytes += segment.length;
+        let is_idle = |record: &Record| record.entry.kind == Kind::Watermark;
+        if !segment.records.is_empty() && segment.records.iter().all(is_idle) {
+            self.watermark_bytes += segment.length;
+        } else {
+            self.written_bytes += segment.length;
+        }
         for Record { entry, .. } in &segment.records {
+            if entry.kind == Kind::Watermark {
+                self.watermark_ns = self.watermark_ns.max(entry.operation_time_ns);
+                self.ended = entry.flags & (FLAG_ENDED | FLAG_CONTINUED) != 0;
+                continue;
+            }
             let data: u64 = entry.extents.iter().map(|extent| extent.length).sum();
             self.written_bytes -= (entry.size - data).min(self.written_bytes);
             self.newest_ns = self.newest_ns.max(entry.operation_time_ns);
@@ -122,6 +147,16 @@ pub struct Store {
     node: String,
     /// Whether what lies behind damage is read, too.
     salvages: bool,
+    /// What has been decided to count of aggregates whose nodes are lost.
+    decisions: Vec<Decision>,
+    /// The stage that this process publishes for: nothing of it is hidden from it.
+    own_stage: Option<[u8; 16]>,
+    /// Whether everything counts, whatever has been decided.
+    is_complete: bool,
+    /// What has been chosen to count besides, by uuid.
+    chosen: HashMap<[u8; 16], u64>,
+    /// What counted when the view was made: up to which time, by uuid.
+    limits: HashMap<[u8; 16], u64>,
 }
 
 /// The aggregates behind a path: all `*.tar` of a directory, or the file itself. A directory that is missing has none.
@@ -132,19 +167,36 @@ pub fn aggregate_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
         return Ok(vec![path.to_owned()]);
     }
-    let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        result => result?,
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == SUFFIX) {
-            files.push(path);
+    Ok(Files::of(path)?.aggregates)
+}
+
+/// What there is to read in a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Files {
+    aggregates: Vec<PathBuf>,
+    decisions: Vec<PathBuf>,
+}
+
+impl Files {
+    /// Those of a directory, sorted by name.
+    fn of(directory: &Path) -> io::Result<Files> {
+        let mut files = Files::default();
+        let entries = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+            result => result?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            match path.extension() {
+                Some(extension) if extension == SUFFIX => files.aggregates.push(path),
+                Some(extension) if extension == decision::SUFFIX => files.decisions.push(path),
+                _ => {}
+            }
         }
+        files.aggregates.sort();
+        files.decisions.sort();
+        Ok(files)
     }
-    files.sort();
-    Ok(files)
 }
 
 /// Opens an aggregate's file. What only has the name of one, and would keep a reader waiting, is refused.
@@ -165,12 +217,12 @@ impl Store {
         Store::open_all(&[directory.to_owned()])
     }
 
-    /// Reads a store of which everything has to be known: see [`Note::hides_names`].
+    /// Reads a store of which everything has to be known, for the flusher of a stage: see [`Note::hides_names`].
     ///
     /// # Errors
     /// As [`Store::open`], and when an aggregate cannot be read.
-    pub fn open_whole(directory: &Path) -> io::Result<Store> {
-        let store = Store::open(directory)?;
+    pub fn open_whole(directory: &Path, stage: [u8; 16]) -> io::Result<Store> {
+        let store = Store::open_for(directory, stage)?;
         match store.notes.iter().find(|note| note.hides_names()) {
             Some(note) => Err(io::Error::other(note.to_string())),
             None => Ok(store),
@@ -188,6 +240,12 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_all(sources: &[PathBuf]) -> io::Result<Store> {
         let mut store = Store::empty(sources);
+        store.load()?;
+        Ok(store)
+    }
+
+    fn open_for(directory: &Path, stage: [u8; 16]) -> io::Result<Store> {
+        let mut store = Store { own_stage: Some(stage), ..Store::empty(&[directory.to_owned()]) };
         store.load()?;
         Ok(store)
     }
@@ -212,6 +270,11 @@ impl Store {
             last_applied: None,
             node: node_name(),
             salvages: false,
+            decisions: Vec::new(),
+            own_stage: None,
+            is_complete: false,
+            chosen: HashMap::new(),
+            limits: HashMap::new(),
         }
     }
 
@@ -226,6 +289,12 @@ impl Store {
     /// The namespace.
     pub fn view(&self) -> &View {
         &self.view
+    }
+
+    /// The latest time that any aggregate speaks of, of an operation or a watermark.
+    pub fn newest_time_ns(&self) -> u64 {
+        let watermarks = self.aggregates.iter().map(|aggregate| aggregate.watermark_ns);
+        watermarks.fold(self.view.newest_operation_time_ns(), u64::max)
     }
 
     /// What is wrong with single aggregates.
@@ -275,17 +344,18 @@ impl Store {
         let Some(aggregate) = self.aggregates.get_mut(id.0 as usize) else { return };
         aggregate.take_in(segment);
         let uuid = aggregate.identity.uuid;
-        for record in &segment.records {
+        for record in segment.records.iter().filter(|record| record.entry.is_operation()) {
             self.view.apply(id, segment.offset, record);
             let key = (record.entry.operation_time_ns, false, uuid, record.sequence);
             self.last_applied = self.last_applied.max(Some(key));
         }
     }
 
-    /// Takes note that this process has sealed an aggregate with a segment of this length.
-    pub fn sealed(&mut self, id: AggregateId, length: u64) {
+    /// Takes note that this process has sealed an aggregate.
+    pub fn sealed(&mut self, id: AggregateId, sealed: &Sealed) {
+        let length = sealed.bytes.len() as u64;
         if let Some(aggregate) = self.aggregates.get_mut(id.0 as usize) {
-            aggregate.sealed = true;
+            (aggregate.sealed, aggregate.ended) = (true, sealed.ended);
             aggregate.published_end += length;
             aggregate.written_bytes += length;
         }
@@ -315,14 +385,22 @@ impl Store {
         Ok(VersionReader::new(version.clone(), path, file, older.collect(), self.sources.clone()))
     }
 
-    /// The segment that seals an aggregate with the index of its live names.
+    /// The segment that seals an aggregate with the index of its live names, and a last watermark. It has this sequence, and
+    /// begins at this offset.
     ///
     /// # Errors
     /// When there are more names than an index can hold.
-    pub fn seal_segment(&self, id: AggregateId, identity: &Identity, sequence: u64, offset: u64) -> io::Result<Sealed> {
+    pub fn seal_segment(
+        &self,
+        id: AggregateId,
+        identity: &Identity,
+        (sequence, offset): (u64, u64),
+        watermark: Entry,
+    ) -> io::Result<Sealed> {
+        let ended = watermark.flags & (FLAG_ENDED | FLAG_CONTINUED) != 0;
         let too_large = || io::Error::other("too many names for the index of one aggregate");
         let index = encode_index(identity.uuid, offset, self.live_names(id)).ok_or_else(too_large)?;
-        let plan = SegmentPlan::seal(identity, sequence, &index).map_err(io::Error::other)?;
+        let plan = SegmentPlan::seal(identity, sequence, &index, watermark).map_err(io::Error::other)?;
         let mut bytes = plan.unpublished_head();
         let (header_offset, header) = plan.header(0).ok_or_else(too_large)?;
         let data_offset = plan.data_offset(0).ok_or_else(too_large)?;
@@ -333,8 +411,8 @@ impl Store {
         bytes.resize(plan.toc_offset() as usize, 0);
         let mut checksummer = FileChecksummer::default();
         checksummer.data(&index);
-        bytes.extend_from_slice(&plan.toc(&[Some(checksummer.finish())]));
-        Ok(Sealed { bytes, head: plan.head() })
+        bytes.extend_from_slice(&plan.toc(&[Some(checksummer.finish()), None]));
+        Ok(Sealed { bytes, head: plan.head(), ended })
     }
 
     fn live_names(&self, id: AggregateId) -> Vec<IndexEntry> {
@@ -382,6 +460,8 @@ pub struct Sealed {
     pub bytes: Vec<u8>,
     /// The block that publishes it.
     pub head: Vec<u8>,
+    /// Whether it says that its node has done everything that it will, or that its stage goes on in another.
+    pub ended: bool,
 }
 
 #[cfg(test)]

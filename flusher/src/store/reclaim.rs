@@ -10,7 +10,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::cut::counts;
 use super::lock::{Lock, lock_aggregate};
 use super::merge::{Addition, Step, steps};
 use super::view::{Moved, version};
@@ -24,6 +26,9 @@ use crate::aggregate::{
 const WORTHWHILE: u64 = 32 << 10;
 /// A larger aggregate is closed, so that it can be reclaimed some day.
 pub const LARGE: u64 = 64 << 30;
+/// Watermarks of a node that has nothing to publish may take so many bytes in an aggregate; the next one goes to another, and
+/// what only had watermarks is removed.
+pub const WATERMARKS_MAX: u64 = 4 << 20;
 /// More aggregates than this of one node are joined, smallest first, so that opening stays quick.
 const AGGREGATES_MAX: usize = 16;
 /// Larger ones are not copied for that.
@@ -40,8 +45,10 @@ pub struct Candidate {
     pub path: PathBuf,
     /// Whose it is.
     pub node: String,
-    /// Bytes that it takes.
+    /// Bytes that it takes, without those of watermarks that stand alone.
     pub written_bytes: u64,
+    /// The latter.
+    pub watermark_bytes: u64,
     /// Whether it was closed in peace.
     pub sealed: bool,
     /// What it holds that is in the namespace.
@@ -61,7 +68,9 @@ impl Candidate {
     /// is better left to die.
     pub fn is_full(&self) -> bool {
         let mostly_dead = self.dead_bytes().saturating_sub(2 * BLOCK) >= self.written_bytes / 4;
-        self.written_bytes >= LARGE || (self.written_bytes > WORTHWHILE && mostly_dead)
+        self.written_bytes >= LARGE
+            || self.watermark_bytes >= WATERMARKS_MAX
+            || (self.written_bytes > WORTHWHILE && mostly_dead)
     }
 }
 
@@ -176,6 +185,8 @@ pub struct Planner {
     store: Store,
     history: Vec<Addition>,
     nobody_else_writes: bool,
+    /// How far the nodes' clocks may be apart.
+    skew: Duration,
 }
 
 impl Planner {
@@ -183,10 +194,10 @@ impl Planner {
     ///
     /// # Errors
     /// When it cannot be listed, or changes faster than it can be read.
-    pub fn read(directory: &Path) -> io::Result<Planner> {
+    pub fn read(directory: &Path, skew: Duration) -> io::Result<Planner> {
         let mut store = Store::empty(&[directory.to_owned()]);
         let history = store.load_history()?;
-        Ok(Planner { store, history, nobody_else_writes: false })
+        Ok(Planner { store, history, nobody_else_writes: false, skew })
     }
 
     /// The caller knows that no other node adds to the store, though some have not closed their aggregates.
@@ -198,9 +209,9 @@ impl Planner {
     ///
     /// # Errors
     /// As there.
-    pub fn seal_segment(&self, identity: &Identity, sequence: u64, offset: u64) -> io::Result<Sealed> {
+    pub fn seal_segment(&self, identity: &Identity, place: (u64, u64), watermark: Entry) -> io::Result<Sealed> {
         let (id, _) = self.store.by_uuid(identity.uuid).ok_or(io::ErrorKind::NotFound)?;
-        self.store.seal_segment(id, identity, sequence, offset)
+        self.store.seal_segment(id, identity, place, watermark)
     }
 
     /// The aggregates of a node, or of all.
@@ -223,14 +234,38 @@ impl Planner {
         if of_victim.flat_map(|addition| &addition.segments).any(unknown) {
             return refuse("it has records of a later version of Sheaf");
         }
+        if self.store.is_last_word(aggregate, self.nobody_else_writes) {
+            return refuse("it is the last that is known of its node");
+        }
         let view = self.store.view();
         let mut live = origins(view, victim);
         live.extend(needed);
-        let all = steps(&self.history);
+        let mut all = steps(&self.history);
+        all.retain(|step| counts(&self.store.limits, step));
+        let everything = if self.store.limits.is_empty() { Vec::new() } else { steps(&self.history) };
+        let is_cut = all.len() < everything.len() && !self.nobody_else_writes;
+        let mut whole = View::default();
+        if is_cut {
+            if everything.iter().any(|step| step.id == victim && !counts(&self.store.limits, step)) {
+                return refuse("it holds what was cut off when nodes were lost");
+            }
+            for step in &everything {
+                whole.apply(step.id, step.segment.offset, step.record);
+            }
+            live.extend(origins(&whole, victim));
+        }
         let (copies, without) = replay_without(&all, victim, &live)?;
-        self.check_settled(&all, victim, (&live, &copies), self.settled_ns(aggregate, own))?;
+        self.check_settled(&all, victim, (&live, &copies), self.settled_ns(aggregate, own, &all))?;
         if !is_same(view, &without) {
             return refuse("what is dead in it still decides what other records mean");
+        }
+        if is_cut {
+            // What was cut off counts again if no node turns out to be lost.
+            let (needed, without) = replay_without(&everything, victim, &live)?;
+            let places = |steps: &[&Step<'_>]| steps.iter().map(|step| step.record.sequence).collect::<Vec<_>>();
+            if places(&needed) != places(&copies) || !is_same(&whole, &without) {
+                return refuse("what was cut off when nodes were lost may need it");
+            }
         }
         let names = names(view, victim);
         let copies: Vec<Copied> = copies.into_iter().map(|step| copy_of(step, view, &names)).collect();
@@ -238,22 +273,26 @@ impl Planner {
         Ok(Plan { victim, path: aggregate.path.clone(), copies, copied_bytes })
     }
 
-    /// The one place that asks whether what superseded something is published on every node of the job: up to this time,
-    /// every operation is known. A node publishes in the order of its operations, so of one whose aggregate may still
-    /// grow everything is known up to the newest that is in it. (Watermarks of nodes that have published nothing yet
-    /// belong here, too, when there are any.)
-    fn settled_ns(&self, victim: &Aggregate, own: Option<[u8; 16]>) -> u64 {
+    /// The one place that asks whether what superseded something is published on every node of the job: no cut that is
+    /// made from here on, whichever of the nodes are lost, can be older than this time. Of nodes that tell no watermarks
+    /// everything is known up to the newest operation that is published: each publishes in the order of its operations.
+    fn settled_ns(&self, victim: &Aggregate, own: Option<[u8; 16]>, all: &[Step<'_>]) -> u64 {
+        if self.nobody_else_writes {
+            return u64::MAX;
+        }
         let is_written = |other: &&Aggregate| {
-            let elsewhere = other.identity.node != victim.identity.node && !self.nobody_else_writes;
+            let elsewhere = other.identity.node != victim.identity.node;
             elsewhere || matches!(lock_aggregate(&other.path), Lock::Busy)
         };
         let open = self.store.aggregates.iter().filter(|other| !other.gone && !other.sealed);
         let others = open.filter(|other| {
             other.identity.job == victim.identity.job
+                && other.identity.stage == [0; 16]
                 && other.identity.uuid != victim.identity.uuid
                 && Some(other.identity.uuid) != own
         });
-        others.filter(is_written).map(|other| other.newest_ns).min().unwrap_or(u64::MAX)
+        let cut_ns = self.store.settled_cut_ns(&victim.identity.job, all, self.skew);
+        others.filter(is_written).map(|other| other.newest_ns).chain([cut_ns]).min().unwrap_or(u64::MAX)
     }
 
     /// What is dropped must be older than the time up to which every operation is known, and must have been dead then:
@@ -305,9 +344,7 @@ impl Planner {
         self.history.retain(|addition| addition.id != plan.victim);
         self.store.aggregates[plan.victim.0 as usize].gone = true;
         self.store.view = View::default();
-        for step in steps(&self.history) {
-            self.store.view.apply(step.id, step.segment.offset, step.record);
-        }
+        self.store.apply(&self.history);
     }
 }
 
@@ -436,6 +473,7 @@ impl Store {
                 node: aggregate.identity.node.clone(),
                 sealed: aggregate.sealed,
                 written_bytes: aggregate.written_bytes + aggregate.tail_bytes,
+                watermark_bytes: aggregate.watermark_bytes,
                 live: live.remove(&AggregateId(index as u32)).unwrap_or_default(),
             })
             .collect()

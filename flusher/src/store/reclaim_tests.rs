@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::aggregate::Entry;
 use crate::aggregate::tests::{Builder, entry, file};
+use crate::aggregate::{Entry, FLAG_CONTINUED, FLAG_ENDED, format_entry};
 
 type Item = (Entry, Vec<u8>);
 
@@ -88,7 +89,7 @@ impl Writing {
             self.roll();
         }
         let before = shown(&self.directory);
-        let planner = Planner::read(&self.directory).unwrap();
+        let planner = Planner::read(&self.directory, Duration::ZERO).unwrap();
         let (uuid, own) = (self.aggregates[victim].1.identity.uuid, self.aggregates.last().unwrap().1.identity.uuid);
         let plan = planner.plan(uuid, &HashSet::new(), Some(own)).ok()?;
         // In several segments: a crash may come between any two.
@@ -218,7 +219,7 @@ proptest! {
 
 /// What is seen of everything in a store as one aggregate.
 fn merged(directory: &Path, scratch: &Path) -> BTreeMap<String, String> {
-    let planner = Planner::read(directory).unwrap();
+    let planner = Planner::read(directory, Duration::ZERO).unwrap();
     let copies = Store::open(directory).unwrap().content();
     let mut builder = Builder::new(200);
     // As many segments as there may be.
@@ -316,7 +317,7 @@ fn nothing_goes_while_something_cannot_be_read() {
     let mut damaged = whole.clone();
     damaged[4096 + 2048] ^= 1;
     fs::write(&broken, damaged).unwrap();
-    let planner = Planner::read(scratch.path()).unwrap();
+    let planner = Planner::read(scratch.path(), Duration::ZERO).unwrap();
     let refusal = planner.plan(node.aggregates[0].1.identity.uuid, &HashSet::new(), None).unwrap_err();
     assert!(refusal.to_string().contains("cannot be read"), "{refusal}");
     fs::write(&broken, whole).unwrap();
@@ -332,7 +333,7 @@ fn what_would_be_copied_again_and_again_stays() {
     node.waiting.extend((2..1000).map(|number| item(Kind::HardLink, &format!("l{number}"), "a", number)));
     node.publish();
     node.roll();
-    let planner = Planner::read(scratch.path()).unwrap();
+    let planner = Planner::read(scratch.path(), Duration::ZERO).unwrap();
     let first = planner.candidates(None).remove(0);
     assert!(!first.is_full(), "{first:?}");
     let plan = planner.plan(first.uuid, &HashSet::new(), None).unwrap();
@@ -343,7 +344,7 @@ fn what_would_be_copied_again_and_again_stays() {
 fn candidate(uuid: u8, written_bytes: u64, bytes: u64) -> Candidate {
     let live = Live { bytes, records: bytes.min(1) };
     let (id, path, node) = (AggregateId(uuid.into()), PathBuf::new(), String::new());
-    Candidate { id, uuid: [uuid; 16], path, node, sealed: false, written_bytes, live }
+    Candidate { id, uuid: [uuid; 16], path, node, sealed: false, written_bytes, watermark_bytes: 0, live }
 }
 
 #[test]
@@ -367,4 +368,95 @@ fn the_dead_go_first_then_the_mostly_dead_then_the_many() {
     assert_eq!(choose(&many, Some([1; 16])), Some((2, Cause::Number)));
     assert_eq!(choose(&many[..16], None), None);
     assert!(candidate(1, 4 * mebibyte, 2 * mebibyte).is_full() && !candidate(1, 4 * mebibyte, 4 * mebibyte).is_full());
+}
+
+/// The aggregate of a stage, with what it has told last.
+fn told(directory: &Path, number: u8, stage: u8, items: Vec<Item>, watermark: (u64, u32)) -> [u8; 16] {
+    let mut builder = Builder::new(number);
+    builder.identity.stage = [stage; 16];
+    builder.identity.created_ns = number.into();
+    builder.bytes = format_entry(&builder.identity);
+    let watermark = (Entry::watermark(watermark.0, watermark.1), Vec::new());
+    builder.segment(items.into_iter().chain([watermark]).collect());
+    fs::write(directory.join(format!("{number}.tar")), builder.finished()).unwrap();
+    builder.identity.uuid
+}
+
+#[test]
+fn what_a_cut_may_still_show_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = told(directory.path(), 1, 1, vec![file("a", b"old", 100)], (100, FLAG_CONTINUED));
+    told(directory.path(), 2, 1, vec![file("a", b"new", 200)], (400, 0));
+    let plan = |skew_ns| {
+        let planner = Planner::read(directory.path(), Duration::from_nanos(skew_ns)).unwrap();
+        planner.plan(old, &HashSet::new(), None).map(|plan| plan.copies.len())
+    };
+    assert_eq!(plan(10).ok(), Some(0), "there is no other node");
+    for (told_ns, flags, is_settled) in [(150, 0, false), (205, 0, false), (211, 0, true), (150, FLAG_ENDED, true)] {
+        told(directory.path(), 3, 2, vec![file("b", b"other", 90)], (told_ns, flags));
+        assert_eq!(plan(10).is_ok(), is_settled, "the other node has told {told_ns}");
+    }
+    // Whichever of the two came first, no cut is between them any more.
+    told(directory.path(), 3, 2, vec![file("b", b"other", 205)], (400, 0));
+    assert!(plan(10).is_ok());
+}
+
+#[test]
+fn the_last_word_of_a_node_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let removed = |path: &str, time_ns| vec![file(path, b"", time_ns), entry(Kind::Unlink, path, "", time_ns + 1)];
+    let older = told(directory.path(), 1, 1, removed("a", 10), (20, 0));
+    let newer = told(directory.path(), 2, 1, removed("a", 30), (40, FLAG_ENDED));
+    let is_planned =
+        |uuid| Planner::read(directory.path(), Duration::ZERO).unwrap().plan(uuid, &HashSet::new(), None).is_ok();
+    assert_eq!((is_planned(older), is_planned(newer)), (true, false), "the older one does not say that it has ended");
+    told(directory.path(), 1, 1, removed("a", 10), (20, FLAG_CONTINUED));
+    assert!(is_planned(newer));
+    fs::remove_file(directory.path().join("1.tar")).unwrap();
+    assert!(is_planned(newer));
+    told(directory.path(), 2, 1, removed("a", 30), (40, 0));
+    assert!(!is_planned(newer), "it has not ended");
+}
+
+/// What `Store::decide` decides is what a store opened afterwards shows, until the lost nodes are back; then it goes.
+#[test]
+fn a_decision_holds_until_the_lost_are_back() {
+    let directory = tempfile::tempdir().unwrap();
+    told(directory.path(), 1, 1, vec![file("a", b"", 100), file("late", b"", 200)], (300, 0));
+    told(directory.path(), 2, 2, vec![file("b", b"", 101)], (150, 0));
+    let names = || -> Vec<String> {
+        let store = Store::open(directory.path()).unwrap();
+        store.view().iter().map(|(path, _)| String::from_utf8(path).unwrap()).collect()
+    };
+    let decide = |choice| {
+        let mut store = Store::open_for(directory.path(), [9; 16]).unwrap();
+        store.decide(choice, Duration::from_nanos(10)).unwrap();
+        store.view().iter().count()
+    };
+    let cuts = || {
+        fs::read_dir(directory.path())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "cut"))
+            .count()
+    };
+    assert_eq!(names(), ["a", "b", "late"]);
+    assert_eq!((decide(Choice::Newest), cuts()), (2, 1));
+    // It is decided once, and holds for the next job, whose own work is never hidden.
+    told(directory.path(), 3, 3, vec![file("next", b"", 190)], (500, FLAG_ENDED));
+    assert_eq!((decide(Choice::Complete), cuts()), (3, 1));
+    assert_eq!(names(), ["a", "b", "next"]);
+    let own = Store::open_for(directory.path(), [1; 16]).unwrap();
+    assert!(own.view().get(b"late").is_some(), "a stage sees what it has published");
+    // One of two is back, then both.
+    told(directory.path(), 4, 2, vec![file("c", b"", 160)], (600, FLAG_ENDED));
+    assert_eq!(names(), ["a", "b", "c", "next"]);
+    told(directory.path(), 5, 1, vec![file("d", b"", 400)], (600, FLAG_ENDED));
+    assert_eq!(names(), ["a", "b", "c", "d", "late", "next"]);
+    for number in [1, 2] {
+        fs::remove_file(directory.path().join(format!("{number}.tar"))).unwrap();
+    }
+    assert_eq!((decide(Choice::Newest), cuts()), (3, 0));
+    // A decision that cannot be understood hides nothing, and keeps everything from being reclaimed.
+    fs::write(directory.path().join("0.cut"), "SHEAF-CUT 2\n").unwrap();
+    assert!(Store::open(directory.path()).unwrap().notes().iter().any(|note| !note.foreign));
 }

@@ -212,7 +212,8 @@ fn what_this_process_publishes_is_seen_and_sealed() {
     assert_eq!(read(&store, "run/a").unwrap(), pattern(40_000));
     store.refresh().unwrap();
     let end = builder.bytes.len() as u64;
-    let sealed = store.seal_segment(id, &builder.identity, builder.sequence, end).unwrap();
+    let sealed =
+        store.seal_segment(id, &builder.identity, (builder.sequence, end), Entry::watermark(0, FLAG_ENDED)).unwrap();
     assert!((sealed.bytes.len() as u64).is_multiple_of(BLOCK));
     builder.bytes.extend_from_slice(&sealed.bytes);
     assert_eq!(recover(&builder.finished()).unwrap().stop, Stop::Unpublished);

@@ -247,7 +247,7 @@ impl View {
             Kind::Unlink => self.unlink(&entry.path),
             Kind::RemoveDirectory => self.remove_directory(&entry.path),
             Kind::SetAttributes => self.set_attributes(&entry.path, &entry.attributes),
-            Kind::Index => false,
+            Kind::Watermark | Kind::Index => false,
         }
     }
 

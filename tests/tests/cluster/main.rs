@@ -204,7 +204,9 @@ fn what_was_acknowledged_survives_the_crash_of_its_node() {
             let path = shared.join(format!("ckpt/{node}-{number}"));
             let script = format!("cmp ckpt/{node}-{number} <(seq {number} {})", number + 20000);
             assert!(!path.exists(), "it is captured");
-            let srun = ["srun", "--chdir=/mnt/shared", "-N1", "-w", "n3", PRELOAD, "bash", "-c", &script];
+            // By default what the one did after the last word of the other is not seen.
+            let everything = format!("{PRELOAD},SHEAF_CUT=complete");
+            let srun = ["srun", "--chdir=/mnt/shared", "-N1", "-w", "n3", &everything, "bash", "-c", &script];
             site.cluster.run(&srun).expect_success();
         }
     }
@@ -242,21 +244,35 @@ fn lammps_goes_on_elsewhere_when_a_node_crashes_in_its_run() {
     alone("lammps-ranks.in");
 
     let srun = ["srun", "--chdir=/mnt/shared", "--mpi=pmix", "-N2", "--ntasks-per-node=2"];
-    let run = [&srun[..], &["-w", "n0,n1"], &RUN, &lammps("lammps-ranks.in")].concat();
-    let mut job = site.cluster.start(&run);
-    let store = site.scene.store();
-    let is_published = || {
-        let listed = site.scene.sheaf(&["ls", store.to_str().expect("a path of this test's own")]).text();
-        ["base", "0", "1", "2", "3"].iter().all(|part| listed.contains(&format!("/liquid.100.{part}\n")))
+    let run = |nodes, input| {
+        let sheaf = [&RUN[..2], &["--skew-ms", "100", "--watermark-ms", "100"], &RUN[2..]].concat();
+        [&srun[..], &["-w", nodes], &sheaf, &lammps(input)].concat()
     };
-    while !is_published() {
+    let run_first = run("n0,n1", "lammps-ranks.in");
+    let mut job = site.cluster.start(&run_first);
+    // When the newest cut that has the whole checkpoint was made, if there is one.
+    let cut_ns = || {
+        let mut cuts = site.scene.sheaf_command();
+        cuts.env("SHEAF_SKEW_MS", "100").args(["cuts", "--json"]).arg(site.scene.store());
+        let cuts: serde_json::Value = serde_json::from_str(&process::run(&mut cuts).text()).unwrap_or_default();
+        let listed = cuts[0]["files"].to_string();
+        let is_whole =
+            ["base", "0", "1", "2", "3"].iter().all(|part| listed.contains(&format!("/liquid.100.{part}\"")));
+        cuts[0]["time_ns"].as_u64().filter(|_| is_whole)
+    };
+    let mut first_ns = None;
+    // None that is made later is older by more than ten times the skew.
+    let is_safe = |first_ns: &mut Option<u64>| {
+        let Some(now_ns) = cut_ns() else { return false };
+        now_ns > *first_ns.get_or_insert(now_ns) + 1_000_000_000
+    };
+    while !is_safe(&mut first_ns) {
         assert!(!job.wait_for(Duration::from_millis(50)), "the run ended too early: {}", job.finish().describe());
     }
     site.cluster.crash("n1");
     drop(job);
     site.cluster.run(&["scancel", "--user=root"]).expect_success();
 
-    let run = [&srun[..], &["-w", "n2,n3"], &RUN, &lammps("lammps-ranks-restart.in")].concat();
-    let restarted = site.cluster.run(&run).expect_success();
+    let restarted = site.cluster.run(&run("n2,n3", "lammps-ranks-restart.in")).expect_success();
     assert_eq!(thermo(&restarted), thermo(&alone("lammps-ranks-restart.in")));
 }
