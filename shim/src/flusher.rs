@@ -485,16 +485,34 @@ fn ask(configuration: &Configuration, socket: &Descriptor, kind: Kind, payload: 
     send(socket, kind, payload)?;
     let begin_ns = system::now_ns();
     loop {
-        match receive(configuration, socket)? {
+        let reply = receive(configuration, socket)?;
+        match reply.status {
             // Room is waited for as long as for a sign of life, and no longer.
             IN_PROGRESS if kind == Kind::Room && is_over(begin_ns, configuration.timeout_ms) => {
                 return Err(Errno(libc::ENOSPC));
             }
             IN_PROGRESS => {}
-            status if status >= 0 => return Ok(status),
+            status if status >= 0 => {
+                if matches!(kind, Kind::Hello | Kind::Populate | Kind::PopulateBelow) && reply.value > 0 {
+                    tell_what_is_hidden(configuration, reply.value);
+                }
+                return Ok(status);
+            }
             _ => return Err(Errno(libc::EPROTO)),
         }
     }
+}
+
+/// The flusher has cut something off, and this process is the first that hears of it.
+fn tell_what_is_hidden(configuration: &Configuration, files: u64) {
+    log::say(
+        configuration,
+        Level::Warn,
+        format_args!(
+            "sheaf: an earlier job lost a node: files that its other nodes published later are not shown ({files}), so that \
+             what is shown belongs together; 'sheaf cuts' says more, SHEAF_CUT=complete shows all"
+        ),
+    );
 }
 
 /// Whether so much time has passed.
@@ -515,8 +533,8 @@ fn send(socket: &Descriptor, kind: Kind, payload: &[u8]) -> Result<()> {
     system::retry(|| system::send(socket, packet.get(..length).unwrap_or_default())).map(drop)
 }
 
-/// The status of the next packet.
-fn receive(configuration: &Configuration, socket: &Descriptor) -> Result<i32> {
+/// The next packet.
+fn receive(configuration: &Configuration, socket: &Descriptor) -> Result<Reply> {
     let deadline_ns = system::now_ns().saturating_add(configuration.timeout_ms.saturating_mul(1_000_000));
     loop {
         let left_ms = deadline_ns.saturating_sub(system::now_ns()) / 1_000_000;
@@ -536,7 +554,7 @@ fn receive(configuration: &Configuration, socket: &Descriptor) -> Result<i32> {
         0 => Err(Errno(libc::ECONNRESET)),
         length => {
             let reply = packet.get(..length).map(Reply::decode);
-            reply.and_then(|reply| reply.ok()).map(|reply| reply.status).ok_or(Errno(libc::EPROTO))
+            reply.and_then(|reply| reply.ok()).ok_or(Errno(libc::EPROTO))
         }
     }
 }

@@ -23,6 +23,8 @@ pub const FLAG_RENAMED: u32 = 4;
 pub const FLAG_ENDED: u32 = 8;
 /// Of a watermark: the stage goes on in another aggregate, which is there already.
 pub const FLAG_CONTINUED: u32 = 16;
+/// Of a watermark: it says something else, that somebody was told that what the node had done up to its time is safe.
+pub const FLAG_ACKNOWLEDGED: u32 = 32;
 
 /// The aggregate that something belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub struct Identity {
     pub stage: [u8; 16],
     /// What this stage had done up to this time was published when the aggregate was made.
     pub watermark_ns: u64,
+    /// Somebody was told by then that what this stage had done up to this time is safe.
+    pub acknowledged_ns: u64,
 }
 
 /// What a record says.
@@ -139,7 +143,8 @@ pub struct Entry {
     pub change_time_ns: i64,
     /// Number of the staged inode.
     pub inode: u64,
-    /// [`FLAG_UNCLOSED`], [`FLAG_MOVED`], [`FLAG_RENAMED`], [`FLAG_ENDED`], [`FLAG_CONTINUED`].
+    /// [`FLAG_UNCLOSED`], [`FLAG_MOVED`], [`FLAG_RENAMED`], [`FLAG_ENDED`], [`FLAG_CONTINUED`],
+    /// [`FLAG_ACKNOWLEDGED`].
     pub flags: u32,
 }
 

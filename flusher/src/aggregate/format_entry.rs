@@ -56,7 +56,7 @@ pub(super) fn short_uuid(identity: &Identity) -> String {
 }
 
 fn text(identity: &Identity) -> String {
-    let Identity { uuid, node, job, incarnation, created_ns, stage, watermark_ns } = identity;
+    let Identity { uuid, node, job, incarnation, created_ns, stage, watermark_ns, acknowledged_ns } = identity;
     format!(
         "{TITLE}\n\
          uuid {}\n\
@@ -66,6 +66,7 @@ fn text(identity: &Identity) -> String {
          created_ns {created_ns}\n\
          stage {}\n\
          watermark_ns {watermark_ns}\n\
+         acknowledged_ns {acknowledged_ns}\n\
          block {BLOCK}\n\
          chunk {CHUNK}\n\
          checksum crc32c\n\
@@ -167,6 +168,7 @@ fn parse_text(text: &str) -> Result<Identity, FormatError> {
         // Earlier aggregates lack these.
         stage: value("stage").ok().and_then(parse_uuid).unwrap_or_default(),
         watermark_ns: number("watermark_ns").unwrap_or_default(),
+        acknowledged_ns: number("acknowledged_ns").unwrap_or_default(),
     })
 }
 
@@ -193,6 +195,7 @@ mod tests {
             created_ns: u64::MAX,
             stage: *b"fedcba9876543210",
             watermark_ns: u64::MAX,
+            acknowledged_ns: 6,
         }
     }
 

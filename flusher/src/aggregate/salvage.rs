@@ -42,6 +42,7 @@ pub fn salvage(source: &dyn ReadAt) -> Result<Salvaged, ReadError> {
                 created_ns: 0,
                 stage: [0; 16],
                 watermark_ns: 0,
+                acknowledged_ns: 0,
             }
         }
         result => result?,

@@ -25,6 +25,7 @@ impl Builder {
             created_ns: 1_700_000_000_000_000_000,
             stage: [0; 16],
             watermark_ns: 0,
+            acknowledged_ns: 0,
         };
         let bytes = format_entry(&identity);
         Builder { identity, bytes, names: TarNames::default(), sequence: FIRST_SEQUENCE, published: Vec::new() }

@@ -17,7 +17,8 @@ const CUTS_MAX: usize = 20;
 
 /// List the times at which a store is consistent over all nodes of a job, with what is complete then, the newest first
 ///
-/// The first one of each job is what a new job sees if all nodes that have not ended are lost.
+/// The first one of each job is what a new job sees if all nodes that have not ended are lost: `hidden` files of what was
+/// published are not in it. SHEAF_CUT=complete shows a job everything, `sheaf ls --cut complete` lists it.
 #[derive(Args, Debug)]
 pub struct CutsArgs {
     /// Print one JSON array, with the names of the files
@@ -35,6 +36,8 @@ struct JsonCut {
     time_ns: u64,
     nodes: usize,
     unended_nodes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hidden_files: Option<usize>,
     files: Vec<JsonFile>,
 }
 
@@ -57,7 +60,7 @@ pub fn run(arguments: &CutsArgs) -> Result<ExitCode, Failure> {
         out.write_all(b"\n")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = environment::table(&["cut", "UTC", "job", "nodes", "not ended", "files", "size"]);
+    let mut table = environment::table(&["cut", "UTC", "job", "nodes", "not ended", "files", "size", "hidden"]);
     for cut in &cuts {
         let bytes: u64 = cut.files.iter().map(|(_, size)| size).sum();
         table.add_row([
@@ -68,6 +71,7 @@ pub fn run(arguments: &CutsArgs) -> Result<ExitCode, Failure> {
             cut.unended.to_string(),
             cut.files.len().to_string(),
             HumanBytes(bytes).to_string(),
+            cut.hidden.map_or_else(String::new, |hidden| hidden.to_string()),
         ]);
     }
     writeln!(out, "{table}")?;
@@ -91,6 +95,7 @@ impl From<Cut> for JsonCut {
             time_ns: cut.time_ns,
             nodes: cut.nodes,
             unended_nodes: cut.unended,
+            hidden_files: cut.hidden,
             files: cut.files.into_iter().map(file).collect(),
         }
     }

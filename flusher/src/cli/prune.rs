@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::{Failure, environment, offline};
 use crate::aggregate::{BLOCK, Entry, FLAG_ENDED};
 use crate::client::Client;
-use crate::daemon::{Appender, Input, Pace, node_name, parts};
+use crate::daemon::{Appender, Input, Origin, Pace, node_name, parts};
 use crate::engine::{self, Engine};
 use crate::settings::{Settings, skew_from_environment};
 use crate::store::{Candidate, Copied, Lock, Plan, Planner, lock_aggregate, lock_store};
@@ -170,7 +170,7 @@ impl Pruning<'_> {
         let inputs = copies.iter().map(open).collect::<io::Result<Vec<Input<'_>>>>()?;
         let entries: Vec<_> = copies.iter().map(|copy| copy.entry.clone()).collect();
         if self.output.is_none() {
-            self.output = Some((Appender::create(self.store, [0; 16], 0)?, engine::probe().0));
+            self.output = Some((Appender::create(self.store, Origin::default())?, engine::probe().0));
         }
         let (appender, engine) = self.output.as_mut().expect("made above");
         let plan = appender.plan(entries)?;

@@ -13,6 +13,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use serde_json::Value;
 use sheaf_common::protocol::Kind;
 
 use super::environment::{self, Behaviour, Location};
@@ -175,7 +176,10 @@ fn greet_flusher(settings: &Settings) {
     }
     let was_there = stage.exists();
     let greeted = client::connect_or_start(settings, &stage).and_then(|client| {
-        client.request(Kind::Hello, &[])?;
+        let reply = client.request(Kind::Hello, &[])?;
+        if reply.value > 0 {
+            tell_what_is_hidden(&client);
+        }
         Ok(client)
     });
     match greeted {
@@ -188,6 +192,15 @@ fn greet_flusher(settings: &Settings) {
             }
         }
         Ok(_) => {}
+    }
+}
+
+/// The flusher has cut something off, and this process is the first that hears of it.
+fn tell_what_is_hidden(client: &Client) {
+    let status = client.request(Kind::Status, &[]).ok();
+    let status = status.and_then(|reply| serde_json::from_slice::<Value>(&reply.payload).ok()).unwrap_or_default();
+    if let Some(hidden) = status["hidden"].as_str() {
+        eprintln!("sheaf: {hidden}");
     }
 }
 

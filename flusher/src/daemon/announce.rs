@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Appender, Shared};
+use super::{Appender, Origin, Shared};
 
 /// How long programs are held up for it. It goes on afterwards.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -77,6 +77,11 @@ impl Shared {
 
     /// A new aggregate of this stage.
     pub(super) fn create_appender(&self) -> std::io::Result<Appender> {
-        Appender::create(&self.settings.store, self.stage_uuid, self.watermark_ns.load(Ordering::SeqCst))
+        let origin = Origin {
+            stage: self.stage_uuid,
+            watermark_ns: self.watermark_ns.load(Ordering::SeqCst),
+            acknowledged_ns: self.acknowledged_ns.load(Ordering::SeqCst),
+        };
+        Appender::create(&self.settings.store, origin)
     }
 }

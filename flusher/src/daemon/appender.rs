@@ -36,14 +36,13 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Makes an aggregate of one block in a store, which is made if it is not there, and locks it. What `stage` had done up
-    /// to `watermark_ns` is published in others; it is all zero for what no stage publishes.
+    /// Makes an aggregate of one block in a store, which is made if it is not there, and locks it.
     ///
     /// # Errors
     /// From the file system.
-    pub fn create(store: &Path, stage: [u8; 16], watermark_ns: u64) -> io::Result<Appender> {
+    pub fn create(store: &Path, origin: Origin) -> io::Result<Appender> {
         fs::create_dir_all(store)?;
-        let (identity, target) = publish_first_block(store, &node_name(), (stage, watermark_ns))?;
+        let (identity, target) = publish_first_block(store, &node_name(), origin)?;
         sync_directory(store)?;
         Ok(Appender {
             target: Arc::new(target),
@@ -59,7 +58,7 @@ impl Appender {
     /// # Errors
     /// From the file system.
     pub fn create_apart(path: &Path, node: &str) -> io::Result<Appender> {
-        let identity = new_identity(node, [0; 16], 0)?;
+        let identity = new_identity(node, Origin::default())?;
         let target = Target::create(path)?;
         target.allocate(0, 2 * BLOCK)?;
         target.write_buffered(0, &aggregate::format_entry(&identity))?;
@@ -229,23 +228,30 @@ pub fn node_name() -> String {
     if name.is_empty() || name.starts_with('.') { format!("node{name}") } else { name }
 }
 
-/// Whose an aggregate is. No stage's: `stage` is all zero.
-fn new_identity(node: &str, stage: [u8; 16], watermark_ns: u64) -> io::Result<Identity> {
+/// Whose an aggregate is, and what is told of its stage in others: see [`Identity`]. The default is for what no stage publishes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin {
+    /// See [`Identity`], also for the others.
+    pub stage: [u8; 16],
+    /// See there.
+    pub watermark_ns: u64,
+    /// See there.
+    pub acknowledged_ns: u64,
+}
+
+fn new_identity(node: &str, origin: Origin) -> io::Result<Identity> {
+    let Origin { stage, watermark_ns, acknowledged_ns } = origin;
     let mut uuid = [0; 16];
     rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
     let job = std::env::var("SLURM_JOB_ID").unwrap_or_default();
     let (node, created_ns) = (node.to_string(), super::now_ns());
-    Ok(Identity { uuid, node, job, incarnation: 1, created_ns, stage, watermark_ns })
+    Ok(Identity { uuid, node, job, incarnation: 1, created_ns, stage, watermark_ns, acknowledged_ns })
 }
 
 /// Makes an aggregate of one block and no segment, under the first free `<node>-<n>.tar`. It is made aside and gets
 /// that name last: readers of tar refuse a file that is empty.
-fn publish_first_block(
-    directory: &Path,
-    node: &str,
-    (stage, watermark_ns): ([u8; 16], u64),
-) -> io::Result<(Identity, Target)> {
-    let mut identity = new_identity(node, stage, watermark_ns)?;
+fn publish_first_block(directory: &Path, node: &str, origin: Origin) -> io::Result<(Identity, Target)> {
+    let mut identity = new_identity(node, origin)?;
     let uuid = identity.uuid;
     let mut target = Target::create(&directory.join(format!(".{node}-{:032x}{ASIDE}", u128::from_be_bytes(uuid))))?;
     remove_abandoned(directory, node, &target);
@@ -306,8 +312,8 @@ mod tests {
     #[test]
     fn aggregates_are_numbered_without_overwriting() {
         let directory = tempfile::tempdir().unwrap();
-        let (first, target) = publish_first_block(directory.path(), "n0", ([7; 16], 5)).unwrap();
-        let (second, _) = publish_first_block(directory.path(), "n0", ([7; 16], 5)).unwrap();
+        let (first, target) = publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
+        let (second, _) = publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
         assert_eq!((first.incarnation, second.incarnation), (1, 2));
         assert_eq!(target.path(), directory.path().join("n0-1.tar"));
         let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
@@ -329,7 +335,7 @@ mod tests {
         for (name, age) in [(".n0-1.new", old), (".n0-2.new", Duration::ZERO), (".n1-1.new", old), ("n0-9.tar", old)] {
             make(name, age);
         }
-        publish_first_block(directory.path(), "n0", ([7; 16], 5)).unwrap();
+        publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
         let left = |name: &str| directory.path().join(name).exists();
         assert_eq!([".n0-1.new", ".n0-2.new", ".n1-1.new", "n0-9.tar"].map(left), [false, true, true, true]);
     }

@@ -50,7 +50,7 @@ use stubs::StubVersions;
 use watcher::{Command, Commands, Left, Watcher};
 use writer::{Job, Writer};
 
-pub use appender::{Appender, node_name};
+pub use appender::{Appender, Origin, node_name};
 pub use reclaim::parts;
 pub use segment::{Input, Pace};
 
@@ -88,6 +88,12 @@ pub struct Shared {
     announcement: Announcement,
     /// What has happened in this stage up to this time is published, and the store says so.
     watermark_ns: AtomicU64,
+    /// When the newest operation of this stage that is published happened.
+    newest_ns: AtomicU64,
+    /// Up to which time the store says that somebody was told so.
+    acknowledged_ns: AtomicU64,
+    /// How many names are not shown because nodes were lost, until a program has been told.
+    hidden_files: AtomicU64,
     published: AtomicU64,
     written_bytes: AtomicU64,
     /// Files of the newest batch that were left out of it, by path and inode.
@@ -132,6 +138,8 @@ pub struct Status {
     pub written_bytes: u64,
     /// What goes wrong at present.
     pub error: Option<String>,
+    /// What is not shown because nodes were lost.
+    pub hidden: Option<String>,
     #[serde(skip)]
     submitted: u64,
 }
@@ -143,6 +151,12 @@ impl Shared {
 
     fn set_published(&self, batch: u64) {
         self.published.store(batch, Ordering::SeqCst);
+    }
+
+    /// Whether the store knows of everything that is published that somebody was told so.
+    fn is_acknowledged(&self) -> bool {
+        let newest_ns = self.newest_ns.load(Ordering::SeqCst);
+        self.acknowledged_ns.load(Ordering::SeqCst) >= newest_ns
     }
 
     /// Shows what goes wrong with `part` in the status, or that it goes right again.
@@ -236,6 +250,9 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         stage_uuid,
         announcement: Announcement::default(),
         watermark_ns: AtomicU64::new(watermark_ns),
+        newest_ns: AtomicU64::new(0),
+        acknowledged_ns: AtomicU64::new(0),
+        hidden_files: AtomicU64::new(0),
         published: AtomicU64::new(0),
         left_out: Mutex::default(),
         errors: Mutex::default(),
@@ -330,7 +347,7 @@ fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd, pulse: &File)
             // Somebody who never said hello still writes: look again.
             Some(Ok(_)) | None => {
                 let (sender, receiver) = bounded(1);
-                shared.commands.send(Command::Finish(sender));
+                shared.commands.send(Command::Finish(sender, false));
                 finishing = Some(receiver);
             }
             Some(Err(_)) => {}
@@ -382,7 +399,7 @@ fn leave(
     let mut ended_ns = None;
     if shared.settings.on_exit == OnExit::Drain || shared.draining.load(Ordering::SeqCst) {
         let (sender, receiver) = bounded(1);
-        shared.commands.send(Command::Finish(sender));
+        shared.commands.send(Command::Finish(sender, false));
         match receiver.recv_timeout(LEAVE_LIMIT) {
             Ok(left) => {
                 let nothing = left.written == 0 && left.unreadable == 0;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
-use crate::store::Store;
+use crate::store::{Choice, Store};
 
 /// Pause before a store that could not be read is read again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -112,14 +112,22 @@ pub fn read(shared: &Shared, is_fresh: bool) {
     let mut said = None;
     loop {
         let read = Store::open_whole(&shared.settings.store, shared.stage_uuid).and_then(|mut store| {
-            if is_fresh {
-                store.decide(shared.settings.cut, shared.settings.skew)?;
+            if shared.settings.cut == Choice::Complete {
+                store.show_everything()?;
+            }
+            if is_fresh && let Some(hidden) = store.decide(shared.settings.cut, shared.settings.skew)? {
+                log::warn!("{hidden}");
+                shared.hidden_files.store(hidden.files as u64, Ordering::SeqCst);
+                shared.status.lock().hidden = Some(hidden.to_string());
             }
             Ok(store)
         });
         let error = match read {
             Ok(store) => {
-                shared.watermark_ns.fetch_max(store.watermark_ns(shared.stage_uuid), Ordering::SeqCst);
+                let (watermark_ns, newest_ns, acknowledged_ns) = store.told_of(shared.stage_uuid);
+                shared.watermark_ns.fetch_max(watermark_ns, Ordering::SeqCst);
+                shared.newest_ns.fetch_max(newest_ns, Ordering::SeqCst);
+                shared.acknowledged_ns.fetch_max(acknowledged_ns, Ordering::SeqCst);
                 *shared.store.write() = store;
                 shared.reading.advance(Known::Read);
                 shared.set_error("reading", None);

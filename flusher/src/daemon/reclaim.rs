@@ -199,7 +199,7 @@ impl Writer {
             None => Ok(Input::Nothing),
         };
         let inputs = copies.iter().map(open).collect::<io::Result<Vec<Input<'_>>>>()?;
-        let (segment_plan, checksums) = match self.write_unpublished(&entries, inputs, 0) {
+        let (segment_plan, checksums) = match self.write_unpublished(&entries, inputs, (0, false)) {
             Err(Failure::Entries(_) | Failure::Unreadable(..)) => {
                 self.abandon();
                 log::error!("{} is damaged and stays; `sheaf verify` says more", victim.path.display());

@@ -405,6 +405,7 @@ mod tests {
             created_ns: 1,
             stage: [0; 16],
             watermark_ns: 0,
+            acknowledged_ns: 0,
         };
         let plan = SegmentPlan::new(&identity, 1, vec![entry], &mut TarNames::default()).unwrap();
         let data = plan.data_offset(0).unwrap();

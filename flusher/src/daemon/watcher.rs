@@ -48,8 +48,8 @@ pub enum Command {
     Populate(Vec<u8>, Extent, PopulateReply),
     /// Publish what is complete now; answers with what could not be.
     Wait(Sender<Left>),
-    /// As `Wait`, after looking again at every file that was open: for the end of a job.
-    Finish(Sender<Left>),
+    /// As `Wait`, after looking again at every file that was open: for the end of a job. With whether somebody will be told.
+    Finish(Sender<Left>, bool),
     /// Make room for this many bytes; answers when it is there, or when there can be none.
     Room(u64, Sender<Result<(), Errno>>),
     /// Publish the file at this path as it is now; answers when it is durable.
@@ -95,6 +95,8 @@ struct Waiter {
     position: u64,
     /// The batch that carries the last of it, once it is known.
     batch: Option<u64>,
+    /// Whether it must be known in the store, before it is answered, that somebody was told.
+    is_told: bool,
     reply: WaitReply,
 }
 
@@ -121,6 +123,8 @@ pub struct Watcher {
     wake: Arc<OwnedFd>,
     jobs: Sender<Job>,
     waiters: Vec<Waiter>,
+    /// The newest batch when the writer was last asked to acknowledge what is published.
+    acknowledging: Option<u64>,
     /// Mirrors that cannot be made yet; see [`Watcher::knows_names_in`].
     populates: Vec<(Vec<u8>, Extent, PopulateReply)>,
     rooms: Vec<RoomWaiter>,
@@ -155,6 +159,7 @@ impl Watcher {
             commands: commands.1,
             jobs,
             waiters: Vec::new(),
+            acknowledging: None,
             populates: Vec::new(),
             rooms: Vec::new(),
             ceiling,
@@ -406,7 +411,7 @@ impl Watcher {
             }
             Command::Wait(reply) => {
                 self.follow()?;
-                self.await_all(WaitReply::Unfinished(reply));
+                self.await_all(WaitReply::Unfinished(reply), true);
             }
             Command::Room(wanted_bytes, reply) => {
                 self.follow()?;
@@ -415,7 +420,7 @@ impl Watcher {
             Command::Sync(path, reply) => {
                 self.follow()?;
                 self.tracker.publish_as_it_is(&path);
-                self.await_all(WaitReply::Durable(path, reply));
+                self.await_all(WaitReply::Durable(path, reply), true);
             }
             Command::Remember(reply) => {
                 self.follow()?;
@@ -429,13 +434,13 @@ impl Watcher {
                 }
                 let _ = reply.send(());
             }
-            Command::Finish(reply) => {
+            Command::Finish(reply, is_told) => {
                 self.follow()?;
                 if self.last_recheck.elapsed() >= RECHECK {
                     self.tracker.recheck_unfinished();
                     self.last_recheck = Instant::now();
                 }
-                self.await_all(WaitReply::Unfinished(reply));
+                self.await_all(WaitReply::Unfinished(reply), is_told);
             }
         }
         Ok(())
@@ -448,8 +453,8 @@ impl Watcher {
     }
 
     /// Answers when everything that is known now is published.
-    fn await_all(&mut self, reply: WaitReply) {
-        self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, reply });
+    fn await_all(&mut self, reply: WaitReply, is_told: bool) {
+        self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, is_told, reply });
     }
 
     /// Whether the store's view has the names in a directory where they are now. Until a rename is published it has what
@@ -523,10 +528,11 @@ impl Watcher {
     }
 
     fn submit_one(&mut self, haste: Haste) -> io::Result<()> {
-        let batch = self.tracker.next_batch(haste)?;
+        let mut batch = self.tracker.next_batch(haste)?;
         if batch.entries.is_empty() {
             return Ok(());
         }
+        batch.acknowledges = self.waiters.iter().any(|waiter| waiter.is_told);
         self.submitted += 1;
         self.watermark_told = Instant::now();
         let renames = batch.entries.iter().filter(|entry| entry.kind == Kind::Rename);
@@ -567,8 +573,13 @@ impl Watcher {
             return;
         }
         let left = Left { written: self.tracker.unfinished(), unreadable: self.tracker.failing().len() };
+        let is_published = |waiter: &Waiter| waiter.batch.is_some_and(|batch| batch <= published);
+        let is_acknowledged = self.shared.is_acknowledged();
+        if !is_acknowledged && self.waiters.iter().any(|waiter| waiter.is_told && is_published(waiter)) {
+            self.acknowledge(published);
+        }
         self.waiters.retain(|waiter| {
-            let done = waiter.batch.is_some_and(|batch| batch <= published);
+            let done = is_published(waiter) && (is_acknowledged || !waiter.is_told);
             match &waiter.reply {
                 _ if !done => {}
                 WaitReply::Unfinished(reply) => drop(reply.send(left)),
@@ -579,6 +590,13 @@ impl Watcher {
             }
             !done
         });
+    }
+
+    /// Has the store told, before anybody is, that what is published is safe: no cut may hide it.
+    fn acknowledge(&mut self, published: u64) {
+        if self.acknowledging.replace(published) != Some(published) && self.jobs.try_send(Job::Acknowledge).is_err() {
+            self.acknowledging = None;
+        }
     }
 
     /// Evicts published files, oldest first, when the stage holds more than its limit, when little is free, and when somebody

@@ -18,7 +18,9 @@ use super::appender::Appender;
 use super::heap;
 use super::reclaim::Reclaiming;
 use super::segment::{Input, Pace, SegmentError, Throttle};
-use crate::aggregate::{Entry, FLAG_CONTINUED, FLAG_ENDED, FileChecksums, Kind, Segment, SegmentPlan};
+use crate::aggregate::{
+    Entry, FLAG_ACKNOWLEDGED, FLAG_CONTINUED, FLAG_ENDED, FileChecksums, Kind, Segment, SegmentPlan,
+};
 use crate::engine::{Engine, WriteError};
 use crate::stage::lease;
 use crate::stage::source::Source;
@@ -38,6 +40,8 @@ pub enum Job {
     Replaced(Vec<Replaced>),
     /// Nothing waits, and everything that happened up to this time is published.
     Watermark(u64),
+    /// Somebody is about to be told that everything is published.
+    Acknowledge,
     /// Seal the aggregate: the flusher is about to end. With the time when nothing was left that this node would publish,
     /// if so. Answered when done, whether it worked or not.
     Seal(Option<u64>, Sender<()>),
@@ -146,6 +150,7 @@ impl Writer {
             }
             Job::Replaced(replaced) => self.remove_replaced(&replaced),
             Job::Watermark(watermark_ns) => self.publish_watermark(watermark_ns),
+            Job::Acknowledge => self.acknowledge(),
             Job::Seal(ended_ns, reply) => {
                 if let Err(Failure::Store(text)) = self.end(ended_ns) {
                     // Unsealed is as good as sealed, only slower to open.
@@ -159,7 +164,7 @@ impl Writer {
     fn publish(&mut self, number: u64, mut batch: Batch) {
         let mut pause = RETRY_FIRST;
         while !batch.entries.is_empty() {
-            match self.write_segment(&batch.entries, &batch.sources, batch.watermark_ns) {
+            match self.write_segment(&batch.entries, &batch.sources, (batch.watermark_ns, batch.acknowledges)) {
                 Ok(()) => break,
                 Err(Failure::Entries(indices)) => {
                     self.abandon();
@@ -178,15 +183,7 @@ impl Writer {
                     let mut keep = kept.iter();
                     batch.sources.retain(|_| *keep.next().expect("as many"));
                 }
-                Err(Failure::Store(text)) => {
-                    self.abandon();
-                    let store = self.shared.settings.store.display();
-                    let text = format!("cannot publish to {store}: {text}; everything stays staged");
-                    log::error!("{text}; trying again in {} s", pause.as_secs());
-                    self.shared.set_error("store", Some(text));
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(RETRY_LONGEST);
-                }
+                Err(Failure::Store(text)) => self.pause(&text, &mut pause),
             }
         }
         self.shared.set_error("store", None);
@@ -203,9 +200,34 @@ impl Writer {
         self.shared.commands.look();
     }
 
+    /// The store has not taken what it was to take.
+    fn pause(&mut self, text: &str, pause: &mut Duration) {
+        self.abandon();
+        let store = self.shared.settings.store.display();
+        let text = format!("cannot publish to {store}: {text}; everything stays staged");
+        log::error!("{text}; trying again in {} s", pause.as_secs());
+        self.shared.set_error("store", Some(text));
+        std::thread::sleep(*pause);
+        *pause = (*pause * 2).min(RETRY_LONGEST);
+    }
+
+    /// Has the store know that what is published is safe, whatever becomes of other nodes.
+    fn acknowledge(&mut self) {
+        let mut pause = RETRY_FIRST;
+        while !self.shared.is_acknowledged() {
+            match self.write_segment(&[], &[], (0, true)) {
+                Ok(()) => self.shared.set_error("store", None),
+                Err(Failure::Store(text)) => self.pause(&text, &mut pause),
+                // It has none.
+                Err(Failure::Destroyed | Failure::Entries(_) | Failure::Unreadable(..)) => break,
+            }
+        }
+        self.shared.commands.look();
+    }
+
     /// Publishes nothing but that all is published. It is tried only once: the next one says more.
     fn publish_watermark(&mut self, watermark_ns: u64) {
-        match self.write_segment(&[], &[], watermark_ns) {
+        match self.write_segment(&[], &[], (watermark_ns, false)) {
             Ok(()) => {
                 let watermark_bytes = self.aggregate.as_ref().map_or(0, |aggregate| aggregate.watermark_bytes);
                 if watermark_bytes >= WATERMARKS_MAX {
@@ -246,15 +268,16 @@ impl Writer {
         }
     }
 
-    /// Writes one segment and publishes it.
+    /// Writes one segment and publishes it. When it is published, so is everything up to the time that is `told`, and somebody
+    /// is told so, or not.
     fn write_segment(
         &mut self,
         entries: &[Entry],
         sources: &[Option<Arc<Source>>],
-        watermark_ns: u64,
+        told: (u64, bool),
     ) -> Result<(), Failure> {
         let inputs: Vec<Input<'_>> = sources.iter().map(Input::from).collect();
-        let (plan, checksums) = self.write_unpublished(entries, inputs, watermark_ns)?;
+        let (plan, checksums) = self.write_unpublished(entries, inputs, told)?;
         let trusted = lease::trusted_time();
         let torn: Vec<usize> = (0..sources.len())
             .filter(|index| sources[*index].as_ref().is_some_and(|source| source.is_torn(trusted)))
@@ -270,21 +293,24 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a segment to the aggregate, which is made if there is none. Nobody sees it yet. When it is published, so is
-    /// everything up to `watermark_ns`, or what the store was told last.
+    /// Writes a segment to the aggregate, which is made if there is none. Nobody sees it yet. What it tells is as for
+    /// [`Writer::write_segment`], or what the store was told last.
     pub(super) fn write_unpublished(
         &mut self,
         entries: &[Entry],
         mut inputs: Vec<Input<'_>>,
-        watermark_ns: u64,
+        (watermark_ns, acknowledges): (u64, bool),
     ) -> Result<(SegmentPlan, Vec<Option<FileChecksums>>), Failure> {
         if self.aggregate.is_none() {
             self.aggregate = Some(self.create_aggregate()?);
         }
         let aggregate = self.aggregate.as_mut().expect("made above");
+        let newest_ns = newest_ns(entries).max(self.shared.newest_ns.load(Ordering::SeqCst));
+        let acknowledgment = acknowledges.then(|| Entry::watermark(newest_ns, FLAG_ACKNOWLEDGED));
         let watermark = Entry::watermark(watermark_ns.max(self.shared.watermark_ns.load(Ordering::SeqCst)), 0);
-        inputs.push(Input::Nothing);
-        let plan = aggregate.appender.plan([entries, &[watermark]].concat()).map_err(|error| {
+        let words: Vec<Entry> = acknowledgment.into_iter().chain([watermark]).collect();
+        inputs.extend(words.iter().map(|_| Input::Nothing));
+        let plan = aggregate.appender.plan([entries, &words].concat()).map_err(|error| {
             log::error!("{error}");
             error.index.map_or_else(|| Failure::Store(error.to_string()), |index| Failure::Entries(vec![index]))
         })?;
@@ -312,12 +338,21 @@ impl Writer {
         let path = aggregate.appender.path().display();
         log::info!("published segment {} of {path}: {} records", plan.sequence(), plan.entries().len());
         self.published_bytes = self.shared.written_bytes.load(Ordering::Relaxed);
-        match plan.entries() {
-            [_] => aggregate.watermark_bytes += segment.length,
-            _ => aggregate.has_records = true,
+        match plan.entries().iter().any(Entry::is_operation) {
+            true => aggregate.has_records = true,
+            false => aggregate.watermark_bytes += segment.length,
         }
-        let told = plan.entries().last().map_or(0, |watermark| watermark.operation_time_ns);
-        self.shared.watermark_ns.fetch_max(told, Ordering::SeqCst);
+        let told = |of: u32| {
+            let words = plan.entries().iter().filter(|entry| entry.kind == Kind::Watermark);
+            words
+                .filter(|word| word.flags & FLAG_ACKNOWLEDGED == of)
+                .map(|word| word.operation_time_ns)
+                .max()
+                .unwrap_or(0)
+        };
+        self.shared.watermark_ns.fetch_max(told(0), Ordering::SeqCst);
+        self.shared.newest_ns.fetch_max(newest_ns(plan.entries()), Ordering::SeqCst);
+        self.shared.acknowledged_ns.fetch_max(told(FLAG_ACKNOWLEDGED), Ordering::SeqCst);
         Ok((aggregate.id, segment))
     }
 
@@ -395,6 +430,12 @@ impl Writer {
         }
         self.seal(aggregate, Entry::watermark(ended_ns.max(self.told_ns()), FLAG_ENDED))
     }
+}
+
+/// When the newest of these operations happened; of copies it is not told anew.
+fn newest_ns(entries: &[Entry]) -> u64 {
+    let own = entries.iter().filter(|entry| entry.is_operation() && !entry.is_moved());
+    own.map(|entry| entry.operation_time_ns).max().unwrap_or(0)
 }
 
 fn is_removal(entry: &Entry) -> bool {

@@ -138,6 +138,8 @@ pub struct Batch {
     pub replaced: Vec<Replaced>,
     /// When it is published, so is everything that happened up to this time; 0 when that cannot be said.
     pub watermark_ns: u64,
+    /// Whether somebody is told when it is published.
+    pub acknowledges: bool,
     /// The name to which further names of a file were linked last, by inode: with thousands of names, each would be
     /// looked for among all others.
     targets: HashMap<u64, StagedPath>,

@@ -51,6 +51,7 @@ impl Scene {
             created_ns: 1,
             stage: [0; 16],
             watermark_ns: 0,
+            acknowledged_ns: 0,
         };
         let file = tier.path().join("n-1.tar");
         fs::write(&file, crate::aggregate::format_entry(&identity)).unwrap();

@@ -5,12 +5,13 @@
 //! happened because of something that cannot. Nothing here changes an aggregate, and no node may be cut off that still lives.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::decision::Decision;
+use super::decision::{Decided, Decision};
 use super::merge::{Addition, Step, steps};
 use super::{Aggregate, Lock, Node, Store, View, lock_aggregate};
 
@@ -20,6 +21,8 @@ pub const NO_LIMIT: u64 = u64::MAX;
 /// A cut is no older than the last word of a lost node by more than so many times the skew. If the nodes wrote all the time,
 /// closer to each other than the skew, it is made where it is right for clocks that agree better.
 const PATIENCE: u64 = 10;
+/// A node that others have outlived by so much is not one that they depend on: it cuts nothing off.
+const OUTLIVED_NS: u64 = 3_600_000_000_000;
 
 /// Which part of what was published is shown (`SHEAF_CUT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +64,7 @@ pub(super) fn counts(limits: &HashMap<[u8; 16], u64>, step: &Step<'_>) -> bool {
     limits.get(&step.key.2).is_none_or(|limit_ns| step.time_ns() <= *limit_ns)
 }
 
-/// What one stage of a job has published and told.
+/// What one node of a job has published and told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Told {
     /// When its operations happened.
@@ -90,7 +93,7 @@ fn newest_cut(nodes: &[Told], latest_ns: u64, skew_ns: u64) -> u64 {
     let seen = nodes.iter().enumerate().flat_map(|(node, told)| told.times.iter().map(move |time| (*time, node)));
     let mut events: Vec<(u64, usize)> = missing.chain(seen).collect();
     events.sort_unstable();
-    let mut hidden = Hidden::default();
+    let mut hidden = CutOff::default();
     while events.last().is_some_and(|(time_ns, _)| *time_ns > cut_ns) {
         hidden.take(events.pop());
     }
@@ -106,18 +109,18 @@ fn newest_cut(nodes: &[Told], latest_ns: u64, skew_ns: u64) -> u64 {
 
 /// The earliest operation that a cut hides, and the earliest one of another node.
 #[derive(Debug)]
-struct Hidden {
+struct CutOff {
     first: (u64, usize),
     of_another: u64,
 }
 
-impl Default for Hidden {
-    fn default() -> Hidden {
-        Hidden { first: (NO_LIMIT, usize::MAX), of_another: NO_LIMIT }
+impl Default for CutOff {
+    fn default() -> CutOff {
+        CutOff { first: (NO_LIMIT, usize::MAX), of_another: NO_LIMIT }
     }
 }
 
-impl Hidden {
+impl CutOff {
     /// Hides an operation that is earlier than all that are hidden.
     fn take(&mut self, event: Option<(u64, usize)>) {
         let Some((time_ns, node)) = event else { return };
@@ -143,53 +146,119 @@ impl Hidden {
     }
 }
 
+/// Cuts nothing off for a node that others have outlived.
+fn forget_outlived(nodes: &mut [Told]) {
+    let newest_ns = nodes.iter().flat_map(|node| &node.times).copied().max().unwrap_or(0);
+    for node in nodes {
+        node.watermark_ns =
+            node.watermark_ns.filter(|watermark_ns| newest_ns <= watermark_ns.saturating_add(OUTLIVED_NS));
+    }
+}
+
+/// What one stage has published, the oldest first.
+#[derive(Clone, Debug)]
+struct Stage<'a> {
+    uuid: [u8; 16],
+    aggregates: Vec<&'a Aggregate>,
+}
+
+impl Stage<'_> {
+    fn began_ns(&self) -> u64 {
+        self.aggregates.iter().map(|aggregate| aggregate.identity.created_ns).min().unwrap_or(0)
+    }
+
+    fn watermark_ns(&self) -> u64 {
+        self.aggregates.iter().map(|aggregate| aggregate.watermark_ns).max().unwrap_or(0)
+    }
+
+    fn acknowledged_ns(&self) -> u64 {
+        self.aggregates.iter().map(|aggregate| aggregate.acknowledged_ns).max().unwrap_or(0)
+    }
+
+    /// Nothing is known of it that happened later.
+    fn last_word_ns(&self) -> u64 {
+        let last = |aggregate: &&Aggregate| aggregate.newest_ns.max(aggregate.identity.created_ns);
+        self.aggregates.iter().map(last).fold(self.watermark_ns(), u64::max)
+    }
+
+    /// Whether its node has done everything that it will.
+    fn ended(&self) -> bool {
+        self.aggregates.iter().max_by_key(|aggregate| aggregate.age()).is_none_or(|newest| newest.ended)
+    }
+
+    fn node(&self) -> &str {
+        self.aggregates.first().map_or("", |aggregate| &aggregate.identity.node)
+    }
+
+    /// The locks of what was not closed in peace.
+    fn locks(&self) -> impl Iterator<Item = Lock> {
+        self.aggregates.iter().filter(|aggregate| !aggregate.sealed).map(|aggregate| lock_aggregate(&aggregate.path))
+    }
+}
+
 /// The stages of one job.
 #[derive(Debug, Default)]
 struct Group<'a> {
-    stages: BTreeMap<[u8; 16], Vec<&'a Aggregate>>,
+    stages: Vec<Stage<'a>>,
 }
 
 impl<'a> Group<'a> {
     fn aggregates(&self) -> impl Iterator<Item = &'a Aggregate> {
-        self.stages.values().flatten().copied()
+        self.stages.iter().flat_map(|stage| &stage.aggregates).copied()
     }
 
-    /// The stages that have not ended.
-    fn unended(&self) -> impl Iterator<Item = [u8; 16]> {
-        let unended = |aggregates: &Vec<&Aggregate>| {
-            aggregates.iter().max_by_key(|aggregate| aggregate.age()).is_some_and(|newest| !newest.ended)
-        };
-        self.stages.iter().filter(move |(_, aggregates)| unended(aggregates)).map(|(stage, _)| *stage)
+    /// The stages of each node, one after the other: one that was made on a node behind the last word of another, to which
+    /// nobody writes any more, has taken its place. What was done in it is later than all that the other one had.
+    fn nodes(&self) -> Vec<Vec<&Stage<'a>>> {
+        let mut stages: Vec<&Stage<'a>> = self.stages.iter().collect();
+        stages.sort_by_key(|stage| stage.began_ns());
+        let mut nodes: Vec<Vec<&Stage<'a>>> = Vec::new();
+        for stage in stages {
+            let is_before = |other: &Stage<'a>| {
+                other.node() == stage.node()
+                    && other.last_word_ns() < stage.began_ns()
+                    && other.locks().all(|lock| !matches!(lock, Lock::Busy))
+            };
+            match nodes.iter_mut().find(|node| node.last().is_some_and(|last| is_before(last))) {
+                Some(node) => node.push(stage),
+                None => nodes.push(vec![stage]),
+            }
+        }
+        nodes
+    }
+
+    /// The last stage of each node that has not ended.
+    fn unended(&self) -> Vec<[u8; 16]> {
+        let last = self.nodes().into_iter().filter_map(|node| node.last().copied());
+        last.filter(|stage| !stage.ended()).map(|stage| stage.uuid).collect()
     }
 
     /// Whether somebody writes to it, as far as can be told.
     fn is_alive(&self) -> bool {
-        let in_use = |aggregate: &Aggregate| !matches!(lock_aggregate(&aggregate.path), Lock::Held(_));
-        self.aggregates().filter(|aggregate| !aggregate.sealed).any(in_use)
+        self.stages.iter().flat_map(Stage::locks).any(|lock| !matches!(lock, Lock::Held(_)))
     }
 
     fn told(&self, times: &HashMap<[u8; 16], Vec<u64>>) -> Vec<Told> {
-        let unended: HashSet<[u8; 16]> = self.unended().collect();
-        let told = |(stage, aggregates): (&[u8; 16], &Vec<&Aggregate>)| {
-            let of = aggregates.iter().filter_map(|aggregate| times.get(&aggregate.identity.uuid));
-            let watermark_ns = aggregates.iter().map(|aggregate| aggregate.watermark_ns).max();
-            Told {
-                times: of.flatten().copied().collect(),
-                watermark_ns: watermark_ns.filter(|_| unended.contains(stage)),
-            }
+        let told = |node: Vec<&Stage<'a>>| {
+            let aggregates = node.iter().flat_map(|stage| &stage.aggregates);
+            let of = aggregates.filter_map(|aggregate| times.get(&aggregate.identity.uuid));
+            let last = node.last().filter(|last| !last.ended());
+            Told { times: of.flatten().copied().collect(), watermark_ns: last.map(|last| last.watermark_ns()) }
         };
-        self.stages.iter().map(told).collect()
+        self.nodes().into_iter().map(told).collect()
     }
 
     fn cut_ns(&self, times: &HashMap<[u8; 16], Vec<u64>>, choice: Choice, skew: Duration) -> u64 {
+        let mut told = self.told(times);
         let latest_ns = match choice {
             Choice::Complete => return NO_LIMIT,
             Choice::Until(latest_ns) => latest_ns,
             // What one node has published is a prefix of what happened on it.
-            Choice::Newest if self.stages.len() < 2 => return NO_LIMIT,
+            Choice::Newest if told.len() < 2 => return NO_LIMIT,
             Choice::Newest => NO_LIMIT,
         };
-        let (told, mut skew_ns) = (self.told(times), nanoseconds(skew));
+        forget_outlived(&mut told);
+        let mut skew_ns = nanoseconds(skew);
         let earliest_ns = latest(&told, latest_ns).saturating_sub(skew_ns.saturating_mul(PATIENCE));
         loop {
             let cut_ns = newest_cut(&told, latest_ns, skew_ns);
@@ -200,12 +269,31 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// Up to which time the operations in each aggregate count if this is chosen. What somebody was told to be safe does, unless
+    /// a time is asked for.
+    fn limits(
+        &self,
+        times: &HashMap<[u8; 16], Vec<u64>>,
+        choice: Choice,
+        skew: Duration,
+    ) -> impl Iterator<Item = (&'a Aggregate, u64)> {
+        let cut_ns = self.cut_ns(times, choice, skew);
+        let limit_ns = move |stage: &Stage<'a>| match choice {
+            Choice::Until(_) => cut_ns,
+            _ => cut_ns.max(stage.acknowledged_ns()),
+        };
+        self.stages.iter().flat_map(move |stage| {
+            let limit_ns = limit_ns(stage);
+            stage.aggregates.iter().map(move |aggregate| (*aggregate, limit_ns))
+        })
+    }
+
     /// No cut that is made from here on, when more is known, is older than this.
     fn settled_ns(&self, times: &HashMap<[u8; 16], Vec<u64>>, skew: Duration) -> u64 {
-        if self.stages.len() < 2 {
+        let (told, skew_ns) = (self.told(times), nanoseconds(skew));
+        if told.len() < 2 {
             return NO_LIMIT;
         }
-        let (told, skew_ns) = (self.told(times), nanoseconds(skew));
         let earliest_ns = latest(&told, NO_LIMIT).saturating_sub(skew_ns.saturating_mul(PATIENCE));
         newest_cut(&told, NO_LIMIT, skew_ns).max(earliest_ns)
     }
@@ -225,9 +313,15 @@ impl Store {
         self.aggregates.iter().filter(move |aggregate| !aggregate.gone && aggregate.identity.stage == stage)
     }
 
-    /// What a stage has done up to this time is published.
-    pub fn watermark_ns(&self, stage: [u8; 16]) -> u64 {
-        self.of_stage(stage).map(|aggregate| aggregate.watermark_ns).max().unwrap_or(0)
+    /// Of a stage: up to which time everything is published, when the newest operation that is published happened, and up to
+    /// which time somebody was told that it is safe.
+    pub fn told_of(&self, stage: [u8; 16]) -> (u64, u64, u64) {
+        let greatest = |of: fn(&Aggregate) -> u64| self.of_stage(stage).map(of).max().unwrap_or(0);
+        (
+            greatest(|aggregate| aggregate.watermark_ns),
+            greatest(|aggregate| aggregate.newest_ns),
+            greatest(|aggregate| aggregate.acknowledged_ns),
+        )
     }
 
     /// Whether the store knows of a stage by others than the aggregate `except`, and not that it has ended.
@@ -241,11 +335,23 @@ impl Store {
         if aggregate.identity.stage == [0; 16] || self.decided().contains(&aggregate.identity.uuid) {
             return false;
         }
-        let others = self.of_stage(aggregate.identity.stage).filter(|other| other.age() != aggregate.age());
-        match others.max_by_key(|other| other.age()) {
+        let others: Vec<&Aggregate> =
+            self.of_stage(aggregate.identity.stage).filter(|other| other.age() != aggregate.age()).collect();
+        let acknowledged_ns = others.iter().map(|other| other.acknowledged_ns).max().unwrap_or(0);
+        let is_safe_by_it =
+            |other: &&&Aggregate| acknowledged_ns < aggregate.acknowledged_ns && acknowledged_ns < other.newest_ns;
+        let is_last = match others.iter().max_by_key(|other| other.age()) {
             Some(newest) => newest.age() < aggregate.age() && !newest.ended,
             None => !aggregate.ended && !nobody_else_writes,
-        }
+        };
+        (is_last || others.iter().any(|other| is_safe_by_it(&other))) && !self.is_succeeded(aggregate)
+    }
+
+    /// Whether its node goes on in another stage.
+    fn is_succeeded(&self, aggregate: &Aggregate) -> bool {
+        let is_before =
+            |node: &Vec<&Stage<'_>>| node.iter().rev().skip(1).any(|stage| stage.uuid == aggregate.identity.stage);
+        self.groups().iter().any(|group| group.nodes().iter().any(is_before))
     }
 
     /// The aggregates of which it has been decided what counts.
@@ -256,13 +362,16 @@ impl Store {
     /// The stages of each job, without aggregates of which it has been decided what counts, or that say nothing.
     fn groups(&self) -> Vec<Group<'_>> {
         let decided = self.decided();
-        let mut groups: BTreeMap<&str, Group<'_>> = BTreeMap::new();
+        let mut stages: BTreeMap<(&str, [u8; 16]), Vec<&Aggregate>> = BTreeMap::new();
         for aggregate in self.aggregates.iter().filter(|aggregate| !aggregate.gone) {
             let identity = &aggregate.identity;
             if identity.stage != [0; 16] && !decided.contains(&identity.uuid) {
-                let group = groups.entry(&identity.job).or_default();
-                group.stages.entry(identity.stage).or_default().push(aggregate);
+                stages.entry((&identity.job, identity.stage)).or_default().push(aggregate);
             }
+        }
+        let mut groups: BTreeMap<&str, Group<'_>> = BTreeMap::new();
+        for ((job, uuid), aggregates) in stages {
+            groups.entry(job).or_default().stages.push(Stage { uuid, aggregates });
         }
         groups.into_values().collect()
     }
@@ -278,12 +387,9 @@ impl Store {
     /// What counts of each aggregate that nothing has been decided of, if it was decided now.
     fn limits_now(&self, history: &[Addition], choice: Choice, skew: Duration) -> HashMap<[u8; 16], u64> {
         let times = times(&steps(history));
-        let mut limits = HashMap::new();
-        for group in self.groups() {
-            let cut_ns = group.cut_ns(&times, choice, skew);
-            limits.extend(group.aggregates().map(|aggregate| (aggregate.identity.uuid, cut_ns)));
-        }
-        limits
+        let groups = self.groups();
+        let limits = groups.iter().flat_map(|group| group.limits(&times, choice, skew));
+        limits.map(|(aggregate, limit_ns)| (aggregate.identity.uuid, limit_ns)).collect()
     }
 }
 
@@ -323,9 +429,9 @@ impl Store {
             .map(|aggregate| aggregate.identity.uuid)
             .collect();
         for decision in self.decisions.iter().filter(|decision| self.holds(decision)) {
-            for uuid in decision.uuids().filter(|uuid| !own.contains(uuid)) {
-                let limit_ns = limits.entry(uuid).or_insert(NO_LIMIT);
-                *limit_ns = decision.cut_ns.min(*limit_ns);
+            for decided in decision.aggregates.iter().filter(|decided| !own.contains(&decided.uuid)) {
+                let limit_ns = limits.entry(decided.uuid).or_insert(NO_LIMIT);
+                *limit_ns = decided.limit_ns.min(*limit_ns);
             }
         }
         limits
@@ -352,36 +458,125 @@ impl Store {
         }
     }
 
+    /// Takes back whatever was decided: everything counts from here on, for everybody.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and when it cannot be written.
+    pub fn show_everything(&mut self) -> io::Result<()> {
+        let [directory] = &self.sources[..] else { return Ok(()) };
+        for decision in self.decisions.iter().filter(|decision| decision.is_limit()) {
+            decision.take_back(directory)?;
+        }
+        self.load()
+    }
+
     /// Decides what counts of jobs that nobody serves any more, if some of their nodes have not ended, and sees it so from
-    /// here on. Whoever begins on what they left must do so before it shows anything of it.
+    /// here on. Whoever begins on what they left must do so before it shows anything of it. Yields what is not shown
+    /// because of that.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn decide(&mut self, choice: Choice, skew: Duration) -> io::Result<()> {
+    pub fn decide(&mut self, choice: Choice, skew: Duration) -> io::Result<Option<Hidden>> {
         let is_concerned = |group: &Group<'_>| {
-            (matches!(choice, Choice::Until(_)) || group.unended().next().is_some()) && !group.is_alive()
+            (matches!(choice, Choice::Until(_)) || !group.unended().is_empty()) && !group.is_alive()
         };
-        let [directory] = &self.sources[..] else { return Ok(()) };
+        let [directory] = &self.sources[..] else { return Ok(None) };
         self.forget_decisions(directory);
         if !self.groups().iter().any(is_concerned) {
-            return Ok(());
+            return Ok(None);
         }
         let mut now = Store::empty(std::slice::from_ref(directory));
         let history = now.read_history()?;
-        let times = times(&steps(&history));
+        let all = steps(&history);
+        let (times, mut hidden) = (times(&all), None);
         for group in now.groups().iter().filter(|group| is_concerned(group)) {
-            let cut_ns = group.cut_ns(&times, choice, skew);
-            let mut aggregates: Vec<([u8; 16], u64)> =
-                group.aggregates().map(|aggregate| (aggregate.identity.uuid, aggregate.next_sequence)).collect();
+            let decided = |(aggregate, limit_ns): (&Aggregate, u64)| Decided {
+                uuid: aggregate.identity.uuid,
+                next_sequence: aggregate.next_sequence,
+                limit_ns,
+            };
+            let mut aggregates: Vec<Decided> = group.limits(&times, choice, skew).map(decided).collect();
             aggregates.sort_unstable();
-            let decision = Decision { cut_ns, lost: group.unended().collect(), aggregates };
+            let decision = Decision { lost: group.unended(), aggregates };
+            Hidden::add(&mut hidden, now.hidden_by(group, &decision, &all));
             if let Err(error) = decision.write(directory) {
                 // It holds for this process at least.
                 log::warn!("what counts of lost nodes cannot be written to {}: {error}", directory.display());
-                self.chosen.extend(decision.uuids().map(|uuid| (uuid, cut_ns)));
+                self.chosen.extend(decision.aggregates.iter().map(|decided| (decided.uuid, decided.limit_ns)));
             }
         }
-        self.load()
+        self.load()?;
+        Ok(hidden)
+    }
+
+    /// What of a group's files a decision hides.
+    fn hidden_by(&self, group: &Group<'_>, decision: &Decision, all: &[Step<'_>]) -> Option<Hidden> {
+        let limits: HashMap<[u8; 16], u64> =
+            decision.aggregates.iter().map(|decided| (decided.uuid, decided.limit_ns)).collect();
+        let on_disk = self.limits_on_disk();
+        let files = hidden_files(all.iter().filter(|step| counts(&on_disk, step)), &limits);
+        let is_lost = |stage: &&Stage<'_>| decision.lost.contains(&stage.uuid);
+        let mut nodes: Vec<String> = group.stages.iter().filter(is_lost).map(|stage| stage.node().to_owned()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        (files > 0).then_some(Hidden { files, nodes })
+    }
+}
+
+/// How many names show something else, or nothing, if only that counts which is within these limits.
+fn hidden_files<'a>(all: impl Iterator<Item = &'a Step<'a>> + Clone, limits: &HashMap<[u8; 16], u64>) -> usize {
+    let view = |steps: &mut dyn Iterator<Item = &'a Step<'a>>| {
+        let mut view = View::default();
+        for step in steps {
+            view.apply(step.id, step.segment.offset, step.record);
+        }
+        view
+    };
+    let whole = view(&mut all.clone());
+    let shown = view(&mut all.filter(|step| counts(limits, step)));
+    let is_file = |node: &&Node| !matches!(node, Node::Directory(_));
+    let is_hidden = |(path, node): &(Vec<u8>, &Node)| is_file(node) && shown.get(path) != Some(*node);
+    whole.iter().filter(is_hidden).count()
+}
+
+/// What a decision does not show of what was published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hidden {
+    /// Names that show something else, or nothing.
+    pub files: usize,
+    /// The names of the nodes that are taken for lost.
+    pub nodes: Vec<String>,
+}
+
+impl Hidden {
+    fn add(sum: &mut Option<Hidden>, more: Option<Hidden>) {
+        match (sum.as_mut(), more) {
+            (Some(sum), Some(more)) => {
+                sum.files += more.files;
+                sum.nodes.extend(more.nodes);
+            }
+            (None, more) => *sum = more,
+            (Some(_), None) => {}
+        }
+    }
+}
+
+impl fmt::Display for Hidden {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nodes = match &self.nodes[..] {
+            [node] => format!("node {node} was"),
+            [first, rest @ ..] if rest.len() < 4 => format!("nodes {first}, {} were", rest.join(", ")),
+            nodes => format!("{} nodes were", nodes.len()),
+        };
+        let (files, are) = match self.files {
+            1 => ("1 file".to_owned(), "is"),
+            files => (format!("{files} files"), "are"),
+        };
+        write!(
+            formatter,
+            "{nodes} lost: {files} that others published later {are} not shown, so that what is shown belongs together; \
+             `sheaf cuts` says more, SHEAF_CUT=complete shows all"
+        )
     }
 }
 
@@ -398,10 +593,12 @@ pub struct Cut {
     pub unended: usize,
     /// The files that are complete in it, with their sizes.
     pub files: Vec<(Vec<u8>, u64)>,
+    /// How many names show something else, or nothing, that were published. Only told of the newest.
+    pub hidden: Option<usize>,
 }
 
-/// The consistent cuts of each job of a store, the newest first: the newest one, and those after which nothing happened for
-/// longer than `skew`. No more than `most` of each job.
+/// The consistent cuts of each job of a store, the newest first: the newest one, with what somebody was told to be safe, and those
+/// after which nothing happened for longer than `skew`. No more than `most` of each job.
 ///
 /// # Errors
 /// As [`Store::open`].
@@ -409,7 +606,8 @@ pub fn cuts(sources: &[PathBuf], skew: Duration, most: usize) -> io::Result<Vec<
     let mut store = Store::empty(sources);
     let history = store.read_history()?;
     store.limits = store.limits_on_disk();
-    let all = steps(&history);
+    let mut all = steps(&history);
+    all.retain(|step| counts(&store.limits, step));
     let times = times(&all);
     let skew_ns = nanoseconds(skew);
     let mut cuts = Vec::new();
@@ -420,19 +618,24 @@ pub fn cuts(sources: &[PathBuf], skew: Duration, most: usize) -> io::Result<Vec<
         seen.sort_unstable();
         let quiet = seen.windows(2).filter(|pair| pair[1] - pair[0] > skew_ns).map(|pair| pair[0]);
         let ends: Vec<u64> = quiet.chain([seen.last().copied().unwrap_or(0)]).collect();
-        let newest = ends.len().saturating_sub(most);
-        cuts.extend(views_at(&store, &group, &all, &ends[newest..]).into_iter().rev());
+        for time_ns in ends.iter().rev().take(most) {
+            let is_newest = Some(time_ns) == ends.last();
+            let limit = |(aggregate, limit_ns): (&Aggregate, u64)| {
+                (aggregate.identity.uuid, if is_newest { limit_ns } else { *time_ns })
+            };
+            let limits = group.limits(&times, Choice::Newest, skew).map(limit).collect();
+            let hidden = is_newest.then(|| hidden_files(all.iter(), &limits));
+            cuts.push(Cut { hidden, ..group.cut_at(&store, &all, *time_ns, &limits) });
+        }
     }
     Ok(cuts)
 }
 
-/// What can be seen of a group's files at each of these times.
-fn views_at(store: &Store, group: &Group<'_>, all: &[Step<'_>], ends: &[u64]) -> Vec<Cut> {
-    let uuids: HashSet<[u8; 16]> = group.aggregates().map(|aggregate| aggregate.identity.uuid).collect();
-    let (mut view, mut rest) = (View::default(), all.iter().filter(|step| counts(&store.limits, step)).peekable());
-    let mut cuts = Vec::new();
-    for time_ns in ends {
-        while let Some(step) = rest.next_if(|step| step.time_ns() <= *time_ns) {
+impl Group<'_> {
+    fn cut_at(&self, store: &Store, all: &[Step<'_>], time_ns: u64, limits: &HashMap<[u8; 16], u64>) -> Cut {
+        let uuids: HashSet<[u8; 16]> = self.aggregates().map(|aggregate| aggregate.identity.uuid).collect();
+        let mut view = View::default();
+        for step in all.iter().filter(|step| counts(limits, step)) {
             view.apply(step.id, step.segment.offset, step.record);
         }
         let file = |(path, node): (Vec<u8>, &Node)| match node {
@@ -442,15 +645,15 @@ fn views_at(store: &Store, group: &Group<'_>, all: &[Step<'_>], ends: &[u64]) ->
             }
             _ => None,
         };
-        cuts.push(Cut {
-            job: group.aggregates().next().map(|aggregate| aggregate.identity.job.clone()).unwrap_or_default(),
-            time_ns: *time_ns,
-            nodes: group.stages.len(),
-            unended: group.unended().count(),
+        Cut {
+            job: self.aggregates().next().map(|aggregate| aggregate.identity.job.clone()).unwrap_or_default(),
+            time_ns,
+            nodes: self.nodes().len(),
+            unended: self.unended().len(),
             files: view.iter().filter_map(file).collect(),
-        });
+            hidden: None,
+        }
     }
-    cuts
 }
 
 #[cfg(test)]
@@ -517,7 +720,8 @@ mod tests {
                 uuid: [number; 16],
                 stage: [number; 16],
                 watermark_ns,
-                node: String::new(),
+                acknowledged_ns: 0,
+                node: format!("n{number}"),
                 job: String::new(),
                 incarnation: 1,
                 created_ns: 1,
@@ -525,7 +729,10 @@ mod tests {
             times.insert(identity.uuid, (0..20_000).map(|time| 8 * time + 4 * u64::from(number)).collect());
             aggregates.push(Aggregate::new(Path::new(""), identity));
         }
-        let stages = aggregates.iter().map(|aggregate| (aggregate.identity.stage, vec![aggregate])).collect();
+        let stages = aggregates
+            .iter()
+            .map(|aggregate| Stage { uuid: aggregate.identity.stage, aggregates: vec![aggregate] })
+            .collect();
         let group = Group { stages };
         for (skew_ns, earliest_ns) in [(3, 89_990), (1000, 80_000), (100, 89_000)] {
             let skew = Duration::from_nanos(skew_ns);

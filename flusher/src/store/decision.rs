@@ -2,7 +2,7 @@
 //!
 //! Who begins on what another job left decides once, in a file of the store, before anybody acts on what is seen. What is cut
 //! off then does not come back by accident; but it is still there, and counts again if all the nodes turn out not to have been
-//! lost. A decision is never changed, and two who decide at once about the same aggregates decide alike.
+//! lost, or somebody asks for all of it. Else a decision is never changed, and two who decide at once about the same aggregates decide alike.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -13,6 +13,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use sheaf_common::layout;
 
+use super::NO_LIMIT;
 use crate::aggregate::{crc32c, hexadecimal, parse_uuid};
 use crate::engine::sync_directory;
 
@@ -23,24 +24,33 @@ const TITLE: &str = "SHEAF-CUT 1";
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Decision {
-    /// Of the aggregates no later operation counts.
-    pub cut_ns: u64,
     /// The stages that were taken for lost.
     pub lost: Vec<[u8; 16]>,
-    /// What it is about: each aggregate's uuid, in ascending order, and the sequence that its next segment would have had.
-    pub aggregates: Vec<([u8; 16], u64)>,
+    /// What it is about, in ascending order.
+    pub aggregates: Vec<Decided>,
+}
+
+/// What has been decided of one aggregate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Decided {
+    /// Which one.
+    pub uuid: [u8; 16],
+    /// The sequence that its next segment would have had.
+    pub next_sequence: u64,
+    /// No later operation counts.
+    pub limit_ns: u64,
 }
 
 impl Decision {
     /// What it is about.
     pub fn uuids(&self) -> impl Iterator<Item = [u8; 16]> {
-        self.aggregates.iter().map(|(uuid, _)| *uuid)
+        self.aggregates.iter().map(|decided| decided.uuid)
     }
 
     /// The sequence that the next segment of an aggregate would have had, if it is about this one.
     pub fn next_sequence(&self, uuid: [u8; 16]) -> Option<u64> {
-        let place = self.aggregates.binary_search_by_key(&uuid, |(uuid, _)| *uuid).ok()?;
-        Some(self.aggregates[place].1)
+        let place = self.aggregates.binary_search_by_key(&uuid, |decided| decided.uuid).ok()?;
+        Some(self.aggregates[place].next_sequence)
     }
 
     /// Its file in the store: named after what it is about.
@@ -51,12 +61,12 @@ impl Decision {
     }
 
     fn encode(&self) -> String {
-        let mut text = format!("{TITLE}\ncut_ns {}\n", self.cut_ns);
+        let mut text = format!("{TITLE}\n");
         for stage in &self.lost {
             let _ = writeln!(text, "lost {}", hexadecimal(stage));
         }
-        for (uuid, next_sequence) in &self.aggregates {
-            let _ = writeln!(text, "aggregate {} {next_sequence}", hexadecimal(uuid));
+        for Decided { uuid, next_sequence, limit_ns } in &self.aggregates {
+            let _ = writeln!(text, "aggregate {} {next_sequence} {limit_ns}", hexadecimal(uuid));
         }
         let crc = crc32c(text.as_bytes());
         let _ = writeln!(text, "crc32c {crc:08x}");
@@ -72,14 +82,18 @@ impl Decision {
         if lines.next() != Some(TITLE) {
             return None;
         }
-        let mut decision =
-            Decision { cut_ns: lines.next()?.strip_prefix("cut_ns ")?.parse().ok()?, ..Decision::default() };
+        let mut decision = Decision::default();
         for line in lines {
             match line.split_once(' ')? {
                 ("lost", stage) => decision.lost.push(parse_uuid(stage)?),
                 ("aggregate", rest) => {
-                    let (uuid, next_sequence) = rest.split_once(' ')?;
-                    decision.aggregates.push((parse_uuid(uuid)?, next_sequence.parse().ok()?));
+                    let (uuid, rest) = rest.split_once(' ')?;
+                    let (next_sequence, limit_ns) = rest.split_once(' ')?;
+                    decision.aggregates.push(Decided {
+                        uuid: parse_uuid(uuid)?,
+                        next_sequence: next_sequence.parse().ok()?,
+                        limit_ns: limit_ns.parse().ok()?,
+                    });
                 }
                 _ => return None,
             }
@@ -104,6 +118,29 @@ impl Decision {
     /// # Errors
     /// From the file system.
     pub fn write(&self, store: &Path) -> io::Result<()> {
+        self.write_by(store, |aside, path| match renameat_with(CWD, aside, CWD, path, RenameFlags::NOREPLACE) {
+            // Not every network file system can. A second name that is made never replaces one either.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::hard_link(aside, path),
+            outcome => outcome.map_err(io::Error::from),
+        })
+    }
+
+    /// Takes it back for good: everything counts.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn take_back(&self, store: &Path) -> io::Result<()> {
+        let all = |decided: &Decided| Decided { limit_ns: NO_LIMIT, ..*decided };
+        let aggregates = self.aggregates.iter().map(all).collect();
+        Decision { aggregates, lost: self.lost.clone() }.write_by(store, |aside, path| fs::rename(aside, path))
+    }
+
+    /// Whether it hides anything.
+    pub fn is_limit(&self) -> bool {
+        self.aggregates.iter().any(|decided| decided.limit_ns != NO_LIMIT)
+    }
+
+    fn write_by(&self, store: &Path, give_name: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
         let path = self.path(store);
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
@@ -111,11 +148,7 @@ impl Decision {
         let mut file = File::create(&aside)?;
         file.write_all(self.encode().as_bytes())?;
         file.sync_all()?;
-        let named = match renameat_with(CWD, &aside, CWD, &path, RenameFlags::NOREPLACE) {
-            // Not every network file system can. A second name that is made never replaces one either.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::hard_link(&aside, &path),
-            outcome => outcome.map_err(io::Error::from),
-        };
+        let named = give_name(&aside, &path);
         let _ = fs::remove_file(&aside);
         match named {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -129,7 +162,8 @@ mod tests {
     use super::*;
 
     fn decision() -> Decision {
-        Decision { cut_ns: 5, lost: vec![[1; 16]], aggregates: vec![([2; 16], 3), ([4; 16], u64::MAX)] }
+        let decided = |number, next_sequence, limit_ns| Decided { uuid: [number; 16], next_sequence, limit_ns };
+        Decision { lost: vec![[1; 16]], aggregates: vec![decided(2, 3, 5), decided(4, u64::MAX, 7)] }
     }
 
     #[test]
@@ -137,10 +171,13 @@ mod tests {
         let store = tempfile::tempdir().unwrap();
         decision().write(store.path()).unwrap();
         // Another one about the same comes too late.
-        Decision { cut_ns: 6, ..decision() }.write(store.path()).unwrap();
+        Decision { lost: Vec::new(), ..decision() }.write(store.path()).unwrap();
         let path = decision().path(store.path());
         assert_eq!(Decision::read(&path).unwrap(), Some(decision()));
         assert_eq!(fs::read_dir(store.path()).unwrap().count(), 1);
+        decision().take_back(store.path()).unwrap();
+        let back = Decision::read(&path).unwrap().unwrap();
+        assert!(decision().is_limit() && !back.is_limit() && back.lost == decision().lost);
         assert_eq!((decision().next_sequence([4; 16]), decision().next_sequence([3; 16])), (Some(u64::MAX), None));
     }
 
@@ -150,6 +187,6 @@ mod tests {
         for length in 0..text.len() {
             assert_eq!(Decision::parse(&text[..length]), None, "{length} bytes");
         }
-        assert_eq!(Decision::parse(&text.replace("cut_ns 5", "cut_ns 6")), None);
+        assert_eq!(Decision::parse(&text.replace(" 3 5\n", " 3 6\n")), None);
     }
 }

@@ -20,7 +20,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use cut::{Choice, Cut, NO_LIMIT, cuts};
+pub use cut::{Choice, Cut, Hidden, NO_LIMIT, cuts};
 pub use file::AggregateFile;
 pub use lock::{Lock, lock_aggregate, lock_store, try_lock};
 pub use merge::Note;
@@ -30,8 +30,8 @@ pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
 
 use crate::aggregate::{
-    BLOCK, Entry, FIRST_SEQUENCE, FLAG_CONTINUED, FLAG_ENDED, FileChecksummer, Identity, IndexEntry, Kind, ReadError,
-    Record, Segment, SegmentPlan, encode_index, identify,
+    BLOCK, Entry, FIRST_SEQUENCE, FLAG_ACKNOWLEDGED, FLAG_CONTINUED, FLAG_ENDED, FileChecksummer, Identity, IndexEntry,
+    Kind, ReadError, Record, Segment, SegmentPlan, encode_index, identify,
 };
 use crate::daemon::node_name;
 use decision::Decision;
@@ -56,6 +56,8 @@ pub(crate) struct Aggregate {
     watermark_bytes: u64,
     /// What its stage has done up to here is published.
     watermark_ns: u64,
+    /// Somebody was told that what its stage has done up to here is safe.
+    acknowledged_ns: u64,
     /// Whether its last word is that its node has done everything that it will, or that its stage goes on in another.
     ended: bool,
     /// Whether it was closed in peace: nobody adds to it.
@@ -80,6 +82,7 @@ impl Aggregate {
             newest_ns: 0,
             watermark_bytes: 0,
             watermark_ns: 0,
+            acknowledged_ns: 0,
             ended: false,
             sealed: false,
             gone: false,
@@ -92,7 +95,8 @@ impl Aggregate {
     fn forget(&mut self) {
         (self.published_end, self.next_sequence) = (BLOCK, FIRST_SEQUENCE);
         (self.written_bytes, self.newest_ns, self.sealed) = (2 * BLOCK, 0, false);
-        (self.watermark_bytes, self.watermark_ns, self.ended) = (0, self.identity.watermark_ns, false);
+        (self.watermark_bytes, self.ended) = (0, false);
+        (self.watermark_ns, self.acknowledged_ns) = (self.identity.watermark_ns, self.identity.acknowledged_ns);
     }
 
     /// Opens its file. One that has been given its name since is another.
@@ -122,6 +126,10 @@ impl Aggregate {
             self.written_bytes += segment.length;
         }
         for Record { entry, .. } in &segment.records {
+            if entry.flags & FLAG_ACKNOWLEDGED != 0 && entry.kind == Kind::Watermark {
+                self.acknowledged_ns = self.acknowledged_ns.max(entry.operation_time_ns);
+                continue;
+            }
             if entry.kind == Kind::Watermark {
                 self.watermark_ns = self.watermark_ns.max(entry.operation_time_ns);
                 self.ended = entry.flags & (FLAG_ENDED | FLAG_CONTINUED) != 0;
