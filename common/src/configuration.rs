@@ -91,7 +91,7 @@ pub const VARIABLES: [Variable; 16] = [
         name: "SHEAF_CUT",
         accepts: "`newest`, `complete`, or a time in seconds since 1970, as `sheaf cuts` shows it",
         default: "newest",
-        meaning: "what a job sees of one that lost nodes, where it begins on an empty stage: `newest`: the newest state that is consistent over all nodes; `complete`: everything that was published, though files of one time may lack others; or the newest consistent state of that time. Decided once for each job that is over",
+        meaning: "what a job sees of one over several nodes that lost some, where it begins on an empty stage: `newest`: the newest state that is consistent over all nodes, and whatever somebody was told is safe (a line says what is not shown); `complete`: everything that was published, also what was hidden before, though files of one time may lack others; or the newest consistent state of that time. Decided once for each job that is over",
     },
     Variable {
         name: "SHEAF_SKEW_MS",

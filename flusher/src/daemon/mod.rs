@@ -347,7 +347,7 @@ fn until_nobody_needs_us(shared: &Arc<Shared>, listener: &OwnedFd, pulse: &File)
             // Somebody who never said hello still writes: look again.
             Some(Ok(_)) | None => {
                 let (sender, receiver) = bounded(1);
-                shared.commands.send(Command::Finish(sender, false));
+                shared.commands.send(Command::Finish(sender));
                 finishing = Some(receiver);
             }
             Some(Err(_)) => {}
@@ -399,7 +399,7 @@ fn leave(
     let mut ended_ns = None;
     if shared.settings.on_exit == OnExit::Drain || shared.draining.load(Ordering::SeqCst) {
         let (sender, receiver) = bounded(1);
-        shared.commands.send(Command::Finish(sender, false));
+        shared.commands.send(Command::Finish(sender));
         match receiver.recv_timeout(LEAVE_LIMIT) {
             Ok(left) => {
                 let nothing = left.written == 0 && left.unreadable == 0;

@@ -176,7 +176,7 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
         Kind::Drain => {
             shared.draining.store(true, Ordering::SeqCst);
             let (sender, receiver) = bounded(1);
-            shared.commands.send(Command::Finish(sender, true));
+            shared.commands.send(Command::Finish(sender));
             let left = wait(connection, &receiver, None)?.unwrap_or_default();
             let status = if left.unreadable > 0 { Errno::IO.raw_os_error() } else { 0 };
             connection.reply(status, left.written as u64, b"")

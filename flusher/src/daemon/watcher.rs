@@ -48,8 +48,9 @@ pub enum Command {
     Populate(Vec<u8>, Extent, PopulateReply),
     /// Publish what is complete now; answers with what could not be.
     Wait(Sender<Left>),
-    /// As `Wait`, after looking again at every file that was open: for the end of a job. With whether somebody will be told.
-    Finish(Sender<Left>, bool),
+    /// As `Wait`, after looking again at every file that was open: for the end of a job. That is no word to
+    /// a program: what is published so is not acknowledged.
+    Finish(Sender<Left>),
     /// Make room for this many bytes; answers when it is there, or when there can be none.
     Room(u64, Sender<Result<(), Errno>>),
     /// Publish the file at this path as it is now; answers when it is durable.
@@ -434,13 +435,13 @@ impl Watcher {
                 }
                 let _ = reply.send(());
             }
-            Command::Finish(reply, is_told) => {
+            Command::Finish(reply) => {
                 self.follow()?;
                 if self.last_recheck.elapsed() >= RECHECK {
                     self.tracker.recheck_unfinished();
                     self.last_recheck = Instant::now();
                 }
-                self.await_all(WaitReply::Unfinished(reply), is_told);
+                self.await_all(WaitReply::Unfinished(reply), false);
             }
         }
         Ok(())

@@ -204,9 +204,7 @@ fn what_was_acknowledged_survives_the_crash_of_its_node() {
             let path = shared.join(format!("ckpt/{node}-{number}"));
             let script = format!("cmp ckpt/{node}-{number} <(seq {number} {})", number + 20000);
             assert!(!path.exists(), "it is captured");
-            // By default what the one did after the last word of the other is not seen.
-            let everything = format!("{PRELOAD},SHEAF_CUT=complete");
-            let srun = ["srun", "--chdir=/mnt/shared", "-N1", "-w", "n3", &everything, "bash", "-c", &script];
+            let srun = ["srun", "--chdir=/mnt/shared", "-N1", "-w", "n3", PRELOAD, "bash", "-c", &script];
             site.cluster.run(&srun).expect_success();
         }
     }

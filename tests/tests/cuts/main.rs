@@ -310,9 +310,9 @@ fn forget_stage(aggregate: &Path) {
     let mut older: String = text.lines().filter(|line| !is_new(line)).map(|line| format!("{line}\n")).collect();
     older.extend(std::iter::repeat_n('\n', text.len() - older.len()));
     bytes[512..4080].copy_from_slice(older.as_bytes());
-    let crc = older
-        .bytes()
-        .fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ (crc & 1) * 0x82f6_3b78));
+    let crc = older.bytes().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ ((crc & 1) * 0x82f6_3b78))
+    });
     bytes[4080..4096].copy_from_slice(format!("crc32c {:08x}\n", !crc).as_bytes());
     fs::write(aggregate, bytes).expect("it is ours");
 }
