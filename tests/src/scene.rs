@@ -231,10 +231,12 @@ impl Scene {
     /// Stops the flushers that have their stage in this directory, which is the scene's tier or lies in it, until they are
     /// killed.
     pub fn stop_flushers_in(&self, tier: &Path) {
-        for flusher in processes_in(tier).into_iter().filter(|process| is_command(*process, b"flusher")) {
-            // SAFETY: kill takes two integers; the process carries the mark of this scene in its environment.
-            unsafe { libc::kill(flusher as libc::pid_t, libc::SIGSTOP) };
-        }
+        signal_flushers_in(tier, libc::SIGSTOP);
+    }
+
+    /// The same flushers go on.
+    pub fn continue_flushers_in(&self, tier: &Path) {
+        signal_flushers_in(tier, libc::SIGCONT);
     }
 
     /// Processes that carry this scene's tier in their environment.
@@ -314,6 +316,13 @@ fn find_files(directory: &Path, except: &Path, found: &mut Vec<PathBuf>) {
             kind if kind.is_dir() => find_files(&path, except, found),
             _ => found.push(path),
         }
+    }
+}
+
+fn signal_flushers_in(tier: &Path, signal: libc::c_int) {
+    for flusher in processes_in(tier).into_iter().filter(|process| is_command(*process, b"flusher")) {
+        // SAFETY: kill takes two integers; the process carries the mark of its scene in its environment.
+        unsafe { libc::kill(flusher as libc::pid_t, signal) };
     }
 }
 

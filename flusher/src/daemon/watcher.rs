@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -199,7 +200,6 @@ impl Watcher {
 
     fn step(&mut self) -> io::Result<()> {
         self.sleep()?;
-        let followed_ns = super::now_ns();
         self.follow()?;
         self.tracker.settle_hydrations();
         let left_out = std::mem::take(&mut *self.shared.left_out.lock());
@@ -223,14 +223,13 @@ impl Watcher {
         self.answer_populates();
         self.answer_waiters();
         self.make_room()?;
-        self.tell_watermark(followed_ns);
+        self.tell_watermark();
         self.report();
         Ok(())
     }
 
     /// As long as programs live that others may depend on, the store is told now and then that everything is published.
-    /// What had happened at `followed_ns` has been read from the queue.
-    fn tell_watermark(&mut self, followed_ns: u64) {
+    fn tell_watermark(&mut self) {
         let is_due = self.watermark_told.elapsed() >= self.shared.settings.watermark_interval;
         if !is_due || self.tracker.waiting() > 0 || self.submitted != self.shared.published() {
             return;
@@ -239,8 +238,9 @@ impl Watcher {
         if !self.shared.left_out.lock().is_empty() || self.shared.clients.lock().is_empty() {
             return;
         }
-        let watermark_ns = self.tracker.watermark_ns(followed_ns);
-        if watermark_ns > 0 && self.jobs.try_send(Job::Watermark(watermark_ns)).is_ok() {
+        let watermark_ns = self.tracker.watermark_ns();
+        let is_news = watermark_ns > self.shared.watermark_ns.load(Ordering::SeqCst);
+        if is_news && self.jobs.try_send(Job::Watermark(watermark_ns)).is_ok() {
             self.watermark_told = Instant::now();
         }
     }
@@ -285,7 +285,7 @@ impl Watcher {
 
     /// Takes in what has happened in the tree.
     fn follow(&mut self) -> io::Result<()> {
-        let changes = self.tracker.watches().drain()?;
+        let changes = self.tracker.drain()?;
         self.tracker.apply_all(changes)
     }
 

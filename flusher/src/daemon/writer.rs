@@ -70,6 +70,8 @@ pub struct Writer {
     published_bytes: u64,
     /// Inodes of files that were left out of a batch and are not published since.
     left_out: HashSet<u64>,
+    /// How many files were left out.
+    left_out_count: u64,
     reclaiming: Reclaiming,
 }
 
@@ -110,6 +112,7 @@ impl Writer {
             throttle,
             published_bytes: 0,
             left_out: HashSet::new(),
+            left_out_count: 0,
             reclaiming: Reclaiming::default(),
         }
     }
@@ -163,6 +166,10 @@ impl Writer {
 
     fn publish(&mut self, number: u64, mut batch: Batch) {
         let mut pause = RETRY_FIRST;
+        if batch.known_left_out != self.left_out_count {
+            // What was left out of an earlier one happened before it.
+            batch.watermark_ns = 0;
+        }
         while !batch.entries.is_empty() {
             match self.write_segment(&batch.entries, &batch.sources, (batch.watermark_ns, batch.acknowledges)) {
                 Ok(()) => break,
@@ -177,6 +184,7 @@ impl Writer {
                 Err(Failure::Destroyed) => {
                     log::error!("somebody deletes the stage: nothing is removed from the store");
                     self.abandon();
+                    batch.watermark_ns = 0;
                     let kept: Vec<bool> = batch.entries.iter().map(|entry| !is_removal(entry)).collect();
                     let mut keep = kept.iter();
                     batch.entries.retain(|_| *keep.next().expect("as many"));
@@ -253,6 +261,7 @@ impl Writer {
             let entry = batch.entries.remove(index);
             batch.sources.remove(index);
             log::warn!("/{} could not be read as it was; it will be published again", entry.path.escape_ascii());
+            self.left_out_count += 1;
             self.left_out.insert(entry.inode);
             let unreadable = unreadable.map(str::to_string);
             self.shared.left_out.lock().push(LeftOut { path: entry.path, inode: entry.inode, unreadable });

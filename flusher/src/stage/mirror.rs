@@ -532,7 +532,7 @@ fn open_unused(
         return Ok(None);
     }
     // Nobody can have the file open now. Whatever was written to it before is in the queue.
-    let changes = tracker.watches().drain()?;
+    let changes = tracker.drain()?;
     tracker.apply_all(changes)?;
     let stat = rustix::fs::fstat(&file)?;
     let is_same = stat.st_ino == inode && stat.st_nlink == 1 && super::tracker::attributes(&stat) == *attributes;

@@ -105,7 +105,7 @@ fn what_was_only_brought_back_is_not_published_again_by_the_next_flusher() {
         super::mirror::restore(&file, &version.attributes, false).unwrap();
         drop(file);
     }
-    drop(scene.tracker.watches().drain().unwrap());
+    drop(scene.tracker.drain().unwrap());
     // Older than the grain of the kernel's time stamps.
     std::thread::sleep(std::time::Duration::from_millis(30));
     scene.tracker.write_proofs(scene.store.view()).unwrap();

@@ -114,6 +114,13 @@ impl Work {
             Work::Operation(_) => None,
         }
     }
+
+    fn complete_file(&self) -> Option<(&StagedPath, u64)> {
+        match self {
+            Work::File(path, complete_at) => Some((path, (*complete_at)?)),
+            Work::Operation(_) => None,
+        }
+    }
 }
 
 /// Whether somebody waits for what the next batch publishes.
@@ -140,6 +147,8 @@ pub struct Batch {
     pub watermark_ns: u64,
     /// Whether somebody is told when it is published.
     pub acknowledges: bool,
+    /// How many files the flusher thread had left out that the tracker knew of.
+    pub known_left_out: u64,
     /// The name to which further names of a file were linked last, by inode: with thousands of names, each would be
     /// looked for among all others.
     targets: HashMap<u64, StagedPath>,
@@ -175,8 +184,17 @@ pub struct Tracker {
     unfinished: HashSet<StagedPath>,
     /// For which file, complete once and open for writing again, newer work waits, and since when work does.
     held_back: Option<(StagedPath, Instant)>,
-    /// Files that stayed open for so long that nothing waits for them any more.
-    left_open: HashSet<StagedPath>,
+    /// Files that were complete, and that a batch was made without, with the position at which they were complete first:
+    /// nothing waits for them any more, but no watermark passes them.
+    left_out: HashMap<StagedPath, u64>,
+    /// How many files the flusher thread has left out.
+    known_left_out: u64,
+    /// Files that wait at a later position than that at which they were complete first; or did.
+    complete_earlier: BTreeSet<(u64, StagedPath)>,
+    /// When the queue was read last: what had happened then has a position.
+    followed_ns: u64,
+    /// From a position on, what happened did so after this time.
+    noticed: BTreeMap<u64, u64>,
     /// Files that are to be published as they are, even if somebody writes to them.
     wanted_now: HashSet<StagedPath>,
     /// Own hydrations whose close event is still to come: inode to the leased descriptor.
@@ -286,7 +304,11 @@ impl Tracker {
             links: Links::default(),
             unfinished: HashSet::new(),
             held_back: None,
-            left_open: HashSet::new(),
+            left_out: HashMap::new(),
+            known_left_out: 0,
+            complete_earlier: BTreeSet::new(),
+            followed_ns: 0,
+            noticed: BTreeMap::new(),
             wanted_now: HashSet::new(),
             hydrated: Arc::default(),
             next_position: 1,
@@ -335,11 +357,15 @@ impl Tracker {
         hydrated.lock().retain(|inode, (file, since)| {
             let whole = super::lease::is_whole(std::os::fd::AsFd::as_fd(file));
             if !whole {
-                wanted.push(LeftOut { path: StagedPath::new(), inode: *inode, unreadable: None });
+                wanted.push(*inode);
             }
             whole && since.elapsed() < HYDRATION_SETTLES
         });
-        self.publish_again(&wanted);
+        for inode in wanted {
+            if let Some(name) = self.name_of(b"", inode) {
+                self.mark_dirty(name);
+            }
+        }
     }
 
     /// When the oldest thing that is not in a batch happened.
@@ -383,17 +409,14 @@ impl Tracker {
     /// Publishes files again that were left out of a batch: they are known by inode, their names may have changed. Those that
     /// cannot be read wait until [`Tracker::recheck_unfinished`].
     pub fn publish_again(&mut self, left_out: &[LeftOut]) {
+        self.known_left_out += left_out.len() as u64;
         for LeftOut { path, inode, unreadable } in left_out {
-            let is_it = |held: &Held| held.inode == *inode;
-            let name = if self.held.get(path).is_some_and(is_it) {
-                Some(path.clone())
-            } else {
-                self.held.iter().find(|(_, held)| is_it(held)).map(|(name, _)| name.clone())
-            };
-            match (name, unreadable) {
+            match (self.name_of(path, *inode), unreadable) {
                 (None, _) => {}
-                (Some(name), None) => self.mark_dirty(name),
+                // It was complete nobody knows when.
+                (Some(name), None) => self.mark_dirty_since(name, Some(0)),
                 (Some(name), Some(reason)) => {
+                    self.left_out.insert(name.clone(), 0);
                     // What was written to it meanwhile is tried as it comes.
                     if !self.dirty.contains_key(&name) {
                         self.unhold(&name);
@@ -401,6 +424,15 @@ impl Tracker {
                     }
                 }
             }
+        }
+    }
+
+    /// The name under which an inode is held; the first that is looked at is `likely`.
+    fn name_of(&self, likely: &[u8], inode: u64) -> Option<StagedPath> {
+        let is_it = |held: &Held| held.inode == inode;
+        match self.held.get(likely).is_some_and(is_it) {
+            true => Some(likely.to_vec()),
+            false => self.held.iter().find(|(_, held)| is_it(held)).map(|(name, _)| name.clone()),
         }
     }
 
@@ -416,17 +448,51 @@ impl Tracker {
         self.last_time_ns
     }
 
+    /// Reads what has happened since the last time. It is to be applied before the next time.
+    ///
+    /// # Errors
+    /// When the queue cannot be read.
+    pub fn drain(&mut self) -> io::Result<Vec<Change>> {
+        self.noticed.insert(self.next_position, self.followed_ns);
+        let now_ns = now_ns();
+        let changes = self.watches.drain()?;
+        self.followed_ns = now_ns;
+        Ok(changes)
+    }
+
     /// Up to this time everything that happened is in a batch, and what comes will be later; 0 when that cannot be said. What
-    /// had happened at `followed_ns` has been read from the queue.
-    pub fn watermark_ns(&mut self, followed_ns: u64) -> u64 {
+    /// was complete and is not in a batch, because it waits, is held back or was left out, happened later.
+    pub fn watermark_ns(&mut self) -> u64 {
         if self.overflowed {
             return 0;
         }
-        if self.work.is_empty() {
+        let missing = self.first_missing();
+        let noticed = self.noticed.range(..=missing.unwrap_or(self.next_position)).next_back();
+        let (from, noticed_ns) = noticed.map_or((0, 0), |(from, time_ns)| (*from, *time_ns));
+        self.noticed = self.noticed.split_off(&from);
+        let watermark_ns = match missing {
+            Some(_) => noticed_ns,
             // What the queue did not have then had not returned to its program: it may well count as later.
-            self.last_time_ns = self.last_time_ns.max(followed_ns);
+            None => self.last_time_ns.max(self.followed_ns),
+        };
+        self.last_time_ns = self.last_time_ns.max(watermark_ns);
+        watermark_ns
+    }
+
+    /// The position of the oldest thing that happened, or was complete, and is in no batch.
+    fn first_missing(&mut self) -> Option<u64> {
+        let waits_since = |(position, path): &(u64, StagedPath)| {
+            let work = self.dirty.get(path).and_then(|waits_at| self.work.get(waits_at));
+            work.and_then(Work::complete_at) == Some(*position)
+        };
+        while self.complete_earlier.first().is_some_and(|first| !waits_since(first)) {
+            self.complete_earlier.pop_first();
         }
-        self.last_time_ns
+        let (dirty, unfinished, failing) = (&self.dirty, &self.unfinished, &self.failing);
+        self.left_out
+            .retain(|path, _| dirty.contains_key(path) || unfinished.contains(path) || failing.contains_key(path));
+        let earlier = self.complete_earlier.first().map(|(position, _)| *position);
+        self.first_position().into_iter().chain(earlier).chain(self.left_out.values().copied()).min()
     }
 
     /// Programs are about to see what other nodes have published, too: whatever happens from here on is later, even if this
@@ -451,6 +517,9 @@ impl Tracker {
         self.failing.remove(&path);
         let old = self.dirty.insert(path.clone(), position).and_then(|old| self.work.remove(&old));
         let since = old.as_ref().and_then(Work::complete_at).or(complete_at);
+        if let Some(since) = since.filter(|since| *since < position) {
+            self.complete_earlier.insert((since, path.clone()));
+        }
         self.work.insert(position, Work::File(path, since));
     }
 
@@ -670,7 +739,7 @@ impl Tracker {
         self.unmark_dirty(path);
         self.forget_link(path);
         self.wanted_now.remove(path);
-        self.left_open.remove(path);
+        self.left_out.remove(path);
         if let Some(held) = self.unhold(path) {
             self.operate(Kind::Unlink, path, b"", held.attributes);
         }
@@ -687,9 +756,11 @@ impl Tracker {
 
     fn moved(&mut self, from: &[u8], to: &[u8]) {
         let waited = self.unmark_dirty(from);
-        self.left_open.remove(from);
+        let left_out = self.left_out.remove(from);
         let was_unfinished = waited.is_none() && !self.held.contains_key(from);
         self.unmark_dirty(to);
+        self.left_out.remove(to);
+        self.left_out.extend(left_out.map(|position| (to.to_vec(), position)));
         self.forget_link(to);
         self.links.rename(from, to);
         self.wanted_now.remove(to);
@@ -857,10 +928,12 @@ impl Tracker {
             }
         }
         let inside = |path: &[u8]| path.starts_with(from) && path.get(from.len()) == Some(&b'/');
-        for paths in [&mut self.unfinished, &mut self.wanted_now, &mut self.left_open] {
-            let follow = |path: StagedPath| if inside(&path) { renamed(&path) } else { path };
+        let follow = |path: StagedPath| if inside(&path) { renamed(&path) } else { path };
+        for paths in [&mut self.unfinished, &mut self.wanted_now] {
             *paths = std::mem::take(paths).into_iter().map(follow).collect();
         }
+        let left_out = std::mem::take(&mut self.left_out).into_iter();
+        self.left_out = left_out.map(|(path, position)| (follow(path), position)).collect();
     }
 
     /// Compares the tree with the store's view: at start, and when events were dropped or are not clear. Whatever cannot
@@ -881,7 +954,9 @@ impl Tracker {
         self.overflowed = true;
         self.forget_files();
         let mut scan = self.look_at_tree(store)?;
-        let changes = self.watches.drain()?;
+        let changes = self.drain()?;
+        // Of what it finds nobody knows when that happened.
+        self.noticed.insert(self.next_position, 0);
         // Directories that were found under new names: once that is published, a scan compares what belongs together.
         let gone: HashSet<&StagedPath> = scan.gone.iter().collect();
         let upsets = |change| self.upsets(change, &gone) || (change.is_move() && !scan.orphans.is_empty());
@@ -974,7 +1049,10 @@ impl Tracker {
         self.resident_bytes = 0;
         self.links.clear();
         self.unfinished.clear();
-        self.left_open.clear();
+        for (path, position) in self.work.values().filter_map(Work::complete_file) {
+            self.left_out.entry(path.clone()).and_modify(|first| *first = position.min(*first)).or_insert(position);
+        }
+        self.complete_earlier.clear();
         self.held_back = None;
         self.failing.clear();
         self.dirty.clear();
@@ -1227,7 +1305,7 @@ impl Tracker {
                 self.hold(path.clone(), Held::new(&stat));
             }
         }
-        let changes = self.watches.drain()?;
+        let changes = self.drain()?;
         self.apply_all(changes)?;
         for path in paths {
             if let (Some(held), Some(stat)) = (self.held.get(path), self.stat(path))
@@ -1317,10 +1395,9 @@ impl Tracker {
             return Ok(Batch::default());
         }
         for _ in 0..BATCH_ATTEMPTS {
-            let followed_ns = now_ns();
             let mut candidate = self.open_prefix(minimum_end);
             let is_held_back = haste == Haste::None && self.hold_back(&mut candidate, minimum_end);
-            let changes = self.watches.drain()?;
+            let changes = self.drain()?;
             if !changes.iter().any(|change| self.touches(change, &candidate)) {
                 let mut batch = self.commit(candidate);
                 if !is_held_back {
@@ -1333,7 +1410,8 @@ impl Tracker {
                 }
                 if let Ok(batch) = &mut batch {
                     batch.replaced = self.successors(markers);
-                    batch.watermark_ns = self.watermark_ns(followed_ns);
+                    batch.watermark_ns = self.watermark_ns();
+                    batch.known_left_out = self.known_left_out;
                 }
                 return batch;
             }
@@ -1355,7 +1433,7 @@ impl Tracker {
     /// When the queue cannot be read.
     pub fn replaced(&mut self) -> io::Result<Vec<Replaced>> {
         let markers = self.markers();
-        let changes = self.watches.drain()?;
+        let changes = self.drain()?;
         self.apply_all(changes)?;
         Ok(self.successors(markers))
     }
@@ -1513,7 +1591,7 @@ impl Tracker {
     fn hold_back(&mut self, candidate: &mut Candidate, minimum_end: u64) -> bool {
         let blocks = |(position, opened): &(u64, Opened)| match self.work.get(position) {
             Some(Work::File(path, Some(complete_at))) if matches!(opened, Opened::StillWritten) => {
-                (!self.left_open.contains(path)).then(|| (*complete_at, path.clone()))
+                (!self.left_out.contains_key(path)).then(|| (*complete_at, path.clone()))
             }
             _ => None,
         };
@@ -1567,7 +1645,7 @@ impl Tracker {
                 (Work::File(path, complete_at), opened) => {
                     self.dirty.remove(&path);
                     self.wanted_now.remove(&path);
-                    self.left_open.remove(&path);
+                    let first_complete_at = complete_at.into_iter().chain(self.left_out.remove(&path)).min();
                     match opened {
                         Opened::Ready(source, stat) => {
                             self.commit_file(&mut batch, position, path, source, &stat, 0)?;
@@ -1578,13 +1656,14 @@ impl Tracker {
                         }
                         Opened::Symlink(stat) => self.commit_symlink(&mut batch, position, path, &stat),
                         Opened::StillWritten => {
-                            if complete_at.is_some() {
-                                self.left_open.insert(path.clone());
-                            }
+                            self.left_out.extend(first_complete_at.map(|position| (path.clone(), position)));
                             self.unfinished.insert(path);
                         }
                         Opened::Stub(stat) => self.commit_stub(&mut batch, position, path, &stat),
-                        Opened::Failed(reason) => drop(self.failing.insert(path, reason)),
+                        Opened::Failed(reason) => {
+                            self.left_out.insert(path.clone(), first_complete_at.unwrap_or(position));
+                            self.failing.insert(path, reason);
+                        }
                         Opened::Gone => {}
                     }
                 }

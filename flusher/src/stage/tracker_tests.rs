@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use sheaf_common::layout;
 
 use super::source::LeaseKeeper;
-use super::tracker::{Batch, Haste, Stubs, Tracker};
+use super::tracker::{Batch, Haste, LeftOut, Stubs, Tracker};
 use super::watch::Change;
 use super::{Stage, lease};
 use crate::aggregate::{BLOCK, FileChecksummer, Identity, Kind, SegmentPlan, TarNames};
@@ -78,7 +78,7 @@ impl Scene {
     }
 
     pub(super) fn follow(&mut self) {
-        let changes = self.tracker.watches().drain().unwrap();
+        let changes = self.tracker.drain().unwrap();
         self.tracker.apply_all(changes).unwrap();
         // As the watcher does.
         while self.tracker.overflowed() {
@@ -299,6 +299,164 @@ fn a_file_that_stays_open_holds_nothing_up_for_long_and_not_twice() {
     fs::write(scene.at("second"), b"2").unwrap();
     scene.publish();
     assert!(scene.store.view().get(b"s/second").is_some());
+}
+
+/// When a file was last changed, once the watermark has passed what came before. What happens next is seen apart from it.
+fn change_time_ns(scene: &mut Scene, name: &str) -> u64 {
+    let metadata = fs::metadata(scene.at(name)).unwrap();
+    let time_ns = metadata.ctime() as u64 * 1_000_000_000 + metadata.ctime_nsec() as u64;
+    // The kernel's stamps are coarse.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    scene.follow();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    time_ns
+}
+
+/// Writes something that a watermark passes, and then a file; yields when the file was complete.
+fn complete_file(scene: &mut Scene, name: &str) -> u64 {
+    fs::write(scene.at(&format!("before-{name}")), b"0").unwrap();
+    change_time_ns(scene, &format!("before-{name}"));
+    fs::write(scene.at(name), b"1").unwrap();
+    change_time_ns(scene, name)
+}
+
+#[test]
+fn a_watermark_passes_what_is_published() {
+    let mut scene = Scene::new();
+    for name in ["a", "b"] {
+        let complete_ns = complete_file(&mut scene, name);
+        let batch = scene.publish();
+        assert!(batch.watermark_ns > complete_ns && scene.tracker.watermark_ns() >= batch.watermark_ns);
+        scene.follow();
+        assert!(scene.tracker.watermark_ns() > batch.watermark_ns, "time goes on when nothing happens");
+    }
+}
+
+#[test]
+fn no_watermark_passes_what_waits_for_the_next_batch() {
+    let mut scene = Scene::new();
+    scene.tracker.limit_batch_files(1);
+    fs::write(scene.at("a"), b"1").unwrap();
+    let complete_ns = complete_file(&mut scene, "b");
+    // The record of the first has this time: it is later than that of what still waits.
+    fs::set_permissions(scene.at("a"), fs::Permissions::from_mode(0o600)).unwrap();
+    let batch = scene.publish();
+    assert!(batch.entries[0].path == b"s/a" && batch.entries[0].operation_time_ns > complete_ns);
+    assert!(batch.watermark_ns < complete_ns);
+    while scene.store.view().get(b"s/b").is_none() {
+        assert!(scene.tracker.watermark_ns() < complete_ns);
+        scene.publish();
+    }
+    scene.settle();
+    assert!(scene.tracker.watermark_ns() > complete_ns);
+    // Neither does one pass an operation.
+    complete_file(&mut scene, "c");
+    fs::remove_file(scene.at("b")).unwrap();
+    let removed_ns = change_time_ns(&mut scene, "");
+    while scene.store.view().get(b"s/b").is_some() {
+        assert!(scene.tracker.watermark_ns() < removed_ns);
+        scene.publish();
+    }
+}
+
+#[test]
+fn no_watermark_passes_what_is_held_back() {
+    let mut scene = Scene::new();
+    let complete_ns = complete_file(&mut scene, "log");
+    let writer = File::options().append(true).open(scene.at("log")).unwrap();
+    fs::write(scene.at("latest"), b"log").unwrap();
+    let batch = scene.publish();
+    assert!(scene.tracker.is_held_back() && batch.watermark_ns < complete_ns);
+    assert!(batch.entries.iter().all(|entry| entry.operation_time_ns < complete_ns));
+    scene.follow();
+    assert!(scene.tracker.watermark_ns() < complete_ns);
+    drop(writer);
+    scene.check();
+    assert!(scene.tracker.watermark_ns() > complete_ns);
+}
+
+#[test]
+fn no_watermark_passes_a_file_that_was_complete_and_is_left_out() {
+    let mut scene = Scene::new();
+    fs::create_dir(scene.at("d")).unwrap();
+    let complete_ns = complete_file(&mut scene, "log");
+    let writer = File::options().append(true).open(scene.at("log")).unwrap();
+    fs::write(scene.at("latest"), b"log").unwrap();
+    scene.follow();
+    let batch = scene.tracker.next_batch(Haste::Awaited).unwrap();
+    assert!(batch.entries.iter().any(|entry| entry.path == b"s/latest"));
+    assert!(batch.entries.iter().all(|entry| entry.path != b"s/log") && batch.watermark_ns < complete_ns);
+    scene.publish_as(&batch);
+    // Whatever becomes of its name.
+    let stays_below = |scene: &mut Scene, what: &str| {
+        scene.settle();
+        assert!(scene.tracker.watermark_ns() < complete_ns, "{what}");
+    };
+    stays_below(&mut scene, "nothing happens");
+    fs::rename(scene.at("log"), scene.at("d/log")).unwrap();
+    stays_below(&mut scene, "it moves");
+    fs::rename(scene.at("d"), scene.at("e")).unwrap();
+    stays_below(&mut scene, "its directory moves");
+    scene.tracker.recheck_unfinished();
+    stays_below(&mut scene, "it is looked at again");
+    scene.tracker.apply_all(vec![Change::Overflow]).unwrap();
+    stays_below(&mut scene, "events are lost");
+    drop(writer);
+    scene.check();
+    assert!(scene.tracker.watermark_ns() > complete_ns);
+}
+
+#[test]
+fn a_file_that_was_left_out_and_is_gone_stops_no_watermark() {
+    let mut scene = Scene::new();
+    for replace in [false, true] {
+        let complete_ns = complete_file(&mut scene, "log");
+        let _writer = File::options().append(true).open(scene.at("log")).unwrap();
+        scene.tracker.next_batch(Haste::Awaited).unwrap();
+        assert!(scene.tracker.watermark_ns() < complete_ns);
+        if replace {
+            fs::write(scene.at("new"), b"2").unwrap();
+            fs::rename(scene.at("new"), scene.at("log")).unwrap();
+        } else {
+            fs::remove_file(scene.at("log")).unwrap();
+        }
+        scene.settle();
+        assert!(scene.tracker.watermark_ns() > complete_ns, "{replace}");
+    }
+}
+
+#[test]
+fn no_watermark_passes_what_the_flusher_has_left_out() {
+    let mut scene = Scene::new();
+    let complete_ns = complete_file(&mut scene, "a");
+    let batch = scene.tracker_batch();
+    assert_eq!(batch.known_left_out, 0);
+    let inode = fs::metadata(scene.at("a")).unwrap().ino();
+    let left_out =
+        |unreadable: Option<&str>| LeftOut { path: b"s/a".to_vec(), inode, unreadable: unreadable.map(str::to_owned) };
+    scene.tracker.publish_again(&[left_out(None)]);
+    assert!(scene.tracker.watermark_ns() < complete_ns);
+    let batch = scene.tracker_batch();
+    assert!(batch.known_left_out == 1 && batch.watermark_ns > complete_ns);
+    // One that cannot be read at all.
+    scene.tracker.publish_again(&[left_out(Some("no"))]);
+    fs::write(scene.at("b"), b"2").unwrap();
+    let batch = scene.tracker_batch();
+    assert!(batch.known_left_out == 2 && batch.watermark_ns == 0);
+    scene.tracker.recheck_unfinished();
+    assert!(scene.tracker.watermark_ns() == 0 && scene.tracker_batch().watermark_ns > complete_ns);
+}
+
+#[test]
+fn no_watermark_is_told_before_what_a_scan_has_found_is_published() {
+    let mut scene = Scene::new();
+    complete_file(&mut scene, "a");
+    scene.tracker.limit_batch_files(1);
+    scene.restart();
+    scene.tracker.limit_batch_files(1);
+    assert_eq!(scene.tracker.watermark_ns(), 0);
+    let told: Vec<u64> = std::iter::repeat_with(|| scene.publish()).take(2).map(|batch| batch.watermark_ns).collect();
+    assert!(told[0] == 0 && told[1] > 0, "{told:?}");
 }
 
 #[test]
@@ -698,7 +856,7 @@ fn a_scan_beside_a_program_that_makes_and_removes_directories_forgets_nothing() 
         }
     });
     for _ in 0..200 {
-        drop(scene.tracker.watches().drain().unwrap());
+        drop(scene.tracker.drain().unwrap());
         // A scan of its own; whatever the churn made of the queue is to be looked at again, not kept.
         scene.restart();
     }
@@ -955,7 +1113,7 @@ fn stubs_that_are_rotated_while_the_tree_is_scanned_keep_their_data() {
 fn a_move_behind_events_that_were_dropped_takes_no_stub_s_place() {
     let mut scene = scene_of_rotation();
     fs::rename(scene.at("state.1"), scene.at("state.2")).unwrap();
-    scene.tracker.watches().drain().unwrap();
+    scene.tracker.drain().unwrap();
     scene.tracker.apply_all(vec![Change::Overflow]).unwrap();
     fs::rename(scene.at("state.0"), scene.at("state.1")).unwrap();
     fs::write(scene.at("state.0"), b"four").unwrap();

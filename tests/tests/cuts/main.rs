@@ -134,6 +134,11 @@ impl Node<'_> {
         self.job.scene.stop_flushers_in(&self.stage());
     }
 
+    /// It goes on.
+    fn continue_flusher(&self) {
+        self.job.scene.continue_flushers_in(&self.stage());
+    }
+
     /// Its processes die.
     fn kill(&self) {
         self.job.scene.kill_everything_in(&self.stage());
@@ -336,6 +341,33 @@ fn a_node_that_was_not_lost_takes_the_cut_back() {
     let listed = job.sheaf(&["ls"]).text();
     assert!(listed.contains("/2-1\n") && listed.contains("/more\n"), "{listed}");
     job.scene.verify();
+}
+
+/// A file is complete, and before it can be published somebody writes to it again, for a long time. Nothing waits for it for ever;
+/// but what another node says of it must not be seen without it.
+#[test]
+fn a_file_that_is_written_again_before_it_was_published_is_missed() {
+    let job = Job::new(2);
+    let nodes = [job.node("a"), job.node("b")];
+    let begin = |node: &Node<'_>, script: &str| {
+        let until = r#"until_there() { until [ -e "$1" ]; do sleep 0.01; done; }; cd ckpt"#;
+        process::start(&mut node.program(&format!("{until}; {script}; exec sleep 600"), &[]))
+    };
+    let writer = "echo 1 >first; until_there ../stopped; echo 2 >data; exec 3>>data; : >../written; until_there ../named; \
+                  echo 3 >after";
+    let namer = "until_there ../written; echo data >latest; : >../named";
+    let programs = [begin(&nodes[0], namer), begin(&nodes[1], writer)];
+    job.await_published("first", "1\n");
+    nodes[1].stop_flusher();
+    job.open_gate("stopped");
+    job.await_published("latest", "data\n");
+    until("the programs do not get on", || job.path("named").exists());
+    nodes[1].continue_flusher();
+    job.await_published("after", "3\n");
+    nodes.iter().for_each(Node::lose);
+    drop(programs);
+    assert_eq!(job.sheaf(&["ls", "--cut", "complete"]).text().lines().count(), 3, "the data is not published");
+    assert_eq!(job.node("c").restart("newest"), "first\n");
 }
 
 #[test]
