@@ -66,14 +66,14 @@ fn read_only() {
     }
 }
 
-/// As long as nothing has been published.
+/// Before anything is staged, and then as long as nothing has been published.
 #[test]
 fn a_wait_before_it_exists() {
     let scene = Scene::new(Engine::IoUring);
     let sheaf = format!("env -u LD_PRELOAD {}", artefact("sheaf").display());
     let script = format!(
-        "{sheaf} wait; exec 3>ckpt/state; echo staged >&3; test ! -e ckpt/.sheaf; {sheaf} wait; test ! -e ckpt/.sheaf; \
-         exec 3>&-; {sheaf} wait; test -e ckpt/.sheaf"
+        "{sheaf} wait; test ! -e ckpt/.sheaf; exec 3>ckpt/state; echo staged >&3; {sheaf} wait; exec 3>&-; {sheaf} wait; \
+         test -e ckpt/.sheaf"
     );
     scene.preloaded(&["bash", "-exc", &script]).expect_success();
     scene.drain();
