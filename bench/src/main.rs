@@ -7,6 +7,7 @@ mod measures;
 mod page;
 mod readme;
 mod result;
+mod scale;
 mod site;
 mod target;
 mod work;
@@ -39,6 +40,8 @@ enum Action {
         /// The page to change.
         readme: PathBuf,
     },
+    /// Make stores of many simulated nodes, and print what reading them takes.
+    Scale(scale::Scale),
     /// One of the measured programs; started by `run`.
     #[command(subcommand, hide = true)]
     Work(work::Work),
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Action::Run(options) => run(&options),
         Action::Readme { results, readme } => readme::update(&results, &readme),
+        Action::Scale(options) => scale::run(&options),
         Action::Work(work) => return work::main(work),
     };
     match outcome {

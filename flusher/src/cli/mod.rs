@@ -3,6 +3,7 @@
 //! What is printed on standard output is what was asked for; everything else goes to standard error.
 
 pub mod cat;
+pub mod catalog;
 pub mod cuts;
 pub mod doctor;
 pub mod drain;
@@ -98,6 +99,7 @@ enum Command {
     Merge(merge::MergeArgs),
     Verify(verify::VerifyArgs),
     Cuts(cuts::CutsArgs),
+    Catalog(catalog::CatalogArgs),
     Prune(prune::PruneArgs),
     Status(status::StatusArgs),
     Wait(wait::WaitArgs),
@@ -127,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Merge(arguments) => merge::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Cuts(arguments) => cuts::run(&arguments),
+        Command::Catalog(arguments) => catalog::run(&arguments),
         Command::Prune(arguments) => prune::run(arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Wait(arguments) => wait::run(&arguments),

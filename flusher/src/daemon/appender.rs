@@ -17,7 +17,7 @@ use crate::aggregate::{
     self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, PlanError, Recovered, Segment, SegmentPlan, TarNames,
 };
 use crate::engine::{Data, Engine, Target, WriteError, sync_directory};
-use crate::store::Sealed;
+use crate::store::{Names, Sealed};
 
 /// End of the name of an aggregate whose first block is being written.
 const ASIDE: &str = ".new";
@@ -263,17 +263,31 @@ fn publish_first_block(directory: &Path, node: &str, origin: Origin) -> io::Resu
     named.map(|()| (identity, target))
 }
 
-/// Writes the first block for one number after the other, until one is free.
+/// Gives it a name that is free: no file has it, nor the newest catalog.
 fn name_first_block(directory: &Path, identity: &mut Identity, target: &mut Target) -> io::Result<()> {
     target.allocate(0, 2 * BLOCK)?;
     loop {
-        let path = directory.join(format!("{}-{}.tar", identity.node, identity.incarnation));
-        if fs::symlink_metadata(&path).is_err() {
+        let taken = Names::read(directory)?;
+        let name = give_free_name(directory, identity, target, &taken)?;
+        // A catalog that was made meanwhile may have the name, for an aggregate that was reclaimed since.
+        if taken.are_newest(directory)? || Names::read(directory)?.allow(&name) {
+            return Ok(());
+        }
+        identity.incarnation += 1;
+    }
+}
+
+/// Writes the first block for one number after the other, until one is free. Yields the name.
+fn give_free_name(directory: &Path, identity: &mut Identity, target: &mut Target, taken: &Names) -> io::Result<String> {
+    loop {
+        let name = format!("{}-{}.tar", identity.node, identity.incarnation);
+        let path = directory.join(&name);
+        if taken.allow(&name) && fs::symlink_metadata(&path).is_err() {
             target.write_buffered(0, &aggregate::format_entry(identity))?;
             target.sync_data()?;
             match target.give_name(&path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                outcome => return outcome,
+                outcome => return outcome.map(|()| name),
             }
         }
         identity.incarnation += 1;
@@ -302,6 +316,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::store::{Outcome, build_catalog};
 
     #[test]
     fn node_names_are_file_names() {
@@ -322,6 +337,16 @@ mod tests {
         assert_eq!(names, ["n0-1.tar", "n0-2.tar"]);
         let recovered = aggregate::recover(&File::open(directory.path().join("n0-2.tar")).unwrap()).unwrap();
         assert_eq!(recovered.identity, second);
+    }
+
+    #[test]
+    fn a_name_that_a_catalog_has_is_not_given_again() {
+        let directory = tempfile::tempdir().unwrap();
+        publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
+        assert!(matches!(build_catalog(directory.path()), Ok(Outcome::Built(_))));
+        fs::remove_file(directory.path().join("n0-1.tar")).unwrap();
+        let (next, _) = publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
+        assert_eq!(next.incarnation, 2);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
-use crate::store::{Choice, Store};
+use crate::store::{Choice, Store, prepare_catalog};
 
 /// Pause before a store that could not be read is read again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -110,6 +110,7 @@ impl Reading {
 /// nodes; one that is still there from before is shown as it is.
 pub fn read(shared: &Shared, is_fresh: bool) {
     let mut said = None;
+    prepare_catalog(&shared.settings.store);
     loop {
         let read = Store::open_whole(&shared.settings.store, shared.stage_uuid).and_then(|mut store| {
             if shared.settings.cut == Choice::Complete {

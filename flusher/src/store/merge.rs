@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::catalog::Catalog;
 use super::cut::counts;
 use super::decision::Decision;
 use super::{Aggregate, AggregateId, Files, MergeKey, Store, View, open_file};
@@ -19,7 +20,7 @@ use crate::aggregate::{
 };
 
 /// Aggregates that are read at the same time: on a parallel file system the waiting counts, not the CPU.
-const READERS: usize = 16;
+pub(super) const READERS: usize = 16;
 /// How often a store that changes meanwhile is read.
 const READ_ATTEMPTS: usize = 100;
 
@@ -118,11 +119,17 @@ impl Store {
         for source in &self.sources {
             if fs::metadata(source).is_ok_and(|metadata| !metadata.is_dir()) {
                 files.aggregates.push(source.clone());
+                files.inodes.push(0);
                 continue;
             }
             let of_source = Files::of(source)?;
             files.aggregates.extend(of_source.aggregates);
+            files.inodes.extend(of_source.inodes);
             files.decisions.extend(of_source.decisions);
+            // A catalog speaks of the store that it lies in, by names.
+            if self.sources.len() == 1 {
+                files.catalogs = of_source.catalogs;
+            }
         }
         Ok(files)
     }
@@ -200,9 +207,9 @@ impl Store {
 
     /// Yields what is new, and whether every file was still there.
     fn read_additions(&mut self, files: &Files) -> (Vec<Addition>, bool) {
-        let Files { aggregates: files, decisions } = files;
-        let known: Vec<Option<usize>> = files.iter().map(|file| self.position(file)).collect();
+        let known: Vec<Option<usize>> = files.aggregates.iter().map(|file| self.position(file)).collect();
         let results = self.read_all(files, &known);
+        let Files { aggregates: files, decisions, .. } = files;
         self.notes.clear();
         let mut complete = self.read_decisions(decisions);
         let mut additions = Vec::new();
@@ -259,33 +266,18 @@ impl Store {
         true
     }
 
-    fn read_all(&self, files: &[PathBuf], known: &[Option<usize>]) -> Vec<Result<Recovered, ReadError>> {
-        let next = AtomicUsize::new(0);
-        let results: Vec<_> = files.iter().map(|_| Mutex::new(None)).collect();
-        std::thread::scope(|scope| {
-            for _ in 0..READERS.min(files.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(file) = files.get(index) else { break };
-                        *results[index].lock() = Some(self.read_one(file, known[index]));
-                    }
-                });
+    fn read_all(&self, files: &Files, known: &[Option<usize>]) -> Vec<Result<Recovered, ReadError>> {
+        // What cannot be read of a catalog is read of the aggregates.
+        let catalog = if self.trusts_catalog { Catalog::newest(files).ok().flatten() } else { None };
+        let all: Vec<_> = files.aggregates.iter().zip(&files.inodes).zip(known).collect();
+        in_parallel(&all, &|((file, inode), known)| {
+            let by_catalog = || catalog.as_ref()?.recover(file, *inode);
+            match known.map(|index| &self.aggregates[index]).filter(|aggregate| !aggregate.is_forgotten()) {
+                Some(aggregate) => recover_from(&open_file(file)?, aggregate.published_end, aggregate.next_sequence),
+                None if self.salvages => salvage(&open_file(file)?).map(recovered_from),
+                None => by_catalog().map_or_else(|| recover(&open_file(file)?), Ok),
             }
-        });
-        let missing = || Err(ReadError::Io(io::Error::other("was not read")));
-        results.into_iter().map(|result| result.into_inner().unwrap_or_else(missing)).collect()
-    }
-
-    fn read_one(&self, file: &Path, known: Option<usize>) -> Result<Recovered, ReadError> {
-        let source = open_file(file)?;
-        if self.salvages {
-            return salvage(&source).map(recovered_from);
-        }
-        match known.map(|index| &self.aggregates[index]) {
-            Some(aggregate) => recover_from(&source, aggregate.published_end, aggregate.next_sequence),
-            None => recover(&source),
-        }
+        })
     }
 
     pub(super) fn apply(&mut self, additions: &[Addition]) {
@@ -295,4 +287,23 @@ impl Store {
             self.last_applied = self.last_applied.max(Some(step.key));
         }
     }
+}
+
+/// Does the same with each, by as many threads as a store is read by.
+pub(super) fn in_parallel<T: Copy + Sync, R: Send>(all: &[T], work: &(dyn Fn(T) -> R + Sync)) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let results: Vec<Mutex<Option<R>>> = all.iter().map(|_| Mutex::new(None)).collect();
+    let go_on = || {
+        while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < all.len()) {
+            *results[index].lock() = Some(work(all[index]));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..READERS.min(all.len()) {
+            // Without a helper it takes longer.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, go_on);
+        }
+        go_on();
+    });
+    results.into_iter().filter_map(Mutex::into_inner).collect()
 }

@@ -3,6 +3,7 @@
 //! Opening reads every aggregate's published records and merges them by time. Data leaves it only after its checksum
 //! has been found right. Nothing here changes an aggregate, and one that is damaged or foreign never hides the others.
 
+mod catalog;
 mod content;
 mod cut;
 mod decision;
@@ -16,10 +17,12 @@ mod view;
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirEntryExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use catalog::Names;
+pub use catalog::{Built, Outcome, build as build_catalog, prepare as prepare_catalog};
 pub use cut::{Choice, Cut, Hidden, NO_LIMIT, cuts};
 pub use file::AggregateFile;
 pub use lock::{Lock, lock_aggregate, lock_store, try_lock};
@@ -99,6 +102,11 @@ impl Aggregate {
         (self.watermark_ns, self.acknowledged_ns) = (self.identity.watermark_ns, self.identity.acknowledged_ns);
     }
 
+    /// Whether nothing is known but that it was there.
+    fn is_forgotten(&self) -> bool {
+        self.next_sequence == FIRST_SEQUENCE
+    }
+
     /// Opens its file. One that has been given its name since is another.
     fn open(&self) -> io::Result<File> {
         let path = self.path.display();
@@ -155,6 +163,8 @@ pub struct Store {
     node: String,
     /// Whether what lies behind damage is read, too.
     salvages: bool,
+    /// Whether aggregates that a catalog has need not be read themselves.
+    trusts_catalog: bool,
     /// What has been decided to count of aggregates whose nodes are lost.
     decisions: Vec<Decision>,
     /// The stage that this process publishes for: nothing of it is hidden from it.
@@ -182,27 +192,35 @@ pub fn aggregate_files(path: &Path) -> io::Result<Vec<PathBuf>> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Files {
     aggregates: Vec<PathBuf>,
+    /// Their inodes, as the listing has them.
+    inodes: Vec<u64>,
     decisions: Vec<PathBuf>,
+    catalogs: Vec<PathBuf>,
 }
 
 impl Files {
     /// Those of a directory, sorted by name.
     fn of(directory: &Path) -> io::Result<Files> {
         let mut files = Files::default();
+        let mut aggregates = Vec::new();
         let entries = match fs::read_dir(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
             result => result?,
         };
         for entry in entries {
-            let path = entry?.path();
+            let entry = entry?;
+            let path = entry.path();
             match path.extension() {
-                Some(extension) if extension == SUFFIX => files.aggregates.push(path),
+                Some(extension) if extension == SUFFIX => aggregates.push((path, entry.ino())),
                 Some(extension) if extension == decision::SUFFIX => files.decisions.push(path),
+                Some(extension) if extension == catalog::SUFFIX => files.catalogs.push(path),
                 _ => {}
             }
         }
-        files.aggregates.sort();
+        aggregates.sort();
+        (files.aggregates, files.inodes) = aggregates.into_iter().unzip();
         files.decisions.sort();
+        files.catalogs.sort();
         Ok(files)
     }
 }
@@ -264,7 +282,7 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn salvage(sources: &[PathBuf]) -> io::Result<Store> {
-        let mut store = Store { salvages: true, ..Store::empty(sources) };
+        let mut store = Store { salvages: true, trusts_catalog: false, ..Store::empty(sources) };
         store.load()?;
         Ok(store)
     }
@@ -278,6 +296,7 @@ impl Store {
             last_applied: None,
             node: node_name(),
             salvages: false,
+            trusts_catalog: true,
             decisions: Vec::new(),
             own_stage: None,
             is_complete: false,

@@ -195,7 +195,8 @@ impl Planner {
     /// # Errors
     /// When it cannot be listed, or changes faster than it can be read.
     pub fn read(directory: &Path, skew: Duration) -> io::Result<Planner> {
-        let mut store = Store::empty(&[directory.to_owned()]);
+        // Nothing is removed because of a catalog.
+        let mut store = Store { trusts_catalog: false, ..Store::empty(&[directory.to_owned()]) };
         let history = store.load_history()?;
         Ok(Planner { store, history, nobody_else_writes: false, skew })
     }

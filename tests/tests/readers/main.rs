@@ -2,6 +2,7 @@
 //!
 //! After the end, and on copies taken while the flusher is appending.
 
+mod catalog;
 mod merge;
 
 use std::collections::BTreeSet;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sheaf_tests::{Engine, Finished, Scene, process};
 
+use super::catalog::catalogs;
 use super::{assert_exact, input};
 
 /// Where the result goes.
@@ -17,12 +18,12 @@ fn merge(scene: &Scene) -> Finished {
 }
 
 /// Everything that a store or an aggregate shows, with attributes and times.
-fn listing(scene: &Scene, source: &Path) -> String {
+pub(super) fn listing(scene: &Scene, source: &Path) -> String {
     process::run(scene.sheaf_command().args(["ls", "--json"]).arg(source)).expect_success().text()
 }
 
 /// A program on a node of this name, natively and with Sheaf.
-fn on_node(scene: &Scene, node: &str, script: &str) {
+pub(super) fn on_node(scene: &Scene, node: &str, script: &str) {
     scene.native(&["bash", "-c", script]).expect_success();
     let named = format!("hostname {node} && {script}");
     scene.preloaded(&["unshare", "--uts", "bash", "-c", &named]).expect_success();
@@ -53,6 +54,11 @@ fn of_64_nodes() {
     merge(&scene).expect_success();
     assert_eq!(listing(&scene, &output(&scene)), listing(&scene, &scene.store()));
     assert_exact(&scene, &output(&scene));
+    // Who comes to so many aggregates makes a catalog of them.
+    on_node(&scene, "node64", "cat ckpt/all/rank.0 ckpt/latest >ckpt/last");
+    assert_eq!(catalogs(&scene).len(), 1);
+    fs::remove_file(output(&scene)).expect("it was just made");
+    merge(&scene).expect_success();
     assert_restarts_from_it(&scene);
 }
 
