@@ -20,11 +20,11 @@ use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::aside::Aside;
 use super::lock::{Lock, lock_aggregate, lock_store};
 use super::merge::{READERS, in_parallel};
 use super::{Files, open_file};
 use crate::aggregate::{ReadAt, Recovered, Stop, crc32c, recover};
-use crate::daemon::node_name;
 use crate::engine::{give_name, sync_directory};
 
 /// End of the names of catalogs in a store; before it stands a number, the newest has the largest.
@@ -414,28 +414,6 @@ pub fn build(store: &Path) -> io::Result<Outcome> {
         let _ = fs::remove_file(path);
     }
     Ok(Outcome::Built(built))
-}
-
-/// A file under a name that nobody reads, which is removed unless it gets another.
-struct Aside {
-    path: PathBuf,
-    file: File,
-}
-
-impl Aside {
-    fn create(store: &Path) -> io::Result<Aside> {
-        let mut random = [0; 8];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-        // Named like an aggregate that is being made: what a killed process leaves is removed in the same way.
-        let path = store.join(format!(".{}-{:016x}.new", node_name(), u64::from_ne_bytes(random)));
-        Ok(Aside { file: File::create_new(&path)?, path })
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
 }
 
 fn write(file: &File, files: &Files, old: Option<&Catalog>) -> io::Result<Built> {

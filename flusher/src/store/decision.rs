@@ -5,17 +5,16 @@
 //! lost, or somebody asks for all of it. Else a decision is never changed, and two who decide at once about the same aggregates decide alike.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use sheaf_common::layout;
 
 use super::NO_LIMIT;
+use super::aside::Aside;
 use crate::aggregate::{crc32c, hexadecimal, parse_uuid};
-use crate::engine::sync_directory;
+use crate::engine::{give_name, sync_directory};
 
 /// End of the names of decisions in a store.
 pub(super) const SUFFIX: &str = "cut";
@@ -118,11 +117,7 @@ impl Decision {
     /// # Errors
     /// From the file system.
     pub fn write(&self, store: &Path) -> io::Result<()> {
-        self.write_by(store, |aside, path| match renameat_with(CWD, aside, CWD, path, RenameFlags::NOREPLACE) {
-            // Not every network file system can. A second name that is made never replaces one either.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::hard_link(aside, path),
-            outcome => outcome.map_err(io::Error::from),
-        })
+        self.write_by(store, give_name)
     }
 
     /// Takes it back for good: everything counts.
@@ -141,15 +136,10 @@ impl Decision {
     }
 
     fn write_by(&self, store: &Path, give_name: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
-        let path = self.path(store);
-        let mut random = [0; 8];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-        let aside = store.join(format!(".{:016x}.new", u64::from_ne_bytes(random)));
-        let mut file = File::create(&aside)?;
-        file.write_all(self.encode().as_bytes())?;
-        file.sync_all()?;
-        let named = give_name(&aside, &path);
-        let _ = fs::remove_file(&aside);
+        let mut aside = Aside::create(store)?;
+        aside.file.write_all(self.encode().as_bytes())?;
+        aside.file.sync_all()?;
+        let named = give_name(&aside.path, &self.path(store));
         match named {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => sync_directory(store),

@@ -3,6 +3,7 @@
 //! Opening reads every aggregate's published records and merges them by time. Data leaves it only after its checksum
 //! has been found right. Nothing here changes an aggregate, and one that is damaged or foreign never hides the others.
 
+mod aside;
 mod catalog;
 mod content;
 mod cut;
