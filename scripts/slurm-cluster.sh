@@ -43,7 +43,7 @@ ClusterName=sheaf
 SlurmctldHost=controller($controller_address)
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=$state/munge/socket
+AuthInfo=socket=$state/munge/socket,cred_expire=10
 SlurmUser=root
 SlurmdUser=root
 MailProg=/bin/true

@@ -21,8 +21,6 @@ use crate::Failure;
 const FILES_OF_NODE: u64 = 100;
 /// Each of them, all of it a hole: names are what is measured.
 const FILE_BYTES: u64 = 1 << 20;
-/// Of larger stores it is not measured what pruning takes: it grows with the square.
-const PRUNED_NODES: u64 = 1000;
 /// When the first operation happened.
 const START_NS: u64 = 1_700_000_000_000_000_000;
 
@@ -88,9 +86,7 @@ pub fn run(options: &Scale) -> Result<(), Failure> {
         );
         row("`sheaf catalog`, made anew", &cost(&store, &["catalog", &path])?);
         row("`sheaf cuts`", &cost(&store, &["cuts", &path])?);
-        if nodes <= PRUNED_NODES {
-            row("`sheaf prune --dry-run`", &cost(&store, &["prune", "--dry-run", "--all-nodes", &path])?);
-        }
+        row("`sheaf prune --dry-run`", &cost(&store, &["prune", "--dry-run", "--all-nodes", &path])?);
         fs::remove_dir_all(&store)?;
     }
     println!("{table}");

@@ -22,6 +22,8 @@ pub const PAYLOAD_MAX: usize = 16 * 1024;
 pub const IN_PROGRESS: i32 = -1;
 /// Longest time between two packets of a flusher that is at work, in milliseconds.
 pub const PROGRESS_INTERVAL_MS: u64 = 1000;
+/// In the value of a reply to [`Kind::Hello`]: the stage ends with the job, and this client is the first to hear of it.
+pub const STAGE_IS_TRANSIENT: u64 = 1 << 63;
 /// Silence after which the tools give the flusher up, in milliseconds. Programs do so after SHEAF_TIMEOUT.
 pub const SILENCE_LIMIT_MS: u64 = 30_000;
 
@@ -29,7 +31,8 @@ pub const SILENCE_LIMIT_MS: u64 = 30_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
-    /// "I capture": the flusher stays while the peer process lives. No payload.
+    /// "I capture": the flusher stays while the peer process lives. No payload. Value, of the two that follow, too: how many
+    /// names a cut hides, if nobody has been told, and [`STAGE_IS_TRANSIENT`].
     Hello = 1,
     /// Make the tree's mirror of a directory (payload: canonical path), with stubs for what the store holds in it.
     /// `ENOENT` when the directory does not exist, neither on the parallel file system nor in the store.

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use sheaf_common::configuration::Level;
 use sheaf_common::layout;
-use sheaf_common::protocol::{IN_PROGRESS, Kind, REPLY_HEADER, Reply, Request};
+use sheaf_common::protocol::{IN_PROGRESS, Kind, REPLY_HEADER, Reply, Request, STAGE_IS_TRANSIENT};
 
 use crate::configuration::Configuration;
 use crate::listing;
@@ -494,7 +494,7 @@ fn ask(configuration: &Configuration, socket: &Descriptor, kind: Kind, payload: 
             IN_PROGRESS => {}
             status if status >= 0 => {
                 if matches!(kind, Kind::Hello | Kind::Populate | Kind::PopulateBelow) && reply.value > 0 {
-                    tell_what_is_hidden(configuration, reply.value);
+                    tell(configuration, reply.value);
                 }
                 return Ok(status);
             }
@@ -503,7 +503,26 @@ fn ask(configuration: &Configuration, socket: &Descriptor, kind: Kind, payload: 
     }
 }
 
-/// The flusher has cut something off, and this process is the first that hears of it.
+/// There is news, and this process is the first that hears of it.
+fn tell(configuration: &Configuration, news: u64) {
+    let files = news & !STAGE_IS_TRANSIENT;
+    if files > 0 {
+        tell_what_is_hidden(configuration, files);
+    }
+    if news & STAGE_IS_TRANSIENT != 0 {
+        log::say(
+            configuration,
+            Level::Warn,
+            format_args!(
+                "sheaf: the stage {} is this job's own and ends with it: only what is published by then survives ('sheaf run' \
+                 waits for that; SHEAF_STAGE can name storage that outlives jobs)",
+                Shown(configuration.stage)
+            ),
+        );
+    }
+}
+
+/// The flusher has cut something off.
 fn tell_what_is_hidden(configuration: &Configuration, files: u64) {
     log::say(
         configuration,

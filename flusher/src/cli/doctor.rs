@@ -20,6 +20,7 @@ use super::{FOUND_A_PROBLEM, Failure, imports, program_file, run};
 use crate::engine::{self, ALIGNMENT, Data, Target};
 use crate::settings::{Settings, SettingsError};
 use crate::stage::lease;
+use crate::stage::transient::is_transient;
 
 /// File systems by their statfs(2) magic; those that carry a stage well come first.
 const FILE_SYSTEMS: [(u64, &str); 11] = [
@@ -203,6 +204,9 @@ fn tier_finding(subject: String, tier: &Path) -> Finding {
             bad(subject, format!("{text}; it does not say when a file is complete (leases); name another tier"))
         }
         Ok(true) if !tested => warning(subject, format!("{text}; Sheaf is not tested on it as a stage")),
+        Ok(true) if is_transient(tier) => {
+            warning(subject, format!("{text}; only this job sees it: what is not published when the job ends is lost"))
+        }
         Ok(true) if free < SMALL_STAGE => warning(subject, format!("{text}: little room for checkpoints")),
         Ok(true) => good(subject, text),
     }

@@ -42,6 +42,9 @@ pub struct PruneArgs {
     store: PathBuf,
 }
 
+/// Why an aggregate stays that would free less than it costs.
+const MOSTLY_ALIVE: &str = "more than half of it is alive";
+
 /// What becomes of one aggregate.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -130,6 +133,10 @@ impl Pruning<'_> {
             }
             lock => lock,
         };
+        // A plan replays the whole store, and this one would copy all that is alive.
+        if candidate.live.bytes > candidate.written_bytes / 2 {
+            return Ok(Row { stays: Some(MOSTLY_ALIVE.to_owned()), ..row });
+        }
         let own = self.output.as_ref().map(|(appender, _)| appender.identity().uuid);
         let plan = match self.planner.plan(candidate.uuid, &HashSet::new(), own) {
             Ok(plan) => plan,
@@ -137,7 +144,7 @@ impl Pruning<'_> {
         };
         row.copied_records = plan.copies.len();
         if !plan.frees_half_of(candidate.written_bytes) {
-            return Ok(Row { stays: Some("more than half of it is alive".to_owned()), ..row });
+            return Ok(Row { stays: Some(MOSTLY_ALIVE.to_owned()), ..row });
         }
         if !self.dry_run {
             if let Err(error) = self.copy(&plan) {

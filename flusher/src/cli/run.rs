@@ -178,7 +178,7 @@ fn greet_flusher(settings: &Settings) {
     let greeted = client::connect_or_start(settings, &stage).and_then(|client| {
         let reply = client.request(Kind::Hello, &[])?;
         if reply.value > 0 {
-            tell_what_is_hidden(&client);
+            tell(&client);
         }
         Ok(client)
     });
@@ -195,12 +195,16 @@ fn greet_flusher(settings: &Settings) {
     }
 }
 
-/// The flusher has cut something off, and this process is the first that hears of it.
-fn tell_what_is_hidden(client: &Client) {
+/// There is news of the flusher's, and this process is the first that hears of it.
+fn tell(client: &Client) {
     let status = client.request(Kind::Status, &[]).ok();
     let status = status.and_then(|reply| serde_json::from_slice::<Value>(&reply.payload).ok()).unwrap_or_default();
     if let Some(hidden) = status["hidden"].as_str() {
         eprintln!("sheaf: {hidden}");
+    }
+    if status["stage_ends_with_job"] == Value::Bool(true) {
+        let stage = status["stage"].as_str().unwrap_or_default();
+        eprintln!("sheaf: the stage {stage} is this job's own and ends with it; what is not published by then is lost");
     }
 }
 

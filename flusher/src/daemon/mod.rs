@@ -32,6 +32,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use sheaf_common::configuration::Level;
 use sheaf_common::layout;
+use sheaf_common::protocol::STAGE_IS_TRANSIENT;
 
 use crate::client::Client;
 use crate::engine;
@@ -43,6 +44,7 @@ use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
 use crate::stage::source::LeaseKeeper;
 use crate::stage::tracker::{Hydrated, LeftOut, Tracker};
+use crate::stage::transient;
 use crate::store::Store;
 use announce::Announcement;
 use clients::Clients;
@@ -92,8 +94,9 @@ pub struct Shared {
     newest_ns: AtomicU64,
     /// Up to which time the store says that somebody was told so.
     acknowledged_ns: AtomicU64,
-    /// How many names are not shown because nodes were lost, until a program has been told.
-    hidden_files: AtomicU64,
+    /// What a program has to be told, until one has been: how many names are not shown because nodes were lost, and
+    /// [`STAGE_IS_TRANSIENT`].
+    news: AtomicU64,
     published: AtomicU64,
     written_bytes: AtomicU64,
     /// Files of the newest batch that were left out of it, by path and inode.
@@ -116,6 +119,8 @@ pub struct Status {
     pub store: String,
     /// The stage directory.
     pub stage: String,
+    /// Whether it lies in memory that only this job sees: what is not published when the job ends is lost.
+    pub stage_ends_with_job: bool,
     /// `io_uring` or `pwrite`.
     pub engine: String,
     /// The aggregate being written.
@@ -234,6 +239,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(reason) = &why_not_io_uring {
         log::warn!("writing with pwrite: {reason}");
     }
+    let status = first_status(&settings, &stage, engine.name());
     let shared = Arc::new(Shared {
         zones,
         store: RwLock::new(Store::unread(&settings.store)),
@@ -252,11 +258,11 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         watermark_ns: AtomicU64::new(watermark_ns),
         newest_ns: AtomicU64::new(0),
         acknowledged_ns: AtomicU64::new(0),
-        hidden_files: AtomicU64::new(0),
+        news: AtomicU64::new(if status.stage_ends_with_job { STAGE_IS_TRANSIENT } else { 0 }),
         published: AtomicU64::new(0),
         left_out: Mutex::default(),
         errors: Mutex::default(),
-        status: Mutex::new(first_status(&settings, &stage, engine.name())),
+        status: Mutex::new(status),
         stage_limit,
         main_wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         stage,
@@ -295,6 +301,7 @@ fn first_status(settings: &Settings, stage: &Stage, engine: &str) -> Status {
         pid: std::process::id(),
         store: settings.store.display().to_string(),
         stage: stage.directory().display().to_string(),
+        stage_ends_with_job: transient::is_transient(stage.directory()),
         engine: engine.to_string(),
         ..Status::default()
     }

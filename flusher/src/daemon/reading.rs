@@ -118,7 +118,7 @@ pub fn read(shared: &Shared, is_fresh: bool) {
             }
             if is_fresh && let Some(hidden) = store.decide(shared.settings.cut, shared.settings.skew)? {
                 log::warn!("{hidden}");
-                shared.hidden_files.store(hidden.files as u64, Ordering::SeqCst);
+                shared.news.fetch_add(hidden.files as u64, Ordering::SeqCst);
                 shared.status.lock().hidden = Some(hidden.to_string());
             }
             Ok(store)

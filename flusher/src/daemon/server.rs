@@ -123,7 +123,7 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             shared.wake();
             await_known(shared, connection, Known::Compared)?;
             await_announced(shared, connection)?;
-            connection.reply(0, shared.hidden_files.swap(0, Ordering::SeqCst), b"")
+            connection.reply(0, shared.news.swap(0, Ordering::SeqCst), b"")
         }
         Kind::CatchUp => {
             await_known(shared, connection, Known::CaughtUp)?;
@@ -139,7 +139,7 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
                 // when the store does not answer.
                 let result =
                     wait(connection, &receiver, Some(shared.settings.timeout))?.unwrap_or(Err(Errno::TIMEDOUT));
-                connection.reply(status(result), shared.hidden_files.swap(0, Ordering::SeqCst), b"")
+                connection.reply(status(result), shared.news.swap(0, Ordering::SeqCst), b"")
             }
             Some(path) => answer_hydrate(shared, connection, path),
             None => connection.reply(Errno::INVAL.raw_os_error(), 0, b""),

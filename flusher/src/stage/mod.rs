@@ -15,6 +15,7 @@ pub mod source;
 pub mod tracker;
 #[cfg(test)]
 mod tracker_tests;
+pub mod transient;
 pub mod watch;
 
 use std::ffi::OsStr;

@@ -15,7 +15,7 @@ use sheaf_common::room;
 use super::Stage;
 
 /// `TMPFS_MAGIC` of statfs(2).
-const TMPFS: u64 = 0x0102_1994;
+pub(super) const TMPFS: u64 = 0x0102_1994;
 /// A limit from here on is none: cgroup v1 shows the largest number of pages.
 const NO_LIMIT: u64 = 1 << 60;
 

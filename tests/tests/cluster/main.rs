@@ -210,6 +210,121 @@ fn what_was_acknowledged_survives_the_crash_of_its_node() {
     }
 }
 
+#[test]
+fn tasks_of_an_array_share_nodes_and_store() {
+    let site = Site::new("");
+    let write = "seq $SLURM_ARRAY_TASK_ID 100000 >ckpt/task-$SLURM_ARRAY_TASK_ID";
+    for task in 0..6 {
+        let mut command = site.scene.native_command("sh");
+        process::run(command.env("SLURM_ARRAY_TASK_ID", task.to_string()).args(["-c", write])).expect_success();
+    }
+    let script = format!("srun {SHEAF} run --paths '/mnt/shared/ckpt/**' -- sh -c '{write}'");
+    let sbatch = ["sbatch", "--wait", "--array=0-5", "--chdir=/mnt/shared", "--output=said-%A_%a", "--wrap", &script];
+    site.cluster.run(&sbatch).expect_success();
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n3"), site.scene.native_snapshot());
+}
+
+/// Writes its checkpoint when it is told that its time is over.
+const TOLD: &str = r#"trap 'trap "" USR1; seq 200000 >ckpt/$SLURMD_NODENAME; exit 0' USR1
+touch ready-$SLURMD_NODENAME; while :; do sleep 0.1; done"#;
+
+#[test]
+fn a_checkpoint_that_a_signal_before_the_end_asks_for_is_published() {
+    let site = Site::new("");
+    let run = |srun: &[&str], nodes: &[&str], signal: &[&str]| {
+        let mut job = site.cluster.start(srun);
+        for node in nodes {
+            while !site.scene.captured_directory().join(format!("ready-{node}")).exists() {
+                assert!(!job.wait_for(Duration::from_millis(20)), "{}", job.finish().describe());
+            }
+            let write = format!("seq 200000 >ckpt/{node}");
+            process::run(site.scene.native_command("sh").args(["-c", &write])).expect_success();
+        }
+        site.cluster.run(&[&["scancel", "--signal=USR1"], signal].concat()).expect_success();
+        job.finish().expect_success();
+    };
+    // To the tasks of a step, as `--signal` does when the time is nearly over.
+    let srun = ["srun", "-J", "step", "--chdir=/mnt/shared", "-N2", "-w", "n0,n1"];
+    run(&[&srun[..], &RUN, &["bash", "-c", TOLD]].concat(), &["n0", "n1"], &["-n", "step"]);
+    // To a batch script and all that it has started, the flusher's launcher among them.
+    fs::write(site.scene.captured_directory().join("told"), TOLD).expect("the scene is ours");
+    let script = format!("exec {SHEAF} run --paths '/mnt/shared/ckpt/**' -- bash told");
+    let sbatch = ["sbatch", "--wait", "-J", "batch", "--chdir=/mnt/shared", "-w", "n2", "--wrap", &script];
+    run(&sbatch, &["n2"], &["-n", "batch", "--full"]);
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n3"), site.scene.native_snapshot());
+}
+
+/// Goes on from its newest checkpoint; when it was started again, for three more.
+const COUNTER: &str = r#"last=$(cat ckpt/latest || echo 0)
+[ "$last" = 0 ] || cmp ckpt/step-$last <(seq $last $((last + 20000))) || exit 9
+echo "$SLURMD_NODENAME $last" >>started
+for n in $(seq $((last + 1)) 100000); do
+    seq $n $((n + 20000)) >ckpt/step-$n && echo $n >ckpt/.latest && mv ckpt/.latest ckpt/latest || exit 8
+    env -u LD_PRELOAD $SHEAF wait || exit 7
+    echo $n >>acknowledged
+    [ -z "$SLURM_RESTART_COUNT" ] || [ $n -lt $((last + 3)) ] || exit 0
+done"#;
+
+#[test]
+fn a_job_that_is_requeued_when_its_node_crashes_goes_on_elsewhere() {
+    let site = Site::new("");
+    let shared = site.scene.captured_directory();
+    fs::write(shared.join("counter"), COUNTER).expect("the scene is ours");
+    let script = format!("SHEAF={SHEAF} srun {SHEAF} run --paths '/mnt/shared/ckpt/**' -- bash counter");
+    let sbatch = ["sbatch", "--wait", "--requeue", "--chdir=/mnt/shared", "--output=said-%j", "--wrap", &script];
+    let mut job = site.cluster.start(&sbatch);
+    let lines = |file: &str| fs::read_to_string(shared.join(file)).unwrap_or_default();
+    while lines("acknowledged").lines().count() < 3 {
+        assert!(!job.wait_for(Duration::from_millis(20)), "{}", job.finish().describe());
+    }
+    let first = lines("started").split(' ').next().expect("it has said so").to_owned();
+    site.cluster.crash(&first);
+    // What the controller finds out by itself in a minute.
+    let down = ["scontrol", "update", &format!("NodeName={first}"), "State=DOWN", "Reason=crashed"];
+    site.cluster.run(&down).expect_success();
+    let acknowledged = lines("acknowledged").lines().count();
+    job.finish().expect_success();
+    let started = lines("started");
+    let again: Vec<&str> = started.lines().nth(1).expect("it was started again").split(' ').collect();
+    assert_ne!(again[0], first);
+    let last: usize = again[1].parse().expect("a number");
+    assert!(last >= acknowledged, "{acknowledged} were acknowledged, and it went on from {last}");
+    site.scene.verify();
+}
+
+/// Starts the rest of the line with a /dev/shm of its own, as `job_container/tmpfs` does for each job.
+const PRIVATE: [&str; 6] =
+    ["unshare", "--mount", "sh", "-c", r#"mount -t tmpfs -o mode=1777 shm /dev/shm && exec "$@""#, "-"];
+
+#[test]
+fn who_has_a_shared_memory_of_the_jobs_own_is_told_what_survives() {
+    let site = Site::new("");
+    let write = "for name in a b c; do seq 200000 >ckpt/$SLURMD_NODENAME-$name; done";
+    for node in ["n0", "n1"] {
+        let mut command = site.scene.native_command("sh");
+        process::run(command.env("SLURMD_NODENAME", node).args(["-c", write])).expect_success();
+    }
+    let told = |finished: &Finished| String::from_utf8_lossy(&finished.stderr).matches("this job's own").count();
+    let srun = |words: &[&str]| {
+        let srun = ["srun", "--chdir=/mnt/shared", "-N2", "-w", "n0,n1"];
+        site.cluster.run(&[&srun[..], &PRIVATE, words].concat()).expect_success()
+    };
+    // One line for each node, whatever the number of processes.
+    let several = format!("({write}); ({write}); exec env -u LD_PRELOAD {SHEAF} wait");
+    let preload = ["env", "LD_PRELOAD=/mnt/installed/libsheaf.so", PATHS];
+    let preloaded = srun(&[&preload[..], &["sh", "-c", &several]].concat());
+    assert_eq!(told(&preloaded), 2, "{}", preloaded.describe());
+    let launched = srun(&[&RUN[..], &["sh", "-c", write]].concat());
+    assert_eq!(told(&launched), 2, "{}", launched.describe());
+    assert_eq!(site.seen_on("n3"), site.scene.native_snapshot());
+    let doctor = srun(&["env", PATHS, SHEAF, "doctor"]).text();
+    assert_eq!(doctor.matches("only this job sees it").count(), 2, "{doctor}");
+    let outside = site.cluster.on("n2", &["env", PATHS, SHEAF, "doctor"]).text();
+    assert!(!outside.contains("only this job sees it"), "{outside}");
+}
+
 /// LAMMPS' table of steps: the rest of what it prints is times and memory.
 fn thermo(finished: &Finished) -> String {
     let text = finished.text();
