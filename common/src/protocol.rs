@@ -57,11 +57,14 @@ pub enum Kind {
     /// Answer when the mirrors show what other nodes had published when this flusher started. The peer is no client by that.
     /// `ETIMEDOUT` when the store cannot be read in time. No payload.
     CatchUp = 11,
+    /// Answer when the mirrors show what other nodes have published by now. The peer is no client by that. `ETIMEDOUT` when the store
+    /// does not answer in time, `EIO` when it cannot be read. No payload.
+    Refresh = 12,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Hello,
         Kind::Populate,
         Kind::Hydrate,
@@ -73,6 +76,7 @@ impl Kind {
         Kind::Sync,
         Kind::Room,
         Kind::CatchUp,
+        Kind::Refresh,
     ];
 
     /// The kind of this number, if there is one.

@@ -30,6 +30,11 @@ fn wants(policy: Durable) -> bool {
     POLICY.load(Ordering::Relaxed) >= policy as u8
 }
 
+/// Whether what was closed on one node is to be seen by whoever opens it on another.
+pub fn is_close_to_open() -> bool {
+    wants(Durable::Close)
+}
+
 /// close(2).
 pub unsafe fn close(fd: c_int) -> c_int {
     if wants(Durable::Close) {

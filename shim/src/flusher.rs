@@ -56,6 +56,9 @@ const UNTOLD: u32 = u32::MAX;
 /// When, in seconds, no flusher could be had to catch up, 0 for never.
 static BEHIND_SINCE_S: AtomicU64 = AtomicU64::new(0);
 
+/// When, in seconds, the store had no answer to what other nodes have published, 0 for never.
+static UNSEEN_SINCE_S: AtomicU64 = AtomicU64::new(0);
+
 static LATE: [AtomicU64; LATE_DIRECTORIES] = [const { AtomicU64::new(0) }; LATE_DIRECTORIES];
 /// The process that is starting a flusher, 0 for none.
 static STARTER: AtomicI32 = AtomicI32::new(0);
@@ -150,6 +153,25 @@ pub fn catch_up(configuration: &Configuration) -> Result<bool> {
             if known == 0 { Err(error) } else { Ok(false) }
         }
     }
+}
+
+/// Has the mirrors show what other nodes have published until now, as far as that can be had: false when nothing may have changed.
+/// For a mirror that has not caught up see [`catch_up`].
+#[cold]
+pub fn refresh(configuration: &Configuration) -> bool {
+    let unseen_since_s = UNSEEN_SINCE_S.load(Ordering::Relaxed);
+    let is_held = unseen_since_s != 0 && now_seconds().saturating_sub(unseen_since_s) < LATE_HOLD_S;
+    let has_caught_up = has_caught_up(configuration) || CAUGHT_UP.load(Ordering::Relaxed) == UNTOLD;
+    if is_held || !has_caught_up {
+        return false;
+    }
+    let outcome = request(configuration, Kind::Refresh, b"");
+    log::decision(configuration, "refresh", configuration.stage, if outcome.is_ok() { "done" } else { "not possible" });
+    let since_s = if outcome == Err(Errno(libc::ETIMEDOUT)) { now_seconds() } else { 0 };
+    if since_s != unseen_since_s {
+        UNSEEN_SINCE_S.store(since_s, Ordering::Relaxed);
+    }
+    outcome.is_ok()
 }
 
 /// Has the flusher make the mirror of a directory. False when it says that there is no such directory, or none that can

@@ -11,6 +11,7 @@ use sheaf_common::layout::POPULATED_BIT;
 use sheaf_common::pattern;
 
 use crate::configuration::{self, Configuration};
+use crate::durable;
 use crate::flusher;
 use crate::log;
 use crate::scratch::{Scratch, Slot, Text, TooLong};
@@ -186,7 +187,11 @@ impl Entry {
 
     /// Has the tree show what the store may hold in the directory itself. EIO when it may, and nobody can say what.
     pub fn populate_from_store(&self, configuration: &Configuration) -> system::Result<()> {
-        learn(configuration, self.has_mirror(), self.canonical())
+        let has_mirror = self.has_mirror();
+        if has_mirror {
+            flusher::refresh(configuration);
+        }
+        learn(configuration, has_mirror, self.canonical())
             .or_else(|error| store::refuse(configuration, self.canonical(), error))
     }
 
@@ -591,6 +596,8 @@ struct Walker<'a> {
     links: u32,
     creates: bool,
     replaces: bool,
+    /// Whether the mirrors show what other nodes had published when the walk began.
+    is_fresh: bool,
     is_detour: bool,
     wants_directory: bool,
     ends_in_dots: bool,
@@ -692,6 +699,7 @@ impl<'a> Walker<'a> {
             links: 0,
             creates: false,
             replaces: false,
+            is_fresh: false,
             is_detour: false,
             wants_directory: false,
             ends_in_dots: false,
@@ -810,7 +818,7 @@ impl<'a> Walker<'a> {
     fn pass(&mut self, in_zone: bool) -> Result<(), Stop> {
         if in_zone {
             let mut seen = self.read_link(true);
-            if seen.is_ok() && self.catch_up() {
+            if seen.is_ok() && (self.catch_up() || self.is_to_be_newest() && self.refresh()) {
                 seen = self.read_link(true);
             }
             match seen {
@@ -829,7 +837,11 @@ impl<'a> Walker<'a> {
             // Somebody else may have made the mirror since the look at the tree.
             Err(Errno(libc::ENOENT)) if in_zone && (self.populate_parent() || self.parent_mirror_exists()) => {
                 self.catch_up();
-                match self.read_link(true) {
+                let mut seen = self.read_link(true);
+                if seen == Err(Errno(libc::ENOENT)) && self.refresh() {
+                    seen = self.read_link(true);
+                }
+                match seen {
                     Ok(()) => {
                         self.is_detour = true;
                         self.splice()
@@ -896,7 +908,14 @@ impl<'a> Walker<'a> {
                     }
                 }
                 Err(Errno(libc::ENOENT)) if self.replaces => {}
-                Err(Errno(libc::ENOENT)) => self.expect_known()?,
+                Err(Errno(libc::ENOENT)) => {
+                    if has_parent_mirror && self.refresh() {
+                        self.look_once_more();
+                    }
+                    if self.slot.staged.get().is_none() {
+                        self.expect_known()?;
+                    }
+                }
                 Err(error @ Errno(libc::ENOTDIR)) if self.is_detour => return Err(Stop::Failed(error)),
                 Err(_) => return Err(Stop::Foreign),
             }
@@ -912,7 +931,7 @@ impl<'a> Walker<'a> {
                     // It needs the mirror only for what is made in it.
                     return Ok(self.parent_mirror_exists());
                 }
-                if self.catch_up() {
+                if self.catch_up() || !self.replaces && self.is_to_be_newest() && self.refresh() {
                     self.look_once_more();
                 }
                 Ok(true)
@@ -955,7 +974,10 @@ impl<'a> Walker<'a> {
             return false;
         }
         match flusher::catch_up(configuration) {
-            Ok(has_changed) => has_changed,
+            Ok(has_changed) => {
+                self.is_fresh |= has_changed;
+                has_changed
+            }
             Err(error) => {
                 self.unknown = Some(error);
                 if look_into_tree(self.slot.tree.c_str()).is_ok() {
@@ -964,6 +986,22 @@ impl<'a> Walker<'a> {
                 false
             }
         }
+    }
+
+    /// Whether also a name that the tree has must show the newest version of all nodes.
+    fn is_to_be_newest(&self) -> bool {
+        durable::is_close_to_open()
+    }
+
+    /// Has the mirrors show what other nodes have published until now, once for each walk, before a checkpoint's name is said not to
+    /// exist. True when they may show something else now; if that cannot be had, what the tree holds counts.
+    fn refresh(&mut self) -> bool {
+        let Some(configuration) = self.configuration else { return false };
+        let path = self.canonical();
+        let may_be_held = configuration.is_checkpoint(path) || configuration.is_zone(path);
+        let is_first = may_be_held && !self.is_fresh;
+        self.is_fresh |= is_first;
+        is_first && flusher::refresh(configuration)
     }
 
     /// Has the flusher make the mirror of the name's directory, if it is missing and the store may know names in it.

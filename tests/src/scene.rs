@@ -228,6 +228,13 @@ impl Scene {
         }
     }
 
+    /// Kills the flushers that have their stage in this directory, which is the scene's tier or lies in it; yields how many there
+    /// were.
+    pub fn kill_flushers_in(&self, tier: &Path) -> usize {
+        let flushers = processes_in(tier).into_iter().filter(|process| is_command(*process, b"flusher"));
+        flushers.inspect(|process| kill_and_await(*process)).count()
+    }
+
     /// Stops the flushers that have their stage in this directory, which is the scene's tier or lies in it, until they are
     /// killed.
     pub fn stop_flushers_in(&self, tier: &Path) {

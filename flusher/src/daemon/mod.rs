@@ -1,7 +1,7 @@
 //! The flusher process: one per node and store. It starts when a process captures, and ends when nobody needs it.
 //!
 //! Threads: main (socket, clients' lives, the end), `watcher` (the tree), `flusher` (the store), `leases` (writers that
-//! come back), `reader` (the store as it is at the start), and one per connection. It must never lose a staged file, and never stop a program for longer than a
+//! come back), `reader` (the store, at the start and when somebody asks), and one per connection. It must never lose a staged file, and never stop a program for longer than a
 //! copy in memory takes.
 
 mod announce;
@@ -11,6 +11,7 @@ mod heap;
 mod hydrate;
 mod reading;
 mod reclaim;
+mod refresh;
 mod segment;
 mod server;
 mod stubs;
@@ -74,6 +75,7 @@ pub struct Shared {
     /// Empty until it has been read whole.
     store: RwLock<Store>,
     reading: reading::Reading,
+    refreshes: refresh::Refreshes,
     stubs: StubVersions,
     hydrations: hydrate::Hydrations,
     hydrated: Arc<Mutex<Hydrated>>,
@@ -240,10 +242,12 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         log::warn!("writing with pwrite: {reason}");
     }
     let status = first_status(&settings, &stage, engine.name());
+    let (refreshes, refreshes_asked) = refresh::Refreshes::new();
     let shared = Arc::new(Shared {
         zones,
         store: RwLock::new(Store::unread(&settings.store)),
         reading: reading::Reading::default(),
+        refreshes,
         stubs: StubVersions::default(),
         hydrations: hydrate::Hydrations::default(),
         hydrated: tracker.hydrated(),
@@ -276,7 +280,10 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         .name("flusher".to_string())
         .spawn(move || Writer::new(writing, engine, job_receiver).run())?;
     let reading = shared.clone();
-    std::thread::Builder::new().name("reader".to_string()).spawn(move || reading::read(&reading, is_fresh))?;
+    std::thread::Builder::new().name("reader".to_string()).spawn(move || {
+        reading::read(&reading, is_fresh);
+        refresh::serve(&reading, &refreshes_asked);
+    })?;
     let listener = server::open(&shared)?;
     // From here on, processes that capture know that a flusher lives: by the pulse, which is closed when the process ends, and by
     // the word, without asking.

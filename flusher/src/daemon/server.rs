@@ -130,8 +130,15 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
             let result = if shared.reading.has_caught_up() { Ok(()) } else { Err(Errno::TIMEDOUT) };
             connection.reply(status(result), 0, b"")
         }
+        Kind::Refresh => {
+            await_known(shared, connection, Known::CaughtUp)?;
+            let result = await_refresh(shared, connection, shared.settings.timeout)?;
+            connection.reply(status(result), 0, b"")
+        }
         Kind::Populate | Kind::PopulateBelow | Kind::Hydrate => match canonical_path(payload) {
             Some(path) if kind != Kind::Hydrate => {
+                // What other nodes have published in it meanwhile is to be in it. If that cannot be had, it is what was known.
+                let _ = await_refresh(shared, connection, shared.settings.timeout / 2)?;
                 let (sender, receiver) = bounded(1);
                 let extent = if kind == Kind::Populate { Extent::Directory } else { Extent::Subtree };
                 shared.commands.send(Command::Populate(path.to_vec(), extent, sender));
@@ -249,6 +256,20 @@ fn await_known(shared: &Shared, connection: &Connection, wanted: Known) -> io::R
         connection.reply(IN_PROGRESS, 0, b"")?;
     }
     Ok(())
+}
+
+/// Waits until what other nodes have published by now has been read, and is shown.
+fn await_refresh(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    limit: Duration,
+) -> io::Result<std::result::Result<(), Errno>> {
+    let (sender, receiver) = bounded(1);
+    let limit = shared.refreshes.limit(limit);
+    if !shared.reading.has_caught_up() || !shared.refreshes.ask(sender) {
+        return Ok(Err(Errno::TIMEDOUT));
+    }
+    Ok(wait(connection, &receiver, Some(limit))?.unwrap_or(Err(Errno::TIMEDOUT)))
 }
 
 /// Waits for the watcher's answer, and lets the peer hear that somebody is at work. `None` when `limit` has passed.

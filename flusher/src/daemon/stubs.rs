@@ -43,6 +43,11 @@ impl StubVersions {
         self.by_inode.lock().contains_key(&inode)
     }
 
+    /// Whether a file is, or was brought back as, this version.
+    pub fn is_of(&self, inode: u64, version: &Version) -> bool {
+        self.by_inode.lock().get(&inode).is_some_and(|known| known.is_copy_of(version))
+    }
+
     /// Forgets what an inode was a stub of: it is one no longer.
     pub fn forget(&self, inode: u64) {
         self.by_inode.lock().remove(&inode);

@@ -2,6 +2,8 @@
 //!
 //! It never writes to an aggregate; a store that hangs does not stop it from following the tree.
 
+mod sight;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -19,7 +21,8 @@ use crate::stage::mirror::{self, Extent};
 use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
 use crate::stage::tracker::{BATCH_FILES_MAX, Haste, StagedPath, Stubs, Tracker, is_at_or_below};
-use crate::store::{Node, Store, Version, split};
+use crate::store::{Changed, Node, Store, Version, split};
+use sight::Sight;
 
 /// How long finished work may wait for more, before it is written.
 const BATCH_DELAY: Duration = Duration::from_millis(200);
@@ -56,6 +59,8 @@ pub enum Command {
     Room(u64, Sender<Result<(), Errno>>),
     /// Publish the file at this path as it is now; answers when it is durable.
     Sync(Vec<u8>, Sender<Result<(), Errno>>),
+    /// Show what other nodes have changed; answers when it is shown, as far as it can be.
+    Show(Changed, Sender<()>),
     /// Leave word for the next flusher of what need not be published again.
     Remember(Sender<()>),
 }
@@ -130,6 +135,8 @@ pub struct Watcher {
     /// Mirrors that cannot be made yet; see [`Watcher::knows_names_in`].
     populates: Vec<(Vec<u8>, Extent, PopulateReply)>,
     rooms: Vec<RoomWaiter>,
+    /// What other nodes have changed and the tree does not show yet.
+    sight: Sight,
     /// Tells the library how much the memory cgroup lets the stage hold.
     ceiling: Ceiling,
     submitted: u64,
@@ -164,6 +171,7 @@ impl Watcher {
             acknowledging: None,
             populates: Vec::new(),
             rooms: Vec::new(),
+            sight: Sight::default(),
             ceiling,
             submitted: 0,
             renaming: Vec::new(),
@@ -220,6 +228,7 @@ impl Watcher {
         if self.shared.reading.is_compared() {
             self.show_missing()?;
         }
+        self.show_news()?;
         self.answer_populates();
         self.answer_waiters();
         self.make_room()?;
@@ -266,6 +275,7 @@ impl Watcher {
         let quiet = self.waiters.is_empty()
             && self.rooms.is_empty()
             && self.populates.is_empty()
+            && !self.sight.is_awaited()
             && !(self.tracker.overflowed() && self.shared.reading.is_read())
             && self.shared.hydrated.lock().is_empty();
         let timeout = if quiet { timeout } else { timeout.min(Duration::from_millis(50)) };
@@ -422,6 +432,11 @@ impl Watcher {
                 self.follow()?;
                 self.tracker.publish_as_it_is(&path);
                 self.await_all(WaitReply::Durable(path, reply), true);
+            }
+            Command::Show(changed, reply) => {
+                self.follow()?;
+                self.sight.ask(changed, reply);
+                self.show_news()?;
             }
             Command::Remember(reply) => {
                 self.follow()?;

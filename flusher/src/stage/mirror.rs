@@ -342,6 +342,42 @@ pub fn supersede_link(
     Ok(true)
 }
 
+/// Takes away a name that another node has removed, or moved. False when somebody uses the file, or it is another.
+///
+/// # Errors
+/// From the file system of the stage.
+pub fn remove(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> io::Result<bool> {
+    let location = stage.tree_path(path);
+    let Ok(stat) = rustix::fs::lstat(&location) else { return Ok(false) };
+    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
+    let is_used = is_file && stat.st_nlink == 1 && look_unused(&location, inode).is_none();
+    if stat.st_ino != inode || is_used {
+        return Ok(false);
+    }
+    // Its removal is none of this node's.
+    tracker.not_populated(path);
+    in_writable(&location, || rustix::fs::unlink(&location))?;
+    Ok(true)
+}
+
+/// Takes away the mirrors, at a directory and below it, of what another node has moved or removed. False when there is something left in
+/// one of them.
+pub fn remove_mirrors(stage: &Stage, tracker: &mut Tracker, directory: &[u8]) -> bool {
+    let mut is_done = true;
+    for mirror in tracker.mirrors_below(directory) {
+        if fs::symlink_metadata(absolute(&mirror)).is_ok() {
+            continue;
+        }
+        let location = stage.tree_path(&mirror);
+        tracker.expect_removed(&mirror, true);
+        if in_writable(&location, || rustix::fs::rmdir(&location)).is_err() {
+            tracker.expect_removed(&mirror, false);
+            is_done = false;
+        }
+    }
+    is_done
+}
+
 fn remove_if_there(place: &Path) -> Result<(), Errno> {
     match rustix::fs::unlink(place) {
         Err(Errno::NOENT) => Ok(()),

@@ -212,6 +212,8 @@ pub struct Tracker {
     failing: BTreeMap<StagedPath, String>,
     /// Names under which the store has a newer version, of another node, than the tree; with the inodes there.
     outdated: Vec<(StagedPath, u64)>,
+    /// Mirrors that go because another node has moved or removed their directories.
+    removed_elsewhere: HashSet<StagedPath>,
     /// Whether there are stubs of which nobody knows whose names they took.
     has_unclear: bool,
     /// What an earlier flusher left unchanged: by inode, the change time and the record that published it.
@@ -321,6 +323,7 @@ impl Tracker {
             batches: 0,
             failing: BTreeMap::new(),
             outdated: Vec::new(),
+            removed_elsewhere: HashSet::new(),
             has_unclear: false,
             proven: HashMap::new(),
         };
@@ -499,6 +502,15 @@ impl Tracker {
     /// node's clock is behind theirs.
     pub fn has_seen(&mut self, store: &Store) {
         self.last_time_ns = self.last_time_ns.max(store.newest_time_ns());
+    }
+
+    /// The same where only what was published just now can be later than what happens here from here on; what waits keeps the time
+    /// at which it happened. Nodes that see the same are not to give the same times: `offset_ns` is this one's.
+    pub fn has_seen_lately(&mut self, store: &Store, offset_ns: u64) {
+        let newest_ns = store.newest_time_ns();
+        if newest_ns.saturating_add(TIMESTAMP_GRAIN.as_nanos() as u64) > now_ns() {
+            self.last_time_ns = self.last_time_ns.max(newest_ns.saturating_add(offset_ns));
+        }
     }
 
     fn mark_dirty(&mut self, path: StagedPath) {
@@ -871,6 +883,7 @@ impl Tracker {
     }
 
     fn directory_deleted(&mut self, path: &[u8]) {
+        let is_news = !self.removed_elsewhere.remove(path);
         // Its names were deleted one by one before; what is left in the tables was never watched.
         for (gone, _) in self.unhold_below(path) {
             self.operate(Kind::Unlink, &gone, b"", Attributes::default());
@@ -879,7 +892,32 @@ impl Tracker {
             self.work.remove(&position);
         }
         self.links.remove(path);
-        self.operate(Kind::RemoveDirectory, path, b"", Attributes::default());
+        if is_news {
+            self.operate(Kind::RemoveDirectory, path, b"", Attributes::default());
+        }
+    }
+
+    /// The mirrors at a directory and below it, those that lie deepest first.
+    pub fn mirrors_below(&self, directory: &[u8]) -> Vec<StagedPath> {
+        let mut found = Vec::new();
+        let mut waiting = vec![directory.to_vec()];
+        while let Some(directory) = waiting.pop().filter(|directory| self.in_zone(directory)) {
+            if self.is_mirror(&directory) {
+                let names = list(&self.stage, &directory).unwrap_or_default();
+                waiting.extend(names.iter().filter(|(_, kind)| kind.is_dir()).map(|(name, _)| join(&directory, name)));
+                found.push(directory);
+            }
+        }
+        found.reverse();
+        found
+    }
+
+    /// Whether the removal of this mirror, if it comes, is that of another node, and no news.
+    pub fn expect_removed(&mut self, mirror: &[u8], is_expected: bool) {
+        match is_expected {
+            true => drop(self.removed_elsewhere.insert(mirror.to_vec())),
+            false => drop(self.removed_elsewhere.remove(mirror)),
+        }
     }
 
     /// A directory that was watched as `from` turns out to be at `to`, before any event said so: into a directory that was
@@ -1310,6 +1348,7 @@ impl Tracker {
         for path in paths {
             if let (Some(held), Some(stat)) = (self.held.get(path), self.stat(path))
                 && held.is_same(&Held::new(&stat))
+                && is_as_held(held, &stat)
             {
                 self.unmark_dirty(path);
             }
@@ -1321,6 +1360,48 @@ impl Tracker {
     /// tree.
     pub fn take_outdated(&mut self) -> Vec<(StagedPath, u64)> {
         std::mem::take(&mut self.outdated)
+    }
+
+    /// Whether there are stubs of which nobody knows whose names they took.
+    pub fn has_unclear(&self) -> bool {
+        self.has_unclear
+    }
+
+    /// The inode of a name of which nothing is known that the store does not have, with batches up to `published`.
+    pub fn settled(&self, path: &[u8], published: u64) -> Option<u64> {
+        let held = self.held.get(path).filter(|held| held.batch <= published)?;
+        let is_unsettled = self.failing.contains_key(path) || self.left_out.contains_key(path) || !self.is_clean(path);
+        (!is_unsettled).then_some(held.inode)
+    }
+
+    /// Whether what is held under a name is what this record says of it, unchanged.
+    pub fn is_published_as(&self, path: &[u8], version: &Version) -> bool {
+        let is_same = |held: &Held| {
+            (held.inode, held.size, held.change_time_ns) == (version.inode, version.size, version.change_time_ns)
+        };
+        version.change_time_ns != 0 && self.held.get(path).is_some_and(is_same)
+    }
+
+    /// The inode that is held under a name.
+    pub fn inode(&self, path: &[u8]) -> Option<u64> {
+        self.held.get(path).map(|held| held.inode)
+    }
+
+    /// The other names of a file that are known and of which nothing waits.
+    pub fn other_clean_names(&self, path: &[u8]) -> Vec<StagedPath> {
+        let mut names = self.known_others(path);
+        names.retain(|name| self.is_clean(name));
+        names
+    }
+
+    /// Whether what is held under a name is a symbolic link.
+    pub fn is_link(&self, path: &[u8]) -> bool {
+        self.held.get(path).is_some_and(|held| held.symlink)
+    }
+
+    /// The names that are held below a directory.
+    pub fn names_below(&self, directory: &[u8]) -> Vec<StagedPath> {
+        if directory.is_empty() { self.held.keys().cloned().collect() } else { below(&self.held, directory).collect() }
     }
 
     /// Whether names have moved without this being published yet.

@@ -3,6 +3,7 @@
 //! Aggregates come and go while they are read: what was taken out of one by reclaiming is in another by then. So reading
 //! is repeated until the store has the same aggregates before and after it.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use super::catalog::Catalog;
 use super::cut::counts;
 use super::decision::Decision;
+use super::recent::{self, Recent, is_shown};
 use super::{Aggregate, AggregateId, Files, MergeKey, Store, View, open_file};
 use crate::aggregate::{
     BLOCK, FormatError, ReadError, Record, Recovered, Salvaged, Segment, Stop, recover, recover_from, salvage,
@@ -71,6 +73,7 @@ fn recovered_from(salvaged: Salvaged) -> Recovered {
 }
 
 /// What one aggregate adds.
+#[derive(Debug)]
 pub(super) struct Addition {
     pub id: AggregateId,
     pub uuid: [u8; 16],
@@ -114,7 +117,7 @@ pub(super) fn steps(additions: &[Addition]) -> Vec<Step<'_>> {
 }
 
 impl Store {
-    fn files(&self) -> io::Result<Files> {
+    pub(super) fn files(&self) -> io::Result<Files> {
         let mut files = Files::default();
         for source in &self.sources {
             if fs::metadata(source).is_ok_and(|metadata| !metadata.is_dir()) {
@@ -139,14 +142,12 @@ impl Store {
     pub(super) fn load(&mut self) -> io::Result<()> {
         for _ in 0..READ_ATTEMPTS {
             let files = self.files()?;
-            let is_gone = |aggregate: &Aggregate| !aggregate.gone && !files.aggregates.contains(&aggregate.path);
-            if self.aggregates.iter().any(is_gone) {
+            if !self.vanished(&files).is_empty() {
                 self.begin_again(&files.aggregates);
             }
             let (mut additions, mut complete) = self.read_additions(&files);
-            let oldest = steps(&additions).first().map(|step| step.key);
-            let is_late = oldest.is_some() && oldest < self.last_applied;
-            if is_late || self.last_applied.is_some() && self.limits_on_disk() != self.limits {
+            let has_limits = self.last_applied.is_none() || self.limits_on_disk() == self.limits;
+            if !has_limits || !self.disputed.is_empty() || !self.may_add(&steps(&additions)) {
                 self.begin_again(&files.aggregates);
                 (additions, complete) = self.read_additions(&files);
             }
@@ -179,17 +180,43 @@ impl Store {
     }
 
     /// Forgets all that was read; aggregates that are not among `files` are gone.
-    fn begin_again(&mut self, files: &[PathBuf]) {
+    pub(super) fn begin_again(&mut self, files: &[PathBuf]) {
+        let files: HashSet<&PathBuf> = files.iter().collect();
         self.view = View::default();
         self.last_applied = None;
+        (self.recent, self.disputed, self.is_behind) = (Recent::default(), BTreeSet::new(), false);
         for aggregate in &mut self.aggregates {
             aggregate.forget();
             aggregate.gone |= !files.contains(&aggregate.path);
         }
     }
 
-    fn position(&self, file: &Path) -> Option<usize> {
-        self.aggregates.iter().position(|aggregate| !aggregate.gone && aggregate.path == file)
+    /// The aggregates that are not there any more.
+    pub(super) fn vanished(&self, files: &Files) -> Vec<usize> {
+        let files: HashSet<&PathBuf> = files.aggregates.iter().collect();
+        let is_gone = |aggregate: &Aggregate| !aggregate.gone && !files.contains(&aggregate.path);
+        (0..self.aggregates.len()).filter(|index| is_gone(&self.aggregates[*index])).collect()
+    }
+
+    /// Whether what is new gives the same behind what was applied as in its place.
+    pub(super) fn may_add(&self, steps: &[Step<'_>]) -> bool {
+        let late = steps.iter().take_while(|step| Some(step.key) < self.last_applied);
+        late.filter(|step| counts(&self.limits, step)).all(|step| self.is_repeated(step) || self.may_come_late(step))
+    }
+
+    fn may_come_late(&self, step: &Step<'_>) -> bool {
+        !step.record.entry.is_moved() && self.recent.allows(&step.record.entry, step.key)
+    }
+
+    /// Whether a record is the copy of one that has been applied.
+    fn is_repeated(&self, step: &Step<'_>) -> bool {
+        step.record.entry.is_moved() && is_shown(&self.view, step)
+    }
+
+    /// The place of each aggregate by its file.
+    pub(super) fn positions(&self) -> HashMap<&Path, usize> {
+        let known = self.aggregates.iter().enumerate().filter(|(_, aggregate)| !aggregate.gone);
+        known.map(|(index, aggregate)| (aggregate.path.as_path(), index)).collect()
     }
 
     fn note_of_stop(&self, path: &Path, recovered: &Recovered) -> Option<Note> {
@@ -206,8 +233,10 @@ impl Store {
     }
 
     /// Yields what is new, and whether every file was still there.
-    fn read_additions(&mut self, files: &Files) -> (Vec<Addition>, bool) {
-        let known: Vec<Option<usize>> = files.aggregates.iter().map(|file| self.position(file)).collect();
+    pub(super) fn read_additions(&mut self, files: &Files) -> (Vec<Addition>, bool) {
+        let positions = self.positions();
+        let known: Vec<Option<usize>> =
+            files.aggregates.iter().map(|file| positions.get(file.as_path()).copied()).collect();
         let results = self.read_all(files, &known);
         let Files { aggregates: files, decisions, .. } = files;
         self.notes.clear();
@@ -282,8 +311,19 @@ impl Store {
 
     pub(super) fn apply(&mut self, additions: &[Addition]) {
         self.limits = self.limits_on_disk();
-        for step in steps(additions).iter().filter(|step| counts(&self.limits, step)) {
+        let steps = steps(additions);
+        let noted_from = steps.len().saturating_sub(recent::NAMES_MAX);
+        if let Some(last) = steps[..noted_from].last() {
+            self.recent.forget_until(last.key);
+        }
+        for (index, step) in steps.iter().enumerate().filter(|(_, step)| counts(&self.limits, step)) {
+            if Some(step.key) < self.last_applied && self.is_repeated(step) {
+                continue;
+            }
             self.view.apply(step.id, step.segment.offset, step.record);
+            if index >= noted_from {
+                self.recent.note(&step.record.entry, step.key);
+            }
             self.last_applied = self.last_applied.max(Some(step.key));
         }
     }

@@ -12,10 +12,12 @@ mod file;
 mod lock;
 mod merge;
 mod read;
+mod recent;
 mod reclaim;
+mod refresh;
 mod view;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirEntryExt, OpenOptionsExt};
@@ -30,6 +32,7 @@ pub use lock::{Lock, lock_aggregate, lock_store, try_lock};
 pub use merge::Note;
 pub use read::{DataLoss, VersionReader};
 pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, WATERMARKS_MAX, next_victim};
+pub use refresh::{Changed, refresh};
 pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
 
@@ -39,12 +42,13 @@ use crate::aggregate::{
 };
 use crate::daemon::node_name;
 use decision::Decision;
+use recent::{Recent, names_of};
 
 /// Name suffix of the files in a store that are taken for aggregates.
 const SUFFIX: &str = "tar";
 
 /// An aggregate of the store.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Aggregate {
     path: PathBuf,
     identity: Identity,
@@ -68,6 +72,8 @@ pub(crate) struct Aggregate {
     sealed: bool,
     /// Whether it has been removed.
     gone: bool,
+    /// Whether this process writes to it, or did: what is in it is told, not read.
+    is_own: bool,
 }
 
 /// What merging compares: a record that is applied late must not come before one that was applied. Time, whether it is a
@@ -90,6 +96,7 @@ impl Aggregate {
             ended: false,
             sealed: false,
             gone: false,
+            is_own: false,
         };
         aggregate.forget();
         aggregate
@@ -160,6 +167,12 @@ pub struct Store {
     view: View,
     notes: Vec<Note>,
     last_applied: Option<MergeKey>,
+    /// What was applied last, by name.
+    recent: Recent,
+    /// Names of which the view may not show what the order says: everything has to be applied anew.
+    disputed: BTreeSet<Vec<u8>>,
+    /// Whether something was read that is not in the view.
+    is_behind: bool,
     /// The name of the node that this process publishes for.
     node: String,
     /// Whether what lies behind damage is read, too.
@@ -295,6 +308,9 @@ impl Store {
             view: View::default(),
             notes: Vec::new(),
             last_applied: None,
+            recent: Recent::default(),
+            disputed: BTreeSet::new(),
+            is_behind: false,
             node: node_name(),
             salvages: false,
             trusts_catalog: true,
@@ -346,7 +362,7 @@ impl Store {
     /// When there are more aggregates than can be counted.
     pub fn add_own(&mut self, path: &Path, identity: &Identity) -> io::Result<AggregateId> {
         let id = u32::try_from(self.aggregates.len()).map_err(|_| io::Error::other("too many aggregates"))?;
-        self.aggregates.push(Aggregate::new(path, identity.clone()));
+        self.aggregates.push(Aggregate { is_own: true, ..Aggregate::new(path, identity.clone()) });
         self.node.clone_from(&identity.node);
         Ok(AggregateId(id))
     }
@@ -373,8 +389,13 @@ impl Store {
         aggregate.take_in(segment);
         let uuid = aggregate.identity.uuid;
         for record in segment.records.iter().filter(|record| record.entry.is_operation()) {
-            self.view.apply(id, segment.offset, record);
             let key = (record.entry.operation_time_ns, false, uuid, record.sequence);
+            if Some(key) < self.last_applied && !self.recent.allows(&record.entry, key) {
+                // Another node's newer operation is known already.
+                self.disputed.extend(names_of(&record.entry).map(<[u8]>::to_vec));
+            }
+            self.view.apply(id, segment.offset, record);
+            self.recent.note(&record.entry, key);
             self.last_applied = self.last_applied.max(Some(key));
         }
     }
@@ -494,5 +515,7 @@ pub struct Sealed {
 
 #[cfg(test)]
 mod reclaim_tests;
+#[cfg(test)]
+mod refresh_tests;
 #[cfg(test)]
 mod tests;

@@ -59,7 +59,7 @@ impl Version {
     }
 
     /// Whether both are the same version, wherever the data lies. No two operations of a node have the same time.
-    pub(super) fn is_copy_of(&self, other: &Version) -> bool {
+    pub fn is_copy_of(&self, other: &Version) -> bool {
         self.operation_time_ns == other.operation_time_ns
             && self.inode == other.inode
             && self.size == other.size
@@ -162,6 +162,16 @@ impl Node {
             Node::File(version) => Some((version.aggregate, version.sequence)),
             Node::Symlink(link) => Some((link.aggregate, link.sequence)),
             Node::Directory(_) => None,
+        }
+    }
+}
+
+impl Node {
+    /// The aggregate that has the record which made it, if there is one.
+    pub(super) fn recorded_by(&self) -> Option<AggregateId> {
+        match self {
+            Node::Directory(directory) => directory.recorded.as_ref().map(|recorded| recorded.aggregate),
+            node => node.origin().map(|(aggregate, _)| aggregate),
         }
     }
 }
