@@ -20,7 +20,7 @@ pub struct Variable {
 }
 
 /// Every variable that Sheaf reads.
-pub const VARIABLES: [Variable; 16] = [
+pub const VARIABLES: [Variable; 17] = [
     Variable {
         name: "SHEAF_PATHS",
         accepts: "absolute globs, colon-separated: `*`, `?`, `[a-z]`, and `**` for any number of directories",
@@ -50,6 +50,12 @@ pub const VARIABLES: [Variable; 16] = [
         accepts: "an absolute directory on the parallel file system",
         default: "`.sheaf` under the fixed prefix of the first pattern",
         meaning: "where the aggregates are written",
+    },
+    Variable {
+        name: "SHEAF_LAYOUT",
+        accepts: "`node` or `shared:M` (M from 1 to 9999)",
+        default: "node",
+        meaning: "`node`: each node writes aggregates of its own; `shared:M`: all nodes write to M files; the store's file system must lock files over all nodes",
     },
     Variable {
         name: "SHEAF_DURABLE",
@@ -259,6 +265,29 @@ pub fn parse_durable(value: &[u8]) -> Option<Durable> {
     }
 }
 
+/// Which files the nodes write to (SHEAF_LAYOUT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Each node to its own.
+    Node,
+    /// All nodes to this many.
+    Shared(u32),
+}
+
+/// Most files that nodes share.
+const SHARED_MAX: u64 = 9999;
+
+/// Reads SHEAF_LAYOUT.
+pub fn parse_layout(value: &[u8]) -> Option<Layout> {
+    match value.strip_prefix(b"shared:") {
+        None => (value == b"node").then_some(Layout::Node),
+        Some(count) => {
+            let count = parse_number(count).filter(|count| *count <= SHARED_MAX)?;
+            u32::try_from(count).ok().map(Layout::Shared)
+        }
+    }
+}
+
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -313,6 +342,14 @@ mod tests {
         assert_eq!((parse_timeout_ms(b"2"), parse_timeout_ms(b"0"), parse_timeout_ms(b"1s")), (Some(2000), None, None));
         assert_eq!(parse_timeout_ms(b"18446744073709551615"), None);
         assert_eq!((parse_durable(b"close"), parse_durable(b"never")), (Some(Durable::Close), None));
+    }
+
+    #[test]
+    fn layouts() {
+        assert_eq!((parse_layout(b"node"), parse_layout(b"shared:2")), (Some(Layout::Node), Some(Layout::Shared(2))));
+        for refused in ["", "shared", "shared:", "shared:0", "shared:10000", "shared:1x", "Node", "node "] {
+            assert_eq!(parse_layout(refused.as_bytes()), None, "{refused}");
+        }
     }
 
     #[test]

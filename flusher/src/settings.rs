@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD};
-use sheaf_common::configuration::{self, Level, PATTERN_MAX, PATTERNS_MAX, Reason, VARIABLES, ValueError};
+use sheaf_common::configuration::{self, Layout, Level, PATTERN_MAX, PATTERNS_MAX, Reason, VARIABLES, ValueError};
 use sheaf_common::{layout, pattern, room};
 
 use crate::stage;
@@ -66,6 +66,8 @@ pub struct Settings {
     pub stage_limit: Option<u64>,
     /// The store's canonical path.
     pub store: PathBuf,
+    /// SHEAF_LAYOUT.
+    pub layout: Layout,
     /// SHEAF_ON_EXIT.
     pub on_exit: OnExit,
     /// SHEAF_BANDWIDTH, in bytes per second.
@@ -151,6 +153,7 @@ impl Settings {
             stage_tiers: tiers(value("SHEAF_STAGE"))?,
             stage_limit: size("SHEAF_STAGE_LIMIT", value("SHEAF_STAGE_LIMIT"))?,
             store: store(value("SHEAF_STORE"), paths.as_deref())?,
+            layout: value("SHEAF_LAYOUT").map_or(Ok(Layout::Node), |text| layout(&text))?,
             on_exit: on_exit(value("SHEAF_ON_EXIT"))?,
             bandwidth: size("SHEAF_BANDWIDTH", value("SHEAF_BANDWIDTH"))?,
             store_timeout: store_timeout(value("SHEAF_STORE_TIMEOUT"))?,
@@ -362,6 +365,10 @@ fn check_durable(value: Option<Vec<u8>>) -> Result<(), SettingsError> {
     }
 }
 
+fn layout(text: &[u8]) -> Result<Layout, SettingsError> {
+    configuration::parse_layout(text).ok_or_else(|| not_accepted("SHEAF_LAYOUT", text))
+}
+
 fn on_exit(value: Option<Vec<u8>>) -> Result<OnExit, SettingsError> {
     match value.as_deref() {
         None | Some(b"drain") => Ok(OnExit::Drain),
@@ -450,6 +457,7 @@ mod tests {
             ("SHEAF_STAGE", "/local:/dev/shm"),
             ("SHEAF_STAGE_LIMIT", "4G"),
             ("SHEAF_BANDWIDTH", "1M"),
+            ("SHEAF_LAYOUT", "shared:3"),
             ("SHEAF_ON_EXIT", "leave"),
             ("SHEAF_STORE_TIMEOUT", "7"),
             ("SHEAF_TIMEOUT", "3"),
@@ -460,11 +468,11 @@ mod tests {
         .unwrap();
         assert_eq!(found.stage_tiers, [PathBuf::from("/local"), PathBuf::from("/dev/shm")]);
         assert_eq!((found.stage_limit, found.bandwidth), (Some(4 << 30), Some(1 << 20)));
-        assert_eq!(found.on_exit, OnExit::Leave);
+        assert_eq!((found.layout, found.on_exit), (Layout::Shared(3), OnExit::Leave));
         assert_eq!((found.store_timeout, found.timeout), (Duration::from_secs(7), Duration::from_secs(3)));
         assert_eq!((found.log_level, found.log_file), (Level::Debug, Some(PathBuf::from("/tmp/log"))));
         assert_eq!(found.store, Path::new("/nowhere-sheaf/.sheaf"));
-        assert_eq!(found.variables.len(), 10);
+        assert_eq!(found.variables.len(), 11);
     }
 
     #[test]
@@ -475,6 +483,7 @@ mod tests {
             ("SHEAF_STAGE", "nvme"),
             ("SHEAF_STAGE_LIMIT", "lots"),
             ("SHEAF_STORE", "/a:/b"),
+            ("SHEAF_LAYOUT", "shared:0"),
             ("SHEAF_ON_EXIT", "stay"),
             ("SHEAF_BANDWIDTH", "0"),
             ("SHEAF_STORE_TIMEOUT", "1M"),

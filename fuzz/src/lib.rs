@@ -67,7 +67,7 @@ fn read_indexes(bytes: &[u8], recovered: &Recovered) {
 /// Applies the records, and holds the namespace against itself.
 fn resolve(recovered: Recovered) {
     let mut store = Store::open_all(&[]).expect("nothing is opened");
-    let id = store.add_own(Path::new("/nowhere"), &recovered.identity).expect("it is the first");
+    let id = store.add_own(Path::new("/nowhere"), None, &recovered.identity).expect("it is the first");
     for segment in recovered.segments {
         store.publish(id, &segment);
     }

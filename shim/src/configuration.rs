@@ -279,6 +279,9 @@ fn check(paths: &'static [u8]) -> Result<Option<Log>, ValueError<'static>> {
     if let Some(value) = variable(c"SHEAF_DURABLE") {
         durable::set(configuration::parse_durable(value).ok_or(not_accepted("SHEAF_DURABLE", value))?);
     }
+    if let Some(value) = variable(c"SHEAF_LAYOUT").filter(|value| configuration::parse_layout(value).is_none()) {
+        return Err(not_accepted("SHEAF_LAYOUT", value));
+    }
     match variable(c"SHEAF_ON_EXIT") {
         None | Some(b"drain" | b"leave") => {}
         Some(value) => return Err(not_accepted("SHEAF_ON_EXIT", value)),

@@ -28,6 +28,7 @@ pub struct Scene {
     root: TempDir,
     tier: TempDir,
     engine: Engine,
+    layout: &'static str,
 }
 
 impl Scene {
@@ -42,10 +43,17 @@ impl Scene {
         fs::create_dir_all(&disk).expect("the build directory is writable");
         let root = tempfile::Builder::new().prefix("scene-").tempdir_in(&disk).expect("a directory on the disk");
         let tier = tempfile::Builder::new().prefix("sheaf-test-").tempdir_in(directory).expect("room for a tier");
-        let scene = Scene { root, tier, engine };
+        let scene = Scene { root, tier, engine, layout: "node" };
         for side in [scene.native_directory(), scene.captured_directory()] {
             fs::create_dir_all(side.join("ckpt")).expect("the scene is ours");
         }
+        scene
+    }
+
+    /// The same scene with another SHEAF_LAYOUT for everything in it.
+    pub fn in_layout(self, layout: &'static str) -> Scene {
+        let mut scene = self;
+        scene.layout = layout;
         scene
     }
 
@@ -254,6 +262,7 @@ impl Scene {
     fn sheaf_command_for(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.command(program, &self.captured_directory());
         command.env("SHEAF_PATHS", self.checkpoints().join("**")).env("SHEAF_STAGE", self.tier.path());
+        command.env("SHEAF_LAYOUT", self.layout);
         command
     }
 

@@ -8,6 +8,8 @@ use super::entry::{Attributes, Identity};
 use super::tar_header::{self, Member, SECTOR, TYPE_FILE};
 
 const NAME: &[u8] = b".sheaf/FORMAT";
+/// What a file needs that has ranges of several nodes.
+const SHARED: &str = "shared";
 const TITLE: &str = "SHEAF-AGGREGATE 1";
 /// The last line, `crc32c XXXXXXXX`, covers the text before it.
 const CRC_LINE: usize = 16;
@@ -25,12 +27,24 @@ pub enum FormatError {
     Damaged(&'static str),
     /// It needs a feature that this version does not have.
     Unsupported(String),
+    /// It is the first block of a file that several nodes write to, with this uuid; see [`super::recover_shared`].
+    Shared([u8; 16]),
 }
 
 /// Encodes the first block.
 pub fn format_entry(identity: &Identity) -> Vec<u8> {
-    let mut block = reserved_header(identity, NAME, BLOCK - SECTOR);
-    block.extend_from_slice(text(identity).as_bytes());
+    block(reserved_header(identity, NAME, BLOCK - SECTOR), identity, "", "")
+}
+
+/// Encodes the first block of a file that several nodes write to.
+pub fn shared_format_entry(identity: &Identity) -> Vec<u8> {
+    block(reserved_header(identity, NAME, BLOCK - SECTOR), identity, SHARED, "")
+}
+
+/// A block that says whose something is, behind a tar header, with more lines.
+pub(super) fn block(header: Vec<u8>, identity: &Identity, incompatible: &str, lines: &str) -> Vec<u8> {
+    let mut block = header;
+    block.extend_from_slice(text(identity, incompatible, lines).as_bytes());
     block.resize(BLOCK as usize - CRC_LINE, b'\n');
     let crc = crc32c(&block[SECTOR as usize..]);
     block.extend_from_slice(format!("crc32c {crc:08x}\n").as_bytes());
@@ -55,7 +69,7 @@ pub(super) fn short_uuid(identity: &Identity) -> String {
     hexadecimal(&identity.uuid[..4])
 }
 
-fn text(identity: &Identity) -> String {
+fn text(identity: &Identity, incompatible: &str, lines: &str) -> String {
     let Identity { uuid, node, job, incarnation, created_ns, stage, watermark_ns, acknowledged_ns } = identity;
     format!(
         "{TITLE}\n\
@@ -72,7 +86,8 @@ fn text(identity: &Identity) -> String {
          checksum crc32c\n\
          root /\n\
          compatible \n\
-         incompatible \n\
+         incompatible {incompatible}\n\
+         {lines}\
          \n\
          This is a tar archive. To extract: tar xf ARCHIVE --exclude=.sheaf\n\
          Names lack their leading slash. Where files were renamed or removed after they had\n\
@@ -128,16 +143,25 @@ pub fn parse(block: &[u8]) -> Result<Identity, FormatError> {
     if !header.starts_with(NAME) || body.len() != (BLOCK - SECTOR) as usize {
         return Err(FormatError::NotAnAggregate);
     }
-    let (covered, crc_line) = body.split_at(body.len() - CRC_LINE);
-    if crc_line != format!("crc32c {:08x}\n", crc32c(covered)).as_bytes() {
-        return Err(FormatError::Damaged("the checksum of FORMAT is wrong"));
+    let (identity, text) = parse_body(body)?;
+    if text.lines().any(|line| line.strip_prefix("incompatible ") == Some(SHARED)) {
+        return Err(FormatError::Shared(identity.uuid));
     }
-    let text = std::str::from_utf8(covered).map_err(|_| FormatError::Damaged("FORMAT is not text"))?;
-    let identity = parse_text(text)?;
     if header != reserved_header(&identity, NAME, BLOCK - SECTOR) {
         return Err(FormatError::Damaged("the header of FORMAT does not belong to it"));
     }
     Ok(identity)
+}
+
+/// Decodes what stands behind the tar header.
+pub(super) fn parse_body(body: &[u8]) -> Result<(Identity, &str), FormatError> {
+    let split = body.len().checked_sub(CRC_LINE).ok_or(FormatError::NotAnAggregate)?;
+    let (covered, crc_line) = body.split_at(split);
+    if crc_line != format!("crc32c {:08x}\n", crc32c(covered)).as_bytes() {
+        return Err(FormatError::Damaged("the checksum of FORMAT is wrong"));
+    }
+    let text = std::str::from_utf8(covered).map_err(|_| FormatError::Damaged("FORMAT is not text"))?;
+    Ok((parse_text(text)?, text))
 }
 
 fn parse_text(text: &str) -> Result<Identity, FormatError> {
@@ -152,7 +176,7 @@ fn parse_text(text: &str) -> Result<Identity, FormatError> {
     };
     let number =
         |key: &str| value(key)?.parse::<u64>().map_err(|_| FormatError::Damaged("FORMAT has a malformed number"));
-    if !value("incompatible")?.is_empty() {
+    if !["", SHARED].contains(&value("incompatible")?) {
         return unsupported(value("incompatible")?);
     }
     if number("block")? != BLOCK || number("chunk")? != CHUNK || value("checksum")? != "crc32c" {

@@ -14,6 +14,7 @@ mod raw;
 mod reader;
 mod salvage;
 mod segment;
+mod shared;
 mod tar_header;
 mod tar_view;
 
@@ -24,12 +25,15 @@ pub use entry::{
     Attributes, Entry, Extent, FLAG_ACKNOWLEDGED, FLAG_CONTINUED, FLAG_ENDED, FLAG_MOVED, FLAG_RENAMED, FLAG_UNCLOSED,
     HeaderPlace, Identity, Kind, PATH_MAX, Problem, RESERVED, Record, check_name,
 };
-pub use format_entry::{FormatError, format_entry};
+pub use format_entry::{FormatError, format_entry, shared_format_entry};
 pub(crate) use format_entry::{hexadecimal, parse_uuid};
 pub use index::{Index, IndexEntry, encode as encode_index};
 pub use reader::{ReadAt, ReadError, Recovered, Segment, Stop, identify, recover, recover_from};
 pub use salvage::{Salvaged, published_behind, salvage};
 pub use segment::{ALIGNED_SIZE, FIRST_SEQUENCE, INDEX_NAME, PlanError, SegmentPlan, void_head};
+pub use shared::{
+    Part, Range, RangeState, SharedContent, Walked, archive_end, file_of, is_removed, ranges, recover_shared,
+};
 pub use tar_view::TarNames;
 
 /// Everything in an aggregate that can be written or published on its own starts on a multiple of this, in bytes.

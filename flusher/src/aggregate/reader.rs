@@ -113,6 +113,7 @@ impl fmt::Display for ReadError {
             ReadError::Format(FormatError::Unsupported(what)) => {
                 write!(formatter, "needs a later version of Sheaf: {}", what.escape_default())
             }
+            ReadError::Format(FormatError::Shared(_)) => formatter.write_str("is shared by several nodes"),
         }
     }
 }
@@ -223,7 +224,8 @@ pub fn recover_from(source: &dyn ReadAt, end: u64, next_sequence: u64) -> Result
     let mut recovered =
         Recovered { identity, length, segments: Vec::new(), published_end: end, next_sequence, stop: Stop::End };
     recovered.stop = loop {
-        match read_segment(source, length, &recovered) {
+        let at = SegmentAt { offset: recovered.published_end, sequence: recovered.next_sequence };
+        match read_segment(source, length, &recovered.identity, at) {
             Ok(Step::Segment(segment)) => {
                 recovered.published_end += segment.length;
                 recovered.next_sequence += 1;
@@ -237,13 +239,38 @@ pub fn recover_from(source: &dyn ReadAt, end: u64, next_sequence: u64) -> Result
     Ok(recovered)
 }
 
+/// Where a segment must be, and which.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SegmentAt {
+    pub offset: u64,
+    pub sequence: u64,
+}
+
+/// A segment that is published, or what is wrong with it.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(super) fn segment_at(
+    source: &dyn ReadAt,
+    file_length: u64,
+    identity: &Identity,
+    at: SegmentAt,
+) -> io::Result<Result<Segment, String>> {
+    match read_segment(source, file_length, identity, at) {
+        Ok(Step::Segment(segment)) => Ok(Ok(segment)),
+        Ok(Step::Stop(_)) => Ok(Err("it has no HEAD".to_owned())),
+        Err(Failure::Damage(reason)) => Ok(Err(reason.to_owned())),
+        Err(Failure::Io(error)) => Err(error),
+    }
+}
+
 enum Step {
     Segment(Segment),
     Stop(Stop),
 }
 
-fn read_segment(source: &dyn ReadAt, file_length: u64, recovered: &Recovered) -> Result<Step, Failure> {
-    let offset = recovered.published_end;
+fn read_segment(source: &dyn ReadAt, file_length: u64, identity: &Identity, at: SegmentAt) -> Result<Step, Failure> {
+    let offset = at.offset;
     if offset.checked_add(BLOCK).is_none_or(|end| end > file_length) {
         return Ok(Step::Stop(Stop::End));
     }
@@ -252,7 +279,7 @@ fn read_segment(source: &dyn ReadAt, file_length: u64, recovered: &Recovered) ->
     if block[..SECTOR as usize].iter().all(|byte| *byte == 0) {
         return Ok(Step::Stop(Stop::Unpublished));
     }
-    let head = check_head(&block, recovered)?;
+    let head = check_head(&block, identity, at.sequence)?;
     let length = head.length.get();
     let end = offset.checked_add(length).ok_or("its length reaches past the end of any file")?;
     // A segment that was being written when the length was taken may be published by now: its head comes last.
@@ -269,18 +296,18 @@ fn read_segment(source: &dyn ReadAt, file_length: u64, recovered: &Recovered) ->
         records: Vec::new(),
     };
     if !segment.void {
-        segment.records = read_toc(source, &recovered.identity, &segment, head.record_count.get())?;
+        segment.records = read_toc(source, identity, &segment, head.record_count.get())?;
     }
     Ok(Step::Segment(segment))
 }
 
-fn check_head(block: &[u8], recovered: &Recovered) -> Result<Head, &'static str> {
+fn check_head(block: &[u8], identity: &Identity, sequence: u64) -> Result<Head, &'static str> {
     let bytes = &block[HEAD_OFFSET..HEAD_OFFSET + size_of::<Head>()];
     let head = Head::read_from_bytes(bytes).map_err(|_| "its HEAD is malformed")?;
     if head.crc.get() != crc32c(&bytes[..size_of::<Head>() - 4]) {
         return Err("the checksum of its HEAD is wrong");
     }
-    if head.uuid != recovered.identity.uuid || head.sequence.get() != recovered.next_sequence {
+    if head.uuid != identity.uuid || head.sequence.get() != sequence {
         return Err("its HEAD belongs to another aggregate or place");
     }
     let (length, toc_offset) = (head.length.get(), head.toc_offset.get());
@@ -293,7 +320,7 @@ fn check_head(block: &[u8], recovered: &Recovered) -> Result<Head, &'static str>
     if head.flags.get() & HEAD_VOID == 0 && !toc_fits {
         return Err("its HEAD has an impossible place for the TOC");
     }
-    if block != expected_head(&recovered.identity, &head) {
+    if block != expected_head(identity, &head) {
         return Err("its HEAD has bytes that do not belong there");
     }
     Ok(head)

@@ -11,6 +11,7 @@ use zerocopy::FromBytes;
 use super::BLOCK;
 use super::checksum::crc32c;
 use super::entry::Identity;
+use super::format_entry::FormatError;
 use super::raw::{HEAD_MAGIC, HEAD_OFFSET, HEAD_VOID, Head, TRAILER_MAGIC, TRAILER_SIZE, Trailer};
 use super::reader::{ReadAt, ReadError, Segment, identify, listed};
 use super::tar_header::SECTOR;
@@ -32,6 +33,7 @@ pub struct Salvaged {
 /// When the file cannot be read, or nothing in it tells that it is an aggregate.
 pub fn salvage(source: &dyn ReadAt) -> Result<Salvaged, ReadError> {
     let identity = match identify(source) {
+        Err(error @ ReadError::Format(FormatError::Shared(_))) => return Err(error),
         Err(ReadError::Format(error)) => {
             let uuid = first_uuid(source)?.ok_or(ReadError::Format(error))?;
             Identity {

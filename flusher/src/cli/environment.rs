@@ -38,6 +38,9 @@ pub struct Behaviour {
     /// Size of the stage from which published files are evicted, as SHEAF_STAGE_LIMIT
     #[arg(long, value_name = "SIZE")]
     pub stage_limit: Option<OsString>,
+    /// `node` or `shared:M`: which files the nodes write to, as SHEAF_LAYOUT
+    #[arg(long, value_name = "LAYOUT")]
+    pub layout: Option<OsString>,
     /// `drain` or `leave`, as SHEAF_ON_EXIT
     #[arg(long, value_name = "ACTION")]
     pub on_exit: Option<OsString>,
@@ -78,6 +81,7 @@ fn lookup(name: &str, location: &Location, behaviour: &Behaviour) -> Option<OsSt
         "SHEAF_STORE" => &location.store,
         "SHEAF_EXCLUDE" => &behaviour.exclude,
         "SHEAF_STAGE_LIMIT" => &behaviour.stage_limit,
+        "SHEAF_LAYOUT" => &behaviour.layout,
         "SHEAF_ON_EXIT" => &behaviour.on_exit,
         "SHEAF_BANDWIDTH" => &behaviour.bandwidth,
         "SHEAF_STORE_TIMEOUT" => &behaviour.store_timeout,
@@ -170,6 +174,7 @@ mod tests {
         let behaviour = Behaviour {
             exclude: value(),
             stage_limit: value(),
+            layout: value(),
             on_exit: value(),
             bandwidth: value(),
             store_timeout: value(),

@@ -177,9 +177,10 @@ impl Merging<'_> {
     fn finish(mut self, part: &Path) -> Result<(), Failure> {
         let written = Store::open_all(&[part.to_owned()])?;
         let (id, _) = written.aggregates().next().ok_or_else(|| Failure::new("the result cannot be read back"))?;
-        let place = (self.appender.sequence(), self.appender.end());
-        let sealed = written.seal_segment(id, self.appender.identity(), place, Entry::watermark(0, FLAG_ENDED))?;
-        Ok(self.appender.seal(self.engine.as_mut(), &sealed)?)
+        let identity = self.appender.identity().clone();
+        let make = |place| written.seal_segment(id, &identity, place, Entry::watermark(0, FLAG_ENDED));
+        self.appender.seal(self.engine.as_mut(), make)?;
+        Ok(())
     }
 }
 

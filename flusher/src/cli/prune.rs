@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +20,7 @@ use crate::client::Client;
 use crate::daemon::{Appender, Input, Origin, Pace, node_name, parts};
 use crate::engine::{self, Engine};
 use crate::settings::{Settings, skew_from_environment};
-use crate::store::{Candidate, Copied, Lock, Plan, Planner, lock_aggregate, lock_store};
+use crate::store::{Candidate, Copied, Lock, Plan, Planner, lock_store};
 
 /// Remove dead aggregates of a store that no flusher serves, after copying what is alive in them
 ///
@@ -123,7 +122,7 @@ impl Pruning<'_> {
             removed: false,
             stays: None,
         };
-        let _lock = match lock_aggregate(&candidate.path) {
+        let _lock = match candidate.lock() {
             Lock::Busy => return Ok(Row { stays: Some("somebody writes to it".to_owned()), ..row }),
             Lock::Unknown if !candidate.sealed => {
                 return Ok(Row {
@@ -150,7 +149,7 @@ impl Pruning<'_> {
             if let Err(error) = self.copy(&plan) {
                 return Ok(Row { stays: Some(error.to_string()), ..row });
             }
-            self.remove(&plan)?;
+            self.remove(candidate, &plan)?;
             row.removed = true;
         }
         Ok(Row { freed_bytes: candidate.written_bytes - plan.copied_bytes, ..row })
@@ -184,13 +183,12 @@ impl Pruning<'_> {
         let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
         let checksums = appender.write(engine.as_mut(), &plan, &inputs, pace)?;
         let segment = appender.publish(engine.as_mut(), &plan, &checksums)?;
-        Ok(self.planner.copied(appender.path(), appender.identity(), &segment)?)
+        Ok(self.planner.copied(appender.place(), appender.identity(), &segment)?)
     }
 
-    fn remove(&mut self, plan: &Plan) -> Result<(), Failure> {
-        let path = plan.path.display();
-        fs::remove_file(&plan.path).map_err(|error| Failure::new(format_args!("cannot remove {path}: {error}")))?;
-        engine::sync_directory(self.store)?;
+    fn remove(&mut self, candidate: &Candidate, plan: &Plan) -> Result<(), Failure> {
+        let path = candidate.path.display();
+        candidate.remove().map_err(|error| Failure::new(format_args!("cannot remove {path}: {error}")))?;
         self.planner.removed(plan);
         Ok(())
     }
@@ -198,9 +196,10 @@ impl Pruning<'_> {
     /// Seals what was written.
     fn finish(&mut self) -> Result<(), Failure> {
         let Some((appender, mut engine)) = self.output.take() else { return Ok(()) };
-        let place = (appender.sequence(), appender.end());
-        let sealed = self.planner.seal_segment(appender.identity(), place, Entry::watermark(0, FLAG_ENDED))?;
-        Ok(appender.seal(engine.as_mut(), &sealed)?)
+        let identity = appender.identity().clone();
+        let make = |place| self.planner.seal_segment(&identity, place, Entry::watermark(0, FLAG_ENDED));
+        appender.seal(engine.as_mut(), make)?;
+        Ok(())
     }
 }
 

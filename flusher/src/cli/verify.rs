@@ -16,8 +16,8 @@ use serde::Serialize;
 use super::offline::{self, Progress};
 use super::{COULD_NOT, FOUND_A_PROBLEM, Failure};
 use crate::aggregate::{
-    BLOCK, Damage, FormatError, ReadAt, ReadError, Record, Recovered, Segment, Stop, check_record, published_behind,
-    recover, recover_from,
+    BLOCK, Damage, FormatError, ReadAt, ReadError, Record, Recovered, Segment, Stop, Walked, check_record, is_removed,
+    published_behind, recover, recover_from, recover_shared,
 };
 use crate::store::{AggregateFile, aggregate_files, open_file};
 
@@ -146,6 +146,13 @@ fn verify(path: &Path, progress: &Progress) -> Option<Report> {
             check(&recovered, &file, progress, &mut report);
             report
         }
+        Err(ReadError::Format(FormatError::Shared(_))) => {
+            let mut report = Report { aggregate, ..Report::default() };
+            if let Err(error) = verify_shared(path, progress, &mut report) {
+                report.unreadable = Some(error.to_string());
+            }
+            report
+        }
         Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => return None,
         // Its flusher has not written anything yet, or never came to it.
         Err(ReadError::Format(FormatError::Empty)) => Report { aggregate, ..Report::default() },
@@ -157,7 +164,47 @@ fn verify(path: &Path, progress: &Progress) -> Option<Report> {
     })
 }
 
+/// A file that several nodes write to: all that each has published in it, and that the archive can be walked to its end.
+fn verify_shared(path: &Path, progress: &Progress, report: &mut Report) -> Result<(), ReadError> {
+    let file = AggregateFile::from(open_file(path)?);
+    let content = recover_shared(file.file(), &mut Walked::default(), &|_| None, false)?;
+    for part in content.parts.iter().filter(|part| !part.removed) {
+        let segments = &part.recovered.segments;
+        report.segments += segments.len();
+        report.records += segments.iter().map(|segment| segment.records.len()).sum::<usize>();
+        let mut found = Report::default();
+        check_records(&part.recovered, &file, progress, &mut found);
+        // Unless it has just been reclaimed.
+        if !is_removed(file.file(), part.first, part.recovered.identity.uuid)? {
+            report.damage.append(&mut found.damage);
+            report.unreadable = report.unreadable.take().or(found.unreadable);
+        }
+    }
+    report.published_bytes = content.end;
+    if let Some(offset) = content.damaged {
+        let what = "what is here says whose it is no more; tar readers do not get past it".to_owned();
+        report.damage.push(Finding { offset, path: None, what });
+    }
+    let length = file.file().metadata()?.len();
+    if length < content.end + BLOCK {
+        let what = format!("the {BLOCK} zero bytes that end the archive are cut off");
+        report.damage.push(Finding { offset: content.end, path: None, what });
+    }
+    Ok(())
+}
+
 fn check(recovered: &Recovered, file: &AggregateFile, progress: &Progress, report: &mut Report) {
+    check_records(recovered, file, progress, report);
+    if report.unreadable.is_none() && !matches!(recovered.stop, Stop::Damaged(_)) {
+        match check_end(recovered, file.file()) {
+            Ok(found) => report.damage.extend(found),
+            Err(error) => report.unreadable = Some(format!("cannot be read: {error}")),
+        }
+    }
+}
+
+/// Adds what is wrong in published segments to a report.
+fn check_records(recovered: &Recovered, file: &AggregateFile, progress: &Progress, report: &mut Report) {
     let records: Vec<(&Segment, &Record)> = recovered
         .segments
         .iter()
@@ -177,19 +224,13 @@ fn check(recovered: &Recovered, file: &AggregateFile, progress: &Progress, repor
         path: Some(format!("/{}", String::from_utf8_lossy(&damage.path))),
         what: damage.what,
     };
-    report.damage = found.into_inner().into_iter().map(finding).collect();
+    report.damage.extend(found.into_inner().into_iter().map(finding));
     report.damage.sort_by_key(|finding| finding.offset);
     if let Stop::Damaged(reason) = &recovered.stop {
         let what = format!("the segment here is damaged: {reason}; it and what follows cannot be read");
         report.damage.push(Finding { offset: recovered.published_end, path: None, what });
     }
-    report.unreadable = failed.into_inner();
-    if recovered.stop == Stop::Unpublished || recovered.stop == Stop::End {
-        match check_end(recovered, file.file()) {
-            Ok(found) => report.damage.extend(found),
-            Err(error) => report.unreadable = Some(format!("cannot be read: {error}")),
-        }
-    }
+    report.unreadable = report.unreadable.take().or(failed.into_inner());
 }
 
 /// Checks what lies behind the published segments: the zeros that end the archive; nothing more if it was closed; nothing

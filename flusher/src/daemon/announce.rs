@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use sheaf_common::configuration::Layout;
 
 use super::{Appender, Origin, Shared};
 
@@ -82,6 +83,11 @@ impl Shared {
             watermark_ns: self.watermark_ns.load(Ordering::SeqCst),
             acknowledged_ns: self.acknowledged_ns.load(Ordering::SeqCst),
         };
-        Appender::create(&self.settings.store, origin)
+        let (store, limit) = (&self.settings.store, self.settings.timeout);
+        let Layout::Shared(count) = self.settings.layout else { return Appender::create(store, origin) };
+        Appender::share(store, count, origin, limit).or_else(|error| {
+            log::warn!("nodes cannot share a file in {}: {error}; this one writes to its own", store.display());
+            Appender::create(store, origin)
+        })
     }
 }

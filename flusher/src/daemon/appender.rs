@@ -1,23 +1,25 @@
 //! An aggregate that is being written: made, given segments, sealed, or given up.
 //!
-//! Used by the flusher, by `sheaf prune` and by `sheaf merge`. It never appends to an aggregate that it has not made itself, but
+//! Used by the flusher, by `sheaf prune` and by `sheaf merge`. Where nodes share files it is one's part of one: [`Seat`] says where
+//! the next segment goes, and the rest is the same. It never appends to an aggregate that it has not made itself, but
 //! for a merge that goes on with its own; after any error the aggregate must be abandoned: nothing is known then about what it
 //! holds behind its published end.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::segment::{self, Input, Pace, SegmentError};
+use super::shared::Seat;
 use crate::aggregate::{
     self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, PlanError, Recovered, Segment, SegmentPlan, TarNames,
 };
 use crate::engine::{Data, Engine, Target, WriteError, sync_directory};
-use crate::store::{Names, Sealed};
+use crate::store::{Names, Sealed, remove_part};
 
 /// End of the name of an aggregate whose first block is being written.
 const ASIDE: &str = ".new";
@@ -28,11 +30,13 @@ const ASIDE_LONGEST: Duration = Duration::from_secs(600);
 pub struct Appender {
     target: Arc<Target>,
     identity: Identity,
-    /// Where the next segment begins.
+    /// Where the last segment ends, or the one that is being written begins.
     end: u64,
     sequence: u64,
     /// What plain tar readers have seen so far.
     names: TarNames,
+    /// Where the file is shared with other nodes.
+    seat: Option<Seat>,
 }
 
 impl Appender {
@@ -50,6 +54,25 @@ impl Appender {
             end: BLOCK,
             sequence: FIRST_SEQUENCE,
             names: TarNames::default(),
+            seat: None,
+        })
+    }
+
+    /// Begins an aggregate in one of `count` files that all nodes of a store write to. Nobody is waited for longer than `limit`.
+    ///
+    /// # Errors
+    /// When nodes cannot share files there, or from the file system.
+    pub fn share(store: &Path, count: u32, origin: Origin, limit: Duration) -> io::Result<Appender> {
+        fs::create_dir_all(store)?;
+        let identity = new_identity(&node_name(), origin)?;
+        let (seat, target) = Seat::take(store, count, &identity, limit)?;
+        Ok(Appender {
+            target: Arc::new(target),
+            identity,
+            end: seat.first() + BLOCK,
+            sequence: FIRST_SEQUENCE,
+            names: TarNames::default(),
+            seat: Some(seat),
         })
     }
 
@@ -64,7 +87,7 @@ impl Appender {
         target.write_buffered(0, &aggregate::format_entry(&identity))?;
         target.sync_data()?;
         let names = TarNames::default();
-        Ok(Appender { target: Arc::new(target), identity, end: BLOCK, sequence: FIRST_SEQUENCE, names })
+        Ok(Appender { target: Arc::new(target), identity, end: BLOCK, sequence: FIRST_SEQUENCE, names, seat: None })
     }
 
     /// Goes on with what [`Appender::create_apart`] began and nobody sealed: `target` is its file, and `recovered` what was
@@ -82,6 +105,7 @@ impl Appender {
             end: recovered.published_end,
             sequence: recovered.next_sequence,
             names: TarNames::after(&recovered.segments),
+            seat: None,
         })
     }
 
@@ -95,14 +119,14 @@ impl Appender {
         self.target.path()
     }
 
-    /// Where the next segment begins.
-    pub fn end(&self) -> u64 {
-        self.end
+    /// Its file, and where it begins if it shares that with others.
+    pub fn place(&self) -> (&Path, Option<u64>) {
+        (self.path(), self.seat.as_ref().map(Seat::first))
     }
 
-    /// The sequence of the next segment.
-    pub fn sequence(&self) -> u64 {
-        self.sequence
+    /// Where the last segment ends.
+    pub fn end(&self) -> u64 {
+        self.end
     }
 
     /// Plans the next segment.
@@ -124,15 +148,29 @@ impl Appender {
         inputs: &[Input<'_>],
         pace: Pace<'_>,
     ) -> Result<Vec<Option<FileChecksums>>, SegmentError> {
-        for (start, end) in segment::written_ranges(plan) {
-            self.target.allocate(self.end + start, end - start).map_err(|error| self.error(&error))?;
-        }
+        self.reserve(plan.length(), &segment::written_ranges(plan)).map_err(|error| self.error(&error))?;
         let written = segment::write(engine, &self.target, self.end, plan, inputs, pace);
         let finished = engine.finish();
         let checksums = written?;
         finished?;
+        if self.seat.is_some() {
+            // Readers pass over the whole range until its header says that it counts.
+            self.write_through(engine, self.end, &plan.head())?;
+        }
         self.target.sync_data().map_err(|error| self.error(&error))?;
         Ok(checksums)
+    }
+
+    /// Makes room for the next segment, of so many bytes, where these parts of it are written and the block behind it.
+    fn reserve(&mut self, bytes: u64, written: &[(u64, u64)]) -> io::Result<()> {
+        match &mut self.seat {
+            None => written.iter().try_for_each(|(start, end)| self.target.allocate(self.end + start, end - start)),
+            Some(seat) => {
+                let place = (&self.identity, self.sequence);
+                self.end = seat.reserve(&self.target, place, bytes, written)?;
+                Ok(())
+            }
+        }
     }
 
     /// Makes the segment that was written visible, then durable as visible.
@@ -145,8 +183,14 @@ impl Appender {
         plan: &SegmentPlan,
         checksums: &[Option<FileChecksums>],
     ) -> Result<Segment, WriteError> {
-        self.write_through(engine, self.end, &plan.head())?;
-        self.target.sync_data().map_err(|error| self.error(&error))?;
+        match &mut self.seat {
+            None => {
+                self.write_through(engine, self.end, &plan.head())?;
+                self.target.sync_data()
+            }
+            Some(seat) => seat.publish(&self.target),
+        }
+        .map_err(|error| self.error(&error))?;
         if self.target.is_removed() {
             return Err(self.error(&io::ErrorKind::NotFound.into()));
         }
@@ -156,18 +200,33 @@ impl Appender {
         Ok(segment)
     }
 
-    /// Adds the segment with the index that lets a reader open the aggregate in a few reads, and cuts the file to its end.
+    /// Adds the segment with the index that lets a reader open the aggregate in a few reads, and cuts the file to its end if it
+    /// has it alone. `make` yields the segment that has a sequence and begins at an offset, which changes nothing of its length.
     ///
     /// # Errors
     /// From the file system. Unsealed is as good as sealed, only slower to open.
-    pub fn seal(self, engine: &mut dyn Engine, segment: &Sealed) -> io::Result<()> {
+    pub fn seal(
+        mut self,
+        engine: &mut dyn Engine,
+        make: impl Fn((u64, u64)) -> io::Result<Sealed>,
+    ) -> io::Result<Sealed> {
+        let mut segment = make((self.sequence, self.end))?;
         let length = segment.bytes.len() as u64;
-        self.target.allocate(self.end, length + BLOCK)?;
+        self.reserve(length, &[(0, length + BLOCK)])?;
+        if let Some(seat) = &mut self.seat {
+            segment = make((self.sequence, self.end))?;
+            let bytes = [&segment.head[..], &segment.bytes[segment.head.len()..]].concat();
+            write_through(engine, &self.target, self.end, &bytes).map_err(io::Error::other)?;
+            self.target.sync_data()?;
+            seat.publish(&self.target)?;
+            return Ok(segment);
+        }
         self.write_through(engine, self.end, &segment.bytes).map_err(io::Error::other)?;
         self.target.set_length(self.end + length + BLOCK)?;
         self.target.sync_data()?;
         self.write_through(engine, self.end, &segment.head).map_err(io::Error::other)?;
-        self.target.sync_data()
+        self.target.sync_data()?;
+        Ok(segment)
     }
 
     /// Whether nothing is published in it.
@@ -180,15 +239,20 @@ impl Appender {
     /// # Errors
     /// From unlink(2).
     pub fn remove(&self) -> io::Result<()> {
+        if self.seat.is_some() {
+            return remove_part(self.path(), self.identity.uuid);
+        }
         // What has its name now may be another's.
         if self.target.is_removed() { Ok(()) } else { fs::remove_file(self.path()) }
     }
 
     /// Gives the aggregate up behind its published end. One that has published nothing is removed.
-    pub fn abandon(self) {
-        let result = match self.is_empty() || self.target.is_removed() {
-            true => self.remove(),
-            false => self.target.set_length(self.end + BLOCK),
+    pub fn abandon(mut self) {
+        let given_up = self.seat.as_mut().map(|seat| seat.give_up(&self.target));
+        let result = match (self.is_empty() || self.target.is_removed(), given_up) {
+            (true, _) => self.remove(),
+            (false, Some(given_up)) => given_up,
+            (false, None) => self.target.set_length(self.end + BLOCK),
         };
         if let Err(error) = result {
             log::warn!("{} keeps room that nothing uses: {error}", self.path().display());
@@ -202,16 +266,20 @@ impl Appender {
 
     /// Writes bytes in whole blocks and waits for them.
     fn write_through(&self, engine: &mut dyn Engine, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let mut block = engine.block()?;
-            let at = offset + (bytes.len() - rest.len()) as u64;
-            let count = block.append(rest);
-            rest = &rest[count..];
-            engine.write(&self.target, at, Data::Block(block))?;
-        }
-        engine.finish()
+        write_through(engine, &self.target, offset, bytes)
     }
+}
+
+fn write_through(engine: &mut dyn Engine, target: &Arc<Target>, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let mut block = engine.block()?;
+        let at = offset + (bytes.len() - rest.len()) as u64;
+        let count = block.append(rest);
+        rest = &rest[count..];
+        engine.write(target, at, Data::Block(block))?;
+    }
+    engine.finish()
 }
 
 impl Drop for Appender {
@@ -253,7 +321,7 @@ fn new_identity(node: &str, origin: Origin) -> io::Result<Identity> {
 fn publish_first_block(directory: &Path, node: &str, origin: Origin) -> io::Result<(Identity, Target)> {
     let mut identity = new_identity(node, origin)?;
     let uuid = identity.uuid;
-    let mut target = Target::create(&directory.join(format!(".{node}-{:032x}{ASIDE}", u128::from_be_bytes(uuid))))?;
+    let mut target = Target::create(&aside(directory, node, uuid))?;
     remove_abandoned(directory, node, &target);
     let named = name_first_block(directory, &mut identity, &mut target);
     if named.is_err() {
@@ -261,6 +329,11 @@ fn publish_first_block(directory: &Path, node: &str, origin: Origin) -> io::Resu
         let _ = fs::remove_file(target.path());
     }
     named.map(|()| (identity, target))
+}
+
+/// The name of a file that has none yet; what a killed process leaves is removed by [`remove_abandoned`].
+pub(super) fn aside(directory: &Path, node: &str, uuid: [u8; 16]) -> PathBuf {
+    directory.join(format!(".{node}-{:032x}{ASIDE}", u128::from_be_bytes(uuid)))
 }
 
 /// Gives it a name that is free: no file has it, nor the newest catalog.

@@ -14,6 +14,7 @@ mod reclaim;
 mod refresh;
 mod segment;
 mod server;
+mod shared;
 mod stubs;
 mod watcher;
 mod writer;

@@ -4,16 +4,15 @@
 //! and published, the aggregate stays as it is, and a copy beside its original changes nothing.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
 use super::node_name;
 use super::segment::Input;
 use super::writer::{Failure, Writer};
-use crate::engine::sync_directory;
 use crate::stage::tracker::{BATCH_BYTES_MAX, BATCH_FILES_MAX};
-use crate::store::{Candidate, Cause, Copied, LARGE, Lock, Plan, Planner, lock_aggregate, lock_store, next_victim};
+use crate::store::{Candidate, Cause, Copied, LARGE, Lock, Plan, Planner, lock_store, next_victim};
 
 /// How long to wait after something could not be reclaimed: at first, and at most.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
@@ -137,14 +136,18 @@ impl Writer {
     /// Whether the aggregate that is written to is large or mostly dead.
     fn is_full(&self, candidates: &[Candidate]) -> bool {
         let current = self.current();
-        candidates.iter().any(|candidate| Some(candidate.uuid) == current && candidate.is_full())
+        self.is_large() || candidates.iter().any(|candidate| Some(candidate.uuid) == current && candidate.is_full())
+    }
+
+    /// Whether the file that is written to has become large.
+    fn is_large(&self) -> bool {
+        self.aggregate.as_ref().is_some_and(|aggregate| aggregate.appender.end() >= LARGE)
     }
 
     /// What there is to be reclaimed depends on this, as long as only new files are published: the aggregate that is
     /// written to, whether it is large, and how much has been superseded.
     pub(super) fn reclaimable(&self) -> (Option<[u8; 16]>, bool, u64) {
-        let is_large = self.aggregate.as_ref().is_some_and(|aggregate| aggregate.appender.end() >= LARGE);
-        (self.current(), is_large, self.shared.store.read().view().superseded())
+        (self.current(), self.is_large(), self.shared.store.read().view().superseded())
     }
 
     fn reclaim_one(
@@ -157,7 +160,7 @@ impl Writer {
             self.roll()?;
         }
         let store = &self.shared.settings.store;
-        let Lock::Held(_victim) = lock_aggregate(&victim.path) else {
+        let Lock::Held(_victim) = victim.lock() else {
             log::debug!("{} is in use, or cannot be locked", victim.path.display());
             return Ok(Outcome::Refused);
         };
@@ -214,7 +217,7 @@ impl Writer {
             self.shared.stubs.moved(&mut store, &moved);
         }
         let aggregate = self.aggregate.as_ref().expect("a segment was published in it");
-        planner.copied(aggregate.appender.path(), aggregate.appender.identity(), &segment)?;
+        planner.copied(aggregate.appender.place(), aggregate.appender.identity(), &segment)?;
         Ok(true)
     }
 
@@ -222,11 +225,7 @@ impl Writer {
     /// bring it back without what was removed after it.
     fn remove(&mut self, victim: &Candidate, plan: &Plan, planner: &mut Planner) -> Result<(), Failure> {
         self.shared.store.write().forget(victim.id);
-        match fs::remove_file(&victim.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        sync_directory(&self.shared.settings.store)?;
+        victim.remove()?;
         planner.removed(plan);
         log::info!("reclaimed {}: {} records copied", victim.path.display(), plan.copies.len());
         Ok(())

@@ -372,10 +372,10 @@ impl Writer {
         };
         self.shared.announcement.is_made();
         self.given_up.take().into_iter().for_each(Appender::abandon);
-        let path = appender.path();
+        let (path, first) = appender.place();
         log::info!("writing to {} with {}", path.display(), self.engine.name());
         self.shared.status.lock().aggregate = Some(path.display().to_string());
-        let id = self.shared.store.write().add_own(path, appender.identity())?;
+        let id = self.shared.store.write().add_own(path, first, appender.identity())?;
         Ok(Aggregate { appender, id, has_records: false, watermark_bytes: 0 })
     }
 
@@ -410,9 +410,9 @@ impl Writer {
     /// Closes an aggregate in peace, with this last word.
     fn seal(&mut self, aggregate: Aggregate, last_word: Entry) -> Result<(), Failure> {
         let Aggregate { appender, id, .. } = aggregate;
-        let place = (appender.sequence(), appender.end());
-        let segment = self.shared.store.read().seal_segment(id, appender.identity(), place, last_word)?;
-        appender.seal(self.engine.as_mut(), &segment)?;
+        let identity = appender.identity().clone();
+        let make = |place| self.shared.store.read().seal_segment(id, &identity, place, last_word.clone());
+        let segment = appender.seal(self.engine.as_mut(), make)?;
         self.shared.store.write().sealed(id, &segment);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! An aggregate that is being written: one file, with a descriptor past the page cache and one through it.
 //!
-//! Never truncates or opens a file that exists, but for one that an interrupted merge has begun: an aggregate belongs to the
-//! one flusher that created it.
+//! Never truncates or opens a file that exists, but for one that an interrupted merge has begun, or that nodes share: any other
+//! aggregate belongs to the one flusher that created it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -54,6 +54,16 @@ impl Target {
         if let Err(Errno::WOULDBLOCK) = flock(&buffered, FlockOperation::NonBlockingLockExclusive) {
             return Err(Errno::WOULDBLOCK.into());
         }
+        Ok(Target::over(path, buffered))
+    }
+
+    /// Opens a file that other nodes write to, too: who may write where, is the caller's to know.
+    ///
+    /// # Errors
+    /// Whatever the kernel says.
+    pub fn join(path: &Path) -> io::Result<Target> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let buffered = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
         Ok(Target::over(path, buffered))
     }
 

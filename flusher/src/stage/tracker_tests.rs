@@ -55,7 +55,7 @@ impl Scene {
         };
         let file = tier.path().join("n-1.tar");
         fs::write(&file, crate::aggregate::format_entry(&identity)).unwrap();
-        let aggregate = store.add_own(&file, &identity).unwrap();
+        let aggregate = store.add_own(&file, None, &identity).unwrap();
         let keeper = LeaseKeeper::start(stage.path("scratch")).unwrap();
         let mut tracker = Tracker::new(stage.clone(), keeper.clone(), vec![zone.clone()]).unwrap();
         tracker.rescan(&store).unwrap();

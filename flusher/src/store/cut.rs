@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::decision::{Decided, Decision};
 use super::merge::{Addition, Step, steps};
-use super::{Aggregate, Lock, Node, Store, View, lock_aggregate};
+use super::{Aggregate, Lock, Node, Store, View};
 
 /// Everything counts, however late.
 pub const NO_LIMIT: u64 = u64::MAX;
@@ -192,7 +192,7 @@ impl Stage<'_> {
 
     /// The locks of what was not closed in peace.
     fn locks(&self) -> impl Iterator<Item = Lock> {
-        self.aggregates.iter().filter(|aggregate| !aggregate.sealed).map(|aggregate| lock_aggregate(&aggregate.path))
+        self.aggregates.iter().filter(|aggregate| !aggregate.sealed).map(|aggregate| aggregate.lock())
     }
 }
 
@@ -727,7 +727,7 @@ mod tests {
                 created_ns: 1,
             };
             times.insert(identity.uuid, (0..20_000).map(|time| 8 * time + 4 * u64::from(number)).collect());
-            aggregates.push(Aggregate::new(Path::new(""), identity));
+            aggregates.push(Aggregate::new(Path::new(""), None, identity));
         }
         let stages = aggregates
             .iter()

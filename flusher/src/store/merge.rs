@@ -18,7 +18,8 @@ use super::decision::Decision;
 use super::recent::{self, Recent, is_shown};
 use super::{Aggregate, AggregateId, Files, MergeKey, Store, View, open_file};
 use crate::aggregate::{
-    BLOCK, FormatError, ReadError, Record, Recovered, Salvaged, Segment, Stop, recover, recover_from, salvage,
+    BLOCK, FormatError, Part, ReadError, Record, Recovered, Salvaged, Segment, SharedContent, Stop, Walked, identify,
+    recover, recover_from, recover_shared, salvage,
 };
 
 /// Aggregates that are read at the same time: on a parallel file system the waiting counts, not the CPU.
@@ -70,6 +71,12 @@ fn recovered_from(salvaged: Salvaged) -> Recovered {
         false => Stop::Damaged(format!("nothing can be read of bytes {}", ranges.join(", "))),
     };
     Recovered { identity, length: end, segments, published_end: end, next_sequence: 0, stop }
+}
+
+/// What reading a file has found.
+enum Content {
+    Aggregate(Recovered),
+    Shared(SharedContent, Walked),
 }
 
 /// What one aggregate adds.
@@ -185,6 +192,7 @@ impl Store {
         self.view = View::default();
         self.last_applied = None;
         (self.recent, self.disputed, self.is_behind) = (Recent::default(), BTreeSet::new(), false);
+        self.walked.clear();
         for aggregate in &mut self.aggregates {
             aggregate.forget();
             aggregate.gone |= !files.contains(&aggregate.path);
@@ -213,10 +221,16 @@ impl Store {
         step.record.entry.is_moved() && is_shown(&self.view, step)
     }
 
-    /// The place of each aggregate by its file.
+    /// The place of each aggregate by its file, if it has that alone.
     pub(super) fn positions(&self) -> HashMap<&Path, usize> {
-        let known = self.aggregates.iter().enumerate().filter(|(_, aggregate)| !aggregate.gone);
-        known.map(|(index, aggregate)| (aggregate.path.as_path(), index)).collect()
+        let known = self.aggregates.iter().enumerate();
+        let whole = known.filter(|(_, aggregate)| !aggregate.gone && aggregate.first.is_none());
+        whole.map(|(index, aggregate)| (aggregate.path.as_path(), index)).collect()
+    }
+
+    fn part_position(&self, file: &Path, uuid: [u8; 16]) -> Option<usize> {
+        let is_it = |aggregate: &Aggregate| aggregate.first.is_some() && !aggregate.gone && aggregate.path == file;
+        self.aggregates.iter().position(|aggregate| is_it(aggregate) && aggregate.identity.uuid == uuid)
     }
 
     fn note_of_stop(&self, path: &Path, recovered: &Recovered) -> Option<Note> {
@@ -244,7 +258,12 @@ impl Store {
         let mut additions = Vec::new();
         for ((file, known), result) in files.iter().zip(known).zip(results) {
             let recovered = match result {
-                Ok(recovered) => recovered,
+                Ok(Content::Aggregate(recovered)) => recovered,
+                Ok(Content::Shared(content, walked)) => {
+                    self.walked.insert(file.clone(), walked);
+                    complete &= self.take_in_parts(file, content, &mut additions);
+                    continue;
+                }
                 Err(ReadError::Format(FormatError::Empty)) => continue,
                 Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
                     complete = false;
@@ -266,7 +285,7 @@ impl Store {
             self.notes.extend(self.note_of_stop(file, &recovered));
             let index = known.unwrap_or(self.aggregates.len());
             if known.is_none() {
-                self.aggregates.push(Aggregate::new(file, recovered.identity));
+                self.aggregates.push(Aggregate::new(file, None, recovered.identity));
             }
             let aggregate = &mut self.aggregates[index];
             recovered.segments.iter().for_each(|segment| aggregate.take_in(segment));
@@ -275,6 +294,37 @@ impl Store {
             additions.push(Addition { id: AggregateId(index as u32), uuid, segments: recovered.segments });
         }
         (additions, complete)
+    }
+
+    /// Yields whether all that was removed had been so before: else there may be copies of it that were not there yet when other
+    /// files were read.
+    fn take_in_parts(&mut self, file: &Path, content: SharedContent, additions: &mut Vec<Addition>) -> bool {
+        let mut complete = true;
+        if let Some(at) = content.damaged {
+            let what = format!("bytes from {at} on are damaged; what other nodes have written behind them is shown");
+            self.notes.push(Note { path: file.to_owned(), what, damaged: true, foreign: false });
+        }
+        for Part { first, recovered, removed } in content.parts {
+            let known = self.part_position(file, recovered.identity.uuid);
+            if removed {
+                complete &= !self.removed.insert(recovered.identity.uuid);
+                // What it held is forgotten in the next round.
+                known.into_iter().for_each(|known| self.aggregates[known].path = PathBuf::new());
+                complete &= known.is_none();
+                continue;
+            }
+            self.notes.extend(self.note_of_stop(file, &recovered));
+            let index = known.unwrap_or(self.aggregates.len());
+            if known.is_none() {
+                self.aggregates.push(Aggregate::new(file, Some(first), recovered.identity));
+            }
+            let aggregate = &mut self.aggregates[index];
+            recovered.segments.iter().for_each(|segment| aggregate.take_in(segment));
+            aggregate.tail_bytes = recovered.length;
+            let uuid = aggregate.identity.uuid;
+            additions.push(Addition { id: AggregateId(index as u32), uuid, segments: recovered.segments });
+        }
+        complete
     }
 
     /// Yields whether every decision was still there.
@@ -295,18 +345,48 @@ impl Store {
         true
     }
 
-    fn read_all(&self, files: &Files, known: &[Option<usize>]) -> Vec<Result<Recovered, ReadError>> {
+    fn read_all(&self, files: &Files, known: &[Option<usize>]) -> Vec<Result<Content, ReadError>> {
         // What cannot be read of a catalog is read of the aggregates.
         let catalog = if self.trusts_catalog { Catalog::newest(files).ok().flatten() } else { None };
         let all: Vec<_> = files.aggregates.iter().zip(&files.inodes).zip(known).collect();
         in_parallel(&all, &|((file, inode), known)| {
             let by_catalog = || catalog.as_ref()?.recover(file, *inode);
-            match known.map(|index| &self.aggregates[index]).filter(|aggregate| !aggregate.is_forgotten()) {
+            if let Some(walked) = self.walked.get(file) {
+                return self.read_shared(file, walked.clone());
+            }
+            let recovered = match known
+                .map(|index| &self.aggregates[index])
+                .filter(|aggregate| !aggregate.is_forgotten())
+            {
                 Some(aggregate) => recover_from(&open_file(file)?, aggregate.published_end, aggregate.next_sequence),
-                None if self.salvages => salvage(&open_file(file)?).map(recovered_from),
+                None if self.salvages => return self.salvage_file(file),
                 None => by_catalog().map_or_else(|| recover(&open_file(file)?), Ok),
+            };
+            match recovered {
+                Err(ReadError::Format(FormatError::Shared(_))) => self.read_shared(file, Walked::default()),
+                recovered => recovered.map(Content::Aggregate),
             }
         })
+    }
+
+    fn salvage_file(&self, file: &Path) -> Result<Content, ReadError> {
+        let source = open_file(file)?;
+        if identify(&source).is_err()
+            && let Ok(Content::Shared(content, walked)) = self.read_shared(file, Walked::default())
+            && !content.parts.is_empty()
+        {
+            // Also if its first block is damaged.
+            return Ok(Content::Shared(content, walked));
+        }
+        salvage(&source).map(recovered_from).map(Content::Aggregate)
+    }
+
+    fn read_shared(&self, file: &Path, mut walked: Walked) -> Result<Content, ReadError> {
+        let parts = self.aggregates.iter().filter(|part| part.first.is_some() && !part.gone && part.path == file);
+        let known: HashMap<_, _> = parts.map(|part| (part.identity.uuid, part.next_sequence)).collect();
+        let next_sequence = |uuid| known.get(&uuid).copied();
+        let content = recover_shared(&open_file(file)?, &mut walked, &next_sequence, self.salvages)?;
+        Ok(Content::Shared(content, walked))
     }
 
     pub(super) fn apply(&mut self, additions: &[Addition]) {

@@ -15,9 +15,10 @@ mod read;
 mod recent;
 mod reclaim;
 mod refresh;
+mod shared;
 mod view;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirEntryExt, OpenOptionsExt};
@@ -33,12 +34,13 @@ pub use merge::Note;
 pub use read::{DataLoss, VersionReader};
 pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, WATERMARKS_MAX, next_victim};
 pub use refresh::{Changed, refresh};
+pub(crate) use shared::{RESERVING, give_up, lock_byte, lock_part, open_shared, remove_part};
 pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
 
 use crate::aggregate::{
     BLOCK, Entry, FIRST_SEQUENCE, FLAG_ACKNOWLEDGED, FLAG_CONTINUED, FLAG_ENDED, FileChecksummer, Identity, IndexEntry,
-    Kind, ReadError, Record, Segment, SegmentPlan, encode_index, identify,
+    Kind, ReadError, Record, Segment, SegmentPlan, Walked, encode_index, identify, is_removed,
 };
 use crate::daemon::node_name;
 use decision::Decision;
@@ -51,6 +53,8 @@ const SUFFIX: &str = "tar";
 #[derive(Clone, Debug)]
 pub(crate) struct Aggregate {
     path: PathBuf,
+    /// Where it begins in a file that it shares with others.
+    first: Option<u64>,
     identity: Identity,
     published_end: u64,
     next_sequence: u64,
@@ -81,9 +85,10 @@ pub(crate) struct Aggregate {
 type MergeKey = (u64, bool, [u8; 16], u64);
 
 impl Aggregate {
-    fn new(path: &Path, identity: Identity) -> Aggregate {
+    fn new(path: &Path, first: Option<u64>, identity: Identity) -> Aggregate {
         let mut aggregate = Aggregate {
             path: path.to_owned(),
+            first,
             identity,
             published_end: 0,
             next_sequence: 0,
@@ -123,12 +128,23 @@ impl Aggregate {
             return Err(told(io::ErrorKind::NotFound.into()));
         }
         let file = open_file(&self.path).map_err(told)?;
+        if let Some(first) = self.first {
+            return match is_removed(&file, first, self.identity.uuid).map_err(told)? {
+                true => Err(told(io::ErrorKind::NotFound.into())),
+                false => Ok(file),
+            };
+        }
         match identify(&file) {
             Err(ReadError::Io(error)) => Err(told(error)),
             Ok(identity) if identity.uuid != self.identity.uuid => Err(told(io::ErrorKind::NotFound.into())),
             // What its first block says no longer counts; the data has checksums of its own.
             _ => Ok(file),
         }
+    }
+
+    /// Locks it: nobody writes to one that can be locked.
+    fn lock(&self) -> Lock {
+        self.first.map_or_else(|| lock_aggregate(&self.path), |first| lock_part(&self.path, first))
     }
 
     /// Takes note of its next segment.
@@ -166,6 +182,10 @@ pub struct Store {
     aggregates: Vec<Aggregate>,
     view: View,
     notes: Vec<Note>,
+    /// How far files that several nodes write to have been read.
+    walked: HashMap<PathBuf, Walked>,
+    /// Parts of them that have been removed.
+    removed: HashSet<[u8; 16]>,
     last_applied: Option<MergeKey>,
     /// What was applied last, by name.
     recent: Recent,
@@ -307,6 +327,8 @@ impl Store {
             aggregates: Vec::new(),
             view: View::default(),
             notes: Vec::new(),
+            walked: HashMap::new(),
+            removed: HashSet::new(),
             last_applied: None,
             recent: Recent::default(),
             disputed: BTreeSet::new(),
@@ -356,13 +378,14 @@ impl Store {
         self.aggregates.get(id.0 as usize).ok_or_else(|| io::Error::other("no such aggregate in this store"))
     }
 
-    /// Takes note of an aggregate that this process has just made; [`Store::publish`] says what is in it.
+    /// Takes note of an aggregate that this process has just made, and where it begins if it shares its file; [`Store::publish`]
+    /// says what is in it.
     ///
     /// # Errors
     /// When there are more aggregates than can be counted.
-    pub fn add_own(&mut self, path: &Path, identity: &Identity) -> io::Result<AggregateId> {
+    pub fn add_own(&mut self, path: &Path, first: Option<u64>, identity: &Identity) -> io::Result<AggregateId> {
         let id = u32::try_from(self.aggregates.len()).map_err(|_| io::Error::other("too many aggregates"))?;
-        self.aggregates.push(Aggregate { is_own: true, ..Aggregate::new(path, identity.clone()) });
+        self.aggregates.push(Aggregate { is_own: true, ..Aggregate::new(path, first, identity.clone()) });
         self.node.clone_from(&identity.node);
         Ok(AggregateId(id))
     }

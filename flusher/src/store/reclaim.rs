@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,11 +16,13 @@ use std::time::Duration;
 use super::cut::counts;
 use super::lock::{Lock, lock_aggregate};
 use super::merge::{Addition, Step, steps};
+use super::shared::{lock_part, remove_part};
 use super::view::{Moved, version};
 use super::{Aggregate, AggregateId, Live, Node, Sealed, Store, Version, VersionReader, View};
 use crate::aggregate::{
     BLOCK, Entry, FIRST_SEQUENCE, FLAG_MOVED, FLAG_RENAMED, Identity, Kind, Segment, SegmentPlan, TarNames,
 };
+use crate::engine::sync_directory;
 
 /// What is not worth an aggregate's end, in bytes: it is held against tiny checkpoints that would make and remove files
 /// all the time.
@@ -43,6 +46,8 @@ pub struct Candidate {
     pub uuid: [u8; 16],
     /// Its file.
     pub path: PathBuf,
+    /// Where it begins in a file that it shares with others.
+    pub first: Option<u64>,
     /// Whose it is.
     pub node: String,
     /// Bytes that it takes, without those of watermarks that stand alone.
@@ -56,6 +61,26 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// Locks it: nobody writes to one that can be locked.
+    pub fn lock(&self) -> Lock {
+        self.first.map_or_else(|| lock_aggregate(&self.path), |first| lock_part(&self.path, first))
+    }
+
+    /// Removes it for good: a power failure must not bring it back without what is removed after it.
+    ///
+    /// # Errors
+    /// From the file system; none when it is not there any more.
+    pub fn remove(&self) -> io::Result<()> {
+        let removed = match self.first {
+            None => fs::remove_file(&self.path).and_then(|()| self.path.parent().map_or(Ok(()), sync_directory)),
+            Some(_) => remove_part(&self.path, self.uuid),
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     fn dead_bytes(&self) -> u64 {
         self.written_bytes.saturating_sub(self.live.bytes)
     }
@@ -283,7 +308,7 @@ impl Planner {
         }
         let is_written = |other: &&Aggregate| {
             let elsewhere = other.identity.node != victim.identity.node;
-            elsewhere || matches!(lock_aggregate(&other.path), Lock::Busy)
+            elsewhere || matches!(other.lock(), Lock::Busy)
         };
         let open = self.store.aggregates.iter().filter(|other| !other.gone && !other.sealed);
         let others = open.filter(|other| {
@@ -332,9 +357,14 @@ impl Planner {
     ///
     /// # Errors
     /// When there are more aggregates than can be counted.
-    pub fn copied(&mut self, path: &Path, identity: &Identity, segment: &Segment) -> io::Result<()> {
+    pub fn copied(
+        &mut self,
+        (path, first): (&Path, Option<u64>),
+        identity: &Identity,
+        segment: &Segment,
+    ) -> io::Result<()> {
         let known = self.store.by_uuid(identity.uuid).map(|(id, _)| id);
-        let id = known.map_or_else(|| self.store.add_own(path, identity), Ok)?;
+        let id = known.map_or_else(|| self.store.add_own(path, first, identity), Ok)?;
         self.store.aggregates[id.0 as usize].take_in(segment);
         self.history.push(Addition { id, uuid: identity.uuid, segments: vec![segment.clone()] });
         Ok(())
@@ -471,6 +501,7 @@ impl Store {
                 id: AggregateId(index as u32),
                 uuid: aggregate.identity.uuid,
                 path: aggregate.path.clone(),
+                first: aggregate.first,
                 node: aggregate.identity.node.clone(),
                 sealed: aggregate.sealed,
                 written_bytes: aggregate.written_bytes + aggregate.tail_bytes,

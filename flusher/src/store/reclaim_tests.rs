@@ -344,7 +344,7 @@ fn what_would_be_copied_again_and_again_stays() {
 fn candidate(uuid: u8, written_bytes: u64, bytes: u64) -> Candidate {
     let live = Live { bytes, records: bytes.min(1) };
     let (id, path, node) = (AggregateId(uuid.into()), PathBuf::new(), String::new());
-    Candidate { id, uuid: [uuid; 16], path, node, sealed: false, written_bytes, watermark_bytes: 0, live }
+    Candidate { id, uuid: [uuid; 16], path, first: None, node, sealed: false, written_bytes, watermark_bytes: 0, live }
 }
 
 #[test]

@@ -110,6 +110,7 @@ fn read(mut outline: Store) -> io::Result<News> {
         if complete {
             return Ok(News { outline: now, known, additions, vanished });
         }
+        outline.removed = now.removed;
         // What has lost its name to another is gone.
         for (before, after) in outline.aggregates.iter_mut().zip(now.aggregates) {
             before.path = after.path;
@@ -157,6 +158,8 @@ impl Store {
             aggregates: self.aggregates.clone(),
             view: View::default(),
             notes: Vec::new(),
+            walked: self.walked.clone(),
+            removed: self.removed.clone(),
             recent: Recent::default(),
             disputed: BTreeSet::new(),
             node: self.node.clone(),
@@ -212,7 +215,7 @@ impl Store {
             }
             None => false,
         });
-        self.decisions = outline.decisions;
+        (self.decisions, self.walked, self.removed) = (outline.decisions, outline.walked, outline.removed);
         let is_in_order = !self.is_behind && self.disputed.is_empty() && self.limits_on_disk() == self.limits;
         if !is_in_order || !self.may_add(&steps(&additions)) {
             return false;

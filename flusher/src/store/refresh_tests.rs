@@ -82,7 +82,7 @@ impl Used {
         fs::remove_file(&own.path).unwrap();
         let mut store = Store::open_whole(directory, [1; 16]).unwrap();
         own.save();
-        let id = store.add_own(&own.path, &own.builder.identity).unwrap();
+        let id = store.add_own(&own.path, None, &own.builder.identity).unwrap();
         Used { store: RwLock::new(store), id, told: 0 }
     }
 

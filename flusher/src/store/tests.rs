@@ -197,7 +197,7 @@ fn what_this_process_publishes_is_seen_and_sealed() {
     let mut store = Store::open(directory.path()).unwrap();
     let mut builder = Builder::new(1);
     let path = write(directory.path(), "a.tar", &builder);
-    let id = store.add_own(&path, &builder.identity).unwrap();
+    let id = store.add_own(&path, None, &builder.identity).unwrap();
     builder.segment(vec![
         file("run/a", &pattern(40_000), 1),
         file("run/b", b"b", 2),

@@ -148,9 +148,10 @@ impl Round {
         let engine = if random.random_bool(0.5) { Engine::IoUring } else { Engine::Pwrite };
         let (kind, place) = stages.choose(random);
         let victims = VICTIMS[random.random_range(0..VICTIMS.len())];
+        let layout = if random.random_bool(0.5) { "node" } else { "shared:2" };
         let plan = Plan::new(seed);
-        let what = format!("seed {seed}: {:?}, {victims:?}, {kind}, {engine:?}", plan.program);
-        let scene = Scene::staged_in(place, engine);
+        let what = format!("seed {seed}: {:?}, {victims:?}, {kind}, {engine:?}, {layout}", plan.program);
+        let scene = Scene::staged_in(place, engine).in_layout(layout);
         for (name, bytes) in &plan.older {
             fs::write(scene.checkpoints().join(name), bytes).expect("the scene is ours");
         }

@@ -51,7 +51,10 @@ fn settle(scene: &Scene, what: &str) -> u64 {
 }
 
 fn rotate(engine: Engine, how: &str, kills: u32) {
-    let scene = Scene::new(engine);
+    rotate_in(Scene::new(engine), engine, how, kills);
+}
+
+fn rotate_in(scene: Scene, engine: Engine, how: &str, kills: u32) {
     let seed: u64 = rand::random();
     let mut random = StdRng::seed_from_u64(seed);
     let (count, mut largest) = (rotations(), 0);
@@ -93,6 +96,11 @@ fn keeping_the_last_four_by_renaming() {
 #[test]
 fn rotations_with_twenty_kills() {
     rotate(Engine::IoUring, "chain", if rotations() < 100 { 10 } else { 20 });
+}
+
+#[test]
+fn rotations_with_kills_in_a_shared_file() {
+    rotate_in(Scene::new(Engine::IoUring).in_layout("shared:1"), Engine::IoUring, "chain", 5);
 }
 
 /// Every flusher opens a new aggregate: few of them stay.

@@ -48,7 +48,11 @@ struct Node<'a> {
 
 impl Job {
     fn new(ranks: usize) -> Job {
-        let scene = Scene::new(Engine::IoUring);
+        Job::in_layout(ranks, "node")
+    }
+
+    fn in_layout(ranks: usize, layout: &'static str) -> Job {
+        let scene = Scene::new(Engine::IoUring).in_layout(layout);
         fs::create_dir(scene.captured_directory().join("meeting")).expect("the scene is ours");
         Job { scene, ranks }
     }
@@ -436,7 +440,7 @@ fn rounds_of_nodes_that_die_at_any_moment() {
 /// with an empty stage, begin anew.
 fn round(seed: u64, cut: &str) -> Result<(), String> {
     let mut random = StdRng::seed_from_u64(seed);
-    let job = Job::new(RANKS);
+    let job = Job::in_layout(RANKS, if random.random_bool(0.5) { "node" } else { "shared:2" });
     let nodes: Vec<Node<'_>> = (0..RANKS).map(|rank| job.node(&format!("n{rank}"))).collect();
     job.open_gate("gate");
     let programs: Vec<Running> = (0..RANKS).map(|rank| nodes[rank].start(rank, (1, 1000), "0.05")).collect();

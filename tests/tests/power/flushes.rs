@@ -67,8 +67,8 @@ fn write(scene: &Scene, unreliable: &Unreliable) -> Vec<usize> {
     acknowledged
 }
 
-fn round(kind: &str, engine: Engine, random: &mut StdRng) {
-    let scene = Scene::new(engine);
+fn round(kind: &str, engine: Engine, layout: &'static str, random: &mut StdRng) {
+    let scene = Scene::new(engine).in_layout(layout);
     let device = scene.root().join("device");
     fs::create_dir(&device).expect("the scene is ours");
     let unreliable = Unreliable::new(scene.root(), &device);
@@ -96,7 +96,7 @@ fn round(kind: &str, engine: Engine, random: &mut StdRng) {
         make_image(&image, &text, &records[..count], random);
         let disk = Disk::of(&image, &scene.checkpoints());
         if number > 0 || scene.store().exists() {
-            let what = format!("{kind}, {engine:?}, {count} of {} records", records.len());
+            let what = format!("{kind}, {engine:?}, {layout}, {count} of {} records", records.len());
             assert_acknowledged(&scene, number, &what);
         }
         scene.drain();
@@ -111,7 +111,12 @@ fn power_is_lost_between_any_two_flushes() {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    for (kind, engine) in [("ext4", Engine::IoUring), ("xfs", Engine::Pwrite)] {
-        round(kind, engine, &mut random);
+    for (kind, engine, layout) in [
+        ("ext4", Engine::IoUring, "node"),
+        ("xfs", Engine::Pwrite, "node"),
+        ("ext4", Engine::IoUring, "shared:1"),
+        ("xfs", Engine::Pwrite, "shared:2"),
+    ] {
+        round(kind, engine, layout, &mut random);
     }
 }

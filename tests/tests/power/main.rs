@@ -3,6 +3,7 @@
 
 mod durable;
 mod flushes;
+mod shared;
 
 use std::fs;
 use std::process::Command;
@@ -49,14 +50,14 @@ fn lose_everything(scene: &Scene, disk: &Disk, program: &mut Command, random: &m
     count
 }
 
-fn round(kind: &str, engine: Engine, random: &mut StdRng) {
-    let scene = Scene::new(engine);
+fn round(kind: &str, engine: Engine, layout: &'static str, random: &mut StdRng) {
+    let scene = Scene::new(engine).in_layout(layout);
     let disk = Disk::new(kind, &scene.root().join("disk"), &scene.checkpoints());
     let mut program = scene.preloaded_command("bash");
     program.args(["-c", PROGRAM]).env("SHEAF", sheaf_tests::scene::artefact("sheaf"));
     let count = lose_everything(&scene, &disk, &mut program, random);
     disk.recover();
-    assert_acknowledged(&scene, count, &format!("{kind}, {engine:?}"));
+    assert_acknowledged(&scene, count, &format!("{kind}, {engine:?}, {layout}"));
 }
 
 /// Everything that was acknowledged is there, right, and nothing is seen by half.
@@ -88,7 +89,8 @@ fn power_is_lost_at_random_moments() {
     let mut random = StdRng::seed_from_u64(seed);
     for _ in 0..ROUNDS {
         for (kind, engine) in [("ext4", Engine::IoUring), ("xfs", Engine::Pwrite), ("xfs", Engine::IoUring)] {
-            round(kind, engine, &mut random);
+            round(kind, engine, "node", &mut random);
         }
+        round("ext4", Engine::IoUring, "shared:2", &mut random);
     }
 }

@@ -101,8 +101,8 @@ fn lammps_after_the_end() {
 
 #[test]
 fn files_of_every_kind_after_the_end() {
-    for engine in [Engine::IoUring, Engine::Pwrite] {
-        let scene = Scene::new(engine);
+    for (engine, layout) in [(Engine::IoUring, "node"), (Engine::Pwrite, "node"), (Engine::IoUring, "shared:1")] {
+        let scene = Scene::new(engine).in_layout(layout);
         let script = input("variety.py");
         scene.native(&["python3", &script]).expect_success();
         scene.preloaded(&["python3", &script]).expect_success();
