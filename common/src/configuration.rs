@@ -53,9 +53,9 @@ pub const VARIABLES: [Variable; 17] = [
     },
     Variable {
         name: "SHEAF_LAYOUT",
-        accepts: "`node` or `shared:M` (M from 1 to 9999)",
+        accepts: "`node`, `shared:M` (M from 1 to 9999) or `files`",
         default: "node",
-        meaning: "`node`: each node writes aggregates of its own; `shared:M`: all nodes write to M files; the store's file system must lock files over all nodes",
+        meaning: "`node`: each node writes aggregates of its own; `shared:M`: all nodes write to M files; the store's file system must lock files over all nodes; `files`: no aggregates, each file goes to its own path on the parallel file system, an ordinary file that is read without Sheaf (and there is no consistent cut over several nodes)",
     },
     Variable {
         name: "SHEAF_DURABLE",
@@ -265,13 +265,15 @@ pub fn parse_durable(value: &[u8]) -> Option<Durable> {
     }
 }
 
-/// Which files the nodes write to (SHEAF_LAYOUT).
+/// What finished files become on the parallel file system (SHEAF_LAYOUT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// Each node to its own.
+    /// Each node writes to its own aggregates.
     Node,
-    /// All nodes to this many.
+    /// All nodes write to this many.
     Shared(u32),
+    /// Ordinary files at their own paths.
+    Files,
 }
 
 /// Most files that nodes share.
@@ -280,6 +282,7 @@ const SHARED_MAX: u64 = 9999;
 /// Reads SHEAF_LAYOUT.
 pub fn parse_layout(value: &[u8]) -> Option<Layout> {
     match value.strip_prefix(b"shared:") {
+        None if value == b"files" => Some(Layout::Files),
         None => (value == b"node").then_some(Layout::Node),
         Some(count) => {
             let count = parse_number(count).filter(|count| *count <= SHARED_MAX)?;

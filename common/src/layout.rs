@@ -15,6 +15,7 @@
 //! | `STAGE/starting` | locked with `fcntl` by the process that starts a flusher |
 //! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
 //! | `STAGE/ceiling` | what the flusher tells unasked, as numbers of the machine's; see [`Told`] |
+//! | `STAGE/names` | layout `files`: locked with `flock`, shared by whoever takes or changes a name, exclusively by the flusher for moments |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
 //! | `STAGE/uuid` | what tells this stage from every other, also in the aggregates that are written from it |
 
@@ -36,6 +37,8 @@ pub struct Told {
     /// The list of the futexes that the thread owns: the kernel's, when it ends. It lies here because of private memory the
     /// kernel may have taken everything away by then, from a process that it kills for want of memory.
     pub owned: [AtomicU64; 4],
+    /// 1 when what is published takes its own path on the parallel file system and leaves the tree: see [`NAMES`].
+    pub publishes_files: AtomicU64,
 }
 
 /// `FUTEX_OWNER_DIED`.
@@ -67,6 +70,9 @@ pub const STARTING: &str = "starting";
 pub const CLEAN: &str = "clean";
 /// File of a [`Told`], which the library and the flusher map.
 pub const CEILING: &str = "ceiling";
+/// In layout `files` a published name goes from the tree to the parallel file system. Whoever takes a name, or changes what it
+/// means, holds this file's lock meanwhile, shared; the flusher exclusively for the moment in which a name changes sides.
+pub const NAMES: &str = "names";
 /// Text file with the store's absolute path.
 pub const IDENTITY: &str = "identity";
 /// Text file: 32 hexadecimal digits, random.

@@ -49,6 +49,8 @@ pub struct Marker<'a> {
     /// Whether it only turned out to be older than what the store holds: then it waits for a version that is published
     /// from now on.
     pub is_found: bool,
+    /// The inode in the tree of which it is what the flusher has published, and no older file (layout `files`); else 0.
+    pub published_inode: u64,
     /// Its canonical path.
     pub path: &'a [u8],
 }
@@ -57,7 +59,12 @@ impl<'a> Marker<'a> {
     /// What stands before the path.
     pub fn head(&self) -> [u8; HEAD_LENGTH] {
         let mut head = [0; HEAD_LENGTH];
-        let numbers = [self.file.inode, self.file.born_ns, self.file.modified_ns, u64::from(self.is_found)];
+        let numbers = [
+            self.file.inode,
+            self.file.born_ns,
+            self.file.modified_ns,
+            u64::from(self.is_found) | self.published_inode << 1,
+        ];
         for (place, number) in head.chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
@@ -71,8 +78,9 @@ impl<'a> Marker<'a> {
         for (number, bytes) in numbers.iter_mut().zip(head.chunks_exact(8)) {
             *number = u64::from_le_bytes(bytes.try_into().ok()?);
         }
-        let [inode, born_ns, modified_ns, is_found] = numbers;
-        Some(Marker { file: FileIdentity { inode, born_ns, modified_ns }, is_found: is_found != 0, path })
+        let [inode, born_ns, modified_ns, bits] = numbers;
+        let file = FileIdentity { inode, born_ns, modified_ns };
+        Some(Marker { file, is_found: bits & 1 != 0, published_inode: bits >> 1, path })
     }
 }
 
@@ -83,7 +91,7 @@ mod tests {
     #[test]
     fn markers_say_what_they_were_told() {
         let file = FileIdentity { inode: 7, born_ns: u64::MAX, modified_ns: 9 };
-        let marker = Marker { file, is_found: true, path: b"/a\n" };
+        let marker = Marker { file, is_found: true, published_inode: 6, path: b"/a\n" };
         let bytes = [&marker.head()[..], marker.path].concat();
         assert_eq!(Marker::parse(&bytes), Some(marker));
         assert_eq!(Marker::parse(&bytes[..31]), None);

@@ -55,6 +55,8 @@ static CAUGHT_UP: AtomicU32 = AtomicU32::new(0);
 const UNTOLD: u32 = u32::MAX;
 /// When, in seconds, no flusher could be had to catch up, 0 for never.
 static BEHIND_SINCE_S: AtomicU64 = AtomicU64::new(0);
+/// When it was last waited in vain for publication before a removal, or 0.
+static UNSETTLED_SINCE_S: AtomicU64 = AtomicU64::new(0);
 
 /// When, in seconds, the store had no answer to what other nodes have published, 0 for never.
 static UNSEEN_SINCE_S: AtomicU64 = AtomicU64::new(0);
@@ -72,6 +74,7 @@ pub fn ensure(configuration: &Configuration) -> bool {
     }
     let greeted = request(configuration, Kind::Hello, b"").is_ok();
     if greeted {
+        told::look_again(configuration);
         GREETED_FLUSHER.store(told::flusher(configuration).unwrap_or(0), Ordering::Relaxed);
         note_greeted();
     }
@@ -278,6 +281,24 @@ pub fn make_room(configuration: &Configuration, wanted_bytes: u64) -> Result<()>
     let what = if outcome.is_ok() { "made" } else { "not to be had" };
     log::decision(configuration, "room", configuration.stage, what);
     outcome
+}
+
+/// Layout `files`, before a published file is removed, which happens at once: waits until what is complete in the stage is published,
+/// because a node that is lost meanwhile would lose both. Not for longer than SHEAF_TIMEOUT, and then not again for a while.
+pub fn settle(configuration: &Configuration) {
+    let since_s = UNSETTLED_SINCE_S.load(Ordering::Relaxed);
+    let is_held = since_s != 0 && now_seconds().saturating_sub(since_s) < LATE_HOLD_S;
+    if is_held || told::flusher(configuration).is_none() {
+        return;
+    }
+    let outcome = request(configuration, Kind::Wait, b"");
+    UNSETTLED_SINCE_S.store(if outcome.is_err() { now_seconds() } else { 0 }, Ordering::Relaxed);
+    log::decision(
+        configuration,
+        "settle",
+        configuration.stage,
+        if outcome.is_ok() { "published" } else { "not published" },
+    );
 }
 
 /// The end of the pulse that can only be opened while a flusher holds the other.
@@ -509,8 +530,8 @@ fn ask(configuration: &Configuration, socket: &Descriptor, kind: Kind, payload: 
     loop {
         let reply = receive(configuration, socket)?;
         match reply.status {
-            // Room is waited for as long as for a sign of life, and no longer.
-            IN_PROGRESS if kind == Kind::Room && is_over(begin_ns, configuration.timeout_ms) => {
+            // These are waited for as long as for a sign of life, and no longer.
+            IN_PROGRESS if matches!(kind, Kind::Room | Kind::Wait) && is_over(begin_ns, configuration.timeout_ms) => {
                 return Err(Errno(libc::ENOSPC));
             }
             IN_PROGRESS => {}

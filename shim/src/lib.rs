@@ -48,6 +48,7 @@ mod reject;
 mod replaced;
 mod room;
 mod scratch;
+mod sides;
 mod spawn;
 mod spill;
 mod staged;

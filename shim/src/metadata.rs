@@ -206,8 +206,15 @@ pub unsafe fn statx(
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Foreign => return native(directory, path),
     };
+    let errno = system::errno();
     // SAFETY: the program's buffer.
-    unsafe { statx_staged(&entry, flags, mask, buffer) }
+    let result = unsafe { statx_staged(&entry, flags, mask, buffer) };
+    if result == 0 || system::errno() != libc::ENOENT {
+        return result;
+    }
+    // It may have been published meanwhile, and lie on its own path.
+    system::set_errno(errno);
+    redirect::natively(entry, directory, path, native)
 }
 
 unsafe fn statx_staged(entry: &Entry, flags: c_int, mask: c_uint, buffer: *mut libc::statx) -> c_int {
@@ -305,7 +312,13 @@ unsafe fn change(
 ) -> c_int {
     // SAFETY: the caller's contract.
     match unsafe { paths::resolve(directory, path, last) } {
-        Resolution::Ours(entry) if entry.kind == Kind::Managed && entry.is_regular() => change_file(&entry, staged),
+        Resolution::Ours(entry) if entry.kind == Kind::Managed && entry.is_regular() => {
+            match change_file(&entry, staged) {
+                Err(Errno(libc::ENOENT)) => redirect::natively(entry, directory, path, native),
+                Err(Errno(number)) => fail(number),
+                Ok(result) => result,
+            }
+        }
         Resolution::Ours(entry) if entry.kind == Kind::Directory && entry.is_zone => {
             let given = if entry.is_detour { (AT_FDCWD, entry.real_path().as_ptr()) } else { (directory, path) };
             let result = native(given.0, given.1);
@@ -321,9 +334,10 @@ unsafe fn change(
 }
 
 /// Sets something about a managed file. Its data is brought back first, and it is held open meanwhile, so that nobody
-/// evicts it: never do flusher and program both set what a file's inode says, and the mark of a stub is the flusher's.
-fn change_file(entry: &Entry, staged: impl Fn(Option<c_int>, *const c_char) -> c_int) -> c_int {
-    let Some(configuration) = configuration::active() else { return fail(libc::EIO) };
+/// evicts it: never do flusher and program both set what a file's inode says, and the mark of a stub is the flusher's. ENOENT when
+/// it has left the tree meanwhile.
+fn change_file(entry: &Entry, staged: impl Fn(Option<c_int>, *const c_char) -> c_int) -> system::Result<c_int> {
+    let configuration = configuration::active().ok_or(Errno(libc::EIO))?;
     for _ in 0..ATTEMPTS {
         let open = |flags| system::retry(|| system::open_own(entry.tree_path(), flags | libc::O_NOFOLLOW, 0));
         // Who may not open it, even as its owner, need not hold it: such a file is never evicted.
@@ -331,15 +345,14 @@ fn change_file(entry: &Entry, staged: impl Fn(Option<c_int>, *const c_char) -> c
         let seen = held.as_ref().map_or_else(|| system::lstat(entry.tree_path()), |file| system::fstat(file.number()));
         match seen {
             Ok(stat) if paths::is_stub(&stat) => {}
-            Ok(_) => return staged(held.as_ref().map(system::Descriptor::number), entry.tree_path().as_ptr()),
-            Err(Errno(number)) => return fail(number),
+            Ok(stat) if stat.st_nlink == 0 => return Err(Errno(libc::ENOENT)),
+            Ok(_) => return Ok(staged(held.as_ref().map(system::Descriptor::number), entry.tree_path().as_ptr())),
+            Err(error) => return Err(error),
         }
         drop(held);
-        if let Err(error) = flusher::hydrate(configuration, entry.canonical()) {
-            return fail(error.0);
-        }
+        flusher::hydrate(configuration, entry.canonical())?;
     }
-    fail(libc::EIO)
+    Err(Errno(libc::EIO))
 }
 
 unsafe fn change_mode(

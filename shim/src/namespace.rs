@@ -16,7 +16,7 @@ use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::redirect;
 use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Errno, Result, Stat};
-use crate::{copy, flusher, listing, log, open, replaced, store};
+use crate::{copy, flusher, listing, log, open, replaced, sides, store};
 
 fn report(outcome: Result<()>) -> c_int {
     match outcome {
@@ -89,16 +89,14 @@ unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> 
     if excluding || paths::is_no_address(from.path) || paths::is_no_address(to.path) {
         return native();
     }
-    // SAFETY: the program's path.
-    let old = unsafe { paths::resolve(from.directory, from.path, Last::Name) };
-    // SAFETY: the program's path.
-    let new = unsafe {
-        match flags {
-            0 => paths::resolve_to_replace(to.directory, to.path, Last::Name),
-            _ => paths::resolve(to.directory, to.path, Last::Name),
-        }
-    };
-    let (old, new) = match (old, new) {
+    // SAFETY: the program's paths.
+    let mut names = unsafe { resolve_both(from, to, flags) };
+    let held = sides::hold_for(configuration, [as_entry(&names.0), as_entry(&names.1)]);
+    if held.is_some() {
+        // SAFETY: as above.
+        names = unsafe { resolve_both(from, to, flags) };
+    }
+    let (old, new) = match names {
         (Resolution::Foreign, Resolution::Foreign) => {
             paths::forget_foreign();
             return native();
@@ -134,6 +132,28 @@ unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> 
     };
     paths::forget_foreign();
     report(outcome)
+}
+
+/// What both names of a rename mean.
+///
+/// # Safety
+/// The program's paths must be C strings.
+unsafe fn resolve_both(from: Given, to: Given, flags: c_uint) -> (Resolution, Resolution) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let old = paths::resolve(from.directory, from.path, Last::Name);
+        match flags {
+            0 => (old, paths::resolve_to_replace(to.directory, to.path, Last::Name)),
+            _ => (old, paths::resolve(to.directory, to.path, Last::Name)),
+        }
+    }
+}
+
+fn as_entry(resolution: &Resolution) -> Option<&Entry> {
+    match resolution {
+        Resolution::Ours(entry) => Some(entry),
+        _ => None,
+    }
 }
 
 fn ours(resolution: Resolution) -> Option<Entry> {
@@ -176,7 +196,8 @@ fn move_managed(
     if flags & RENAME_EXCHANGE != 0 && new.kind != Kind::Managed || flags & RENAME_WHITEOUT != 0 {
         return Err(Errno(libc::EINVAL));
     }
-    if new.real().is_some() {
+    let is_moved = flags & RENAME_EXCHANGE == 0 && take_published_along(configuration, old, &new)?;
+    if !is_moved && new.real().is_some() {
         replaced::mark(configuration, new.real_path())?;
     }
     if flags & RENAME_EXCHANGE != 0 {
@@ -194,6 +215,21 @@ fn move_managed(
         replaced::unmark(configuration, new.canonical());
     }
     outcome
+}
+
+/// What is published of a file in the tree takes the new name first (layout `files`): at no moment it has none on the parallel
+/// file system. False when nothing is.
+fn take_published_along(configuration: &Configuration, old: &Entry, new: &Entry) -> Result<bool> {
+    let Some(inode) = old.staged().map(|stat| stat.st_ino) else { return Ok(false) };
+    if old.canonical() == new.canonical() || !replaced::is_published(configuration, old.canonical(), inode) {
+        return Ok(false);
+    }
+    match system::rename((AT_FDCWD, old.real_path()), (AT_FDCWD, new.real_path()), 0) {
+        // It went with a directory, or somebody has removed it.
+        Err(Errno(libc::ENOENT)) => Ok(false),
+        Err(error) => Err(error),
+        Ok(()) => replaced::mark_published(configuration, new.real_path(), inode).map(|()| true),
+    }
 }
 
 /// A managed name moves to a path that is none of ours.
@@ -325,8 +361,10 @@ unsafe fn move_directory(
         return Err(target_error(target).unwrap_or(Errno(libc::EXDEV)));
     }
     flusher::ensure(configuration);
-    replaced::remove_below(configuration, old.canonical())?;
+    // Nothing is published in between, when the directory's names are on one side only.
+    let _held = sides::hold(configuration);
     let followed = new.as_ref().filter(|_| keeps_mirror);
+    replaced::remove_below(configuration, old.canonical(), followed.map(Entry::canonical))?;
     let _word = followed.and_then(|new| Word::leave(configuration, old.canonical(), new.canonical()));
     // SAFETY: as above.
     system::rename(source, unsafe { to.for_kernel(new.as_ref()) }, flags)?;
@@ -421,9 +459,15 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
         return native();
     }
     let last = if flags & libc::AT_SYMLINK_FOLLOW != 0 { Last::Follow } else { Last::Entry };
-    // SAFETY: the program's paths.
-    let (old, new) =
-        unsafe { (paths::resolve(from.directory, from.path, last), paths::resolve(to.directory, to.path, Last::Name)) };
+    let resolve = || {
+        // SAFETY: the program's paths.
+        unsafe { (paths::resolve(from.directory, from.path, last), paths::resolve(to.directory, to.path, Last::Name)) }
+    };
+    let (mut old, mut new) = resolve();
+    let held = sides::hold_for(configuration, [as_entry(&old), as_entry(&new)]);
+    if held.is_some() {
+        (old, new) = resolve();
+    }
     let old = match old {
         Resolution::Failed(error) => return fail(error.0),
         Resolution::Foreign if matches!(new, Resolution::Foreign) => return native(),
@@ -685,12 +729,22 @@ pub unsafe fn remove(path: *const c_char) -> c_int {
 
 unsafe fn remove_file(directory: c_int, path: *const c_char, native: impl Fn(c_int, *const c_char) -> c_int) -> c_int {
     // SAFETY: the program's path.
-    let resolution = unsafe { paths::resolve(directory, path, Last::Name) };
+    let mut resolution = unsafe { paths::resolve(directory, path, Last::Name) };
+    let held = configuration::active().and_then(|active| sides::hold_for(active, [as_entry(&resolution), None]));
+    if held.is_some() {
+        // SAFETY: as above.
+        resolution = unsafe { paths::resolve(directory, path, Last::Name) };
+    }
     let (entry, configuration) = match (resolution, configuration::active()) {
         (Resolution::Ours(entry), _) if entry.kind == Kind::Managed && entry.wants_directory => {
             return fail(libc::ENOTDIR);
         }
         (Resolution::Ours(entry), Some(configuration)) if entry.kind == Kind::Managed => (entry, configuration),
+        (Resolution::Ours(entry), Some(configuration)) if sides::may_be_published(configuration, &entry) => {
+            drop(held);
+            flusher::settle(configuration);
+            return redirect::natively(entry, directory, path, native);
+        }
         (Resolution::Ours(entry), _) => return redirect::natively(entry, directory, path, native),
         (Resolution::Failed(error), _) => return fail(error.0),
         (Resolution::Foreign, _) => return native(directory, path),

@@ -17,7 +17,7 @@ use crate::log;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
-use crate::{replaced, room};
+use crate::{replaced, room, sides};
 
 /// Pause between two looks whether a lease has been given back.
 const LEASE_PAUSE_MS: u64 = 1;
@@ -368,12 +368,12 @@ fn open_copy(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> 
     let (tree_path, name) = entry.tree_path_and_spare();
     let made = start_in_stage(configuration, layout::SCRATCH, name).map_err(|_| Errno(libc::ENAMETOOLONG));
     let made = made.and_then(|()| copy_in_stage(&source, name, flags)).and_then(|file| {
-        system::rename((AT_FDCWD, name.c_str()), (AT_FDCWD, tree_path), 0)?;
+        sides::take_place(configuration, name.c_str(), (tree_path, &old))?;
         Ok(file.release())
     });
     if made.is_err() {
         let _ = system::unlink(name.c_str());
-        return wait(entry);
+        return if made == Err(Errno(libc::ENOENT)) { Step::Again } else { wait(entry) };
     }
     Step::Done(made)
 }
@@ -459,13 +459,16 @@ fn open_anew(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> 
         }
         system::fchmod(file.number(), old.st_mode & 0o7777 & !STUB_BIT)?;
         restore_nonblock(&file, flags, flags_anew)?;
-        system::rename((AT_FDCWD, name.c_str()), (AT_FDCWD, tree_path), 0)?;
+        sides::take_place(configuration, name.c_str(), (tree_path, &old))?;
         Ok(file.release())
     });
     if result.is_err() {
         let _ = system::unlink(name.c_str());
     }
-    Step::Done(result)
+    match result {
+        Err(Errno(libc::ENOENT)) => Step::Again,
+        result => Step::Done(result),
+    }
 }
 
 /// Starts a path in one of the stage's directories.

@@ -6,7 +6,7 @@ use core::ffi::{c_char, c_int};
 
 use crate::hooks::{Failure, fail};
 use crate::paths::{self, Entry, Kind, Last, Resolution};
-use crate::system::AT_FDCWD;
+use crate::system::{self, AT_FDCWD};
 
 /// Makes a call on what a path means: in the tree for managed names, else natively.
 ///
@@ -34,7 +34,13 @@ pub fn on_entry<R: Failure>(
     call: impl Fn(c_int, *const c_char) -> R,
 ) -> R {
     if entry.kind == Kind::Managed {
-        return call(AT_FDCWD, entry.tree_path().as_ptr());
+        let errno = system::errno();
+        let result = call(AT_FDCWD, entry.tree_path().as_ptr());
+        if !result.is_failure() || system::errno() != libc::ENOENT {
+            return result;
+        }
+        // It may have been published meanwhile, and lie on its own path.
+        system::set_errno(errno);
     }
     natively(entry, directory, path, call)
 }

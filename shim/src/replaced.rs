@@ -24,12 +24,29 @@ fn marker_path(configuration: &Configuration, path: &[u8], marker: &mut Text) ->
 /// Says that the file on the real path is superseded by what the tree has, or will have in a moment.
 pub fn mark(configuration: &Configuration, path: &CStr) -> Result<()> {
     let file = system::identity(path)?;
-    write(configuration, &Marker { file, is_found: false, path: path.to_bytes() })
+    write(configuration, &Marker { file, is_found: false, published_inode: 0, path: path.to_bytes() })
 }
 
 /// Says that what comes to the real path is to go with the name that the tree has.
 pub fn mark_whatever_comes(configuration: &Configuration, path: &CStr) -> Result<()> {
-    write(configuration, &Marker { file: FileIdentity::NONE, is_found: false, path: path.to_bytes() })
+    write(
+        configuration,
+        &Marker { file: FileIdentity::NONE, is_found: false, published_inode: 0, path: path.to_bytes() },
+    )
+}
+
+/// Says that the file on the real path is what is published of this inode in the tree.
+pub fn mark_published(configuration: &Configuration, path: &CStr, published_inode: u64) -> Result<()> {
+    let file = system::identity(path)?;
+    write(configuration, &Marker { file, is_found: false, published_inode, path: path.to_bytes() })
+}
+
+/// Whether the file on the real path is what is published of this inode in the tree.
+pub fn is_published(configuration: &Configuration, path: &[u8], inode: u64) -> bool {
+    let Some(mut scratch) = Scratch::claim() else { return false };
+    let Slot { other: name, pending: content, .. } = &mut *scratch;
+    marker_path(configuration, path, name).is_ok()
+        && read(name.c_str(), content).is_some_and(|marker| marker.published_inode == inode && marker.path == path)
 }
 
 fn write(configuration: &Configuration, marker: &Marker) -> Result<()> {
@@ -66,8 +83,8 @@ pub fn unmark(configuration: &Configuration, path: &[u8]) {
 }
 
 /// Before a directory moves: takes away what lies under captured names below it, with the markers, which would not move
-/// along.
-pub fn remove_below(configuration: &Configuration, directory: &[u8]) -> Result<()> {
+/// along. What is published of the very files in the tree moves with the directory, to `to`, and is marked there.
+pub fn remove_below(configuration: &Configuration, directory: &[u8], to: Option<&[u8]>) -> Result<()> {
     let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
     let Slot { tree: markers, other: name, pending: content, .. } = &mut *scratch;
     start_in_stage(configuration, layout::REPLACED, markers).map_err(|_| Errno(libc::ENAMETOOLONG))?;
@@ -75,10 +92,23 @@ pub fn remove_below(configuration: &Configuration, directory: &[u8]) -> Result<(
         let named = name.set(markers.as_bytes()).and_then(|()| name.push(file_name));
         named.map_err(|_| Errno(libc::ENAMETOOLONG))?;
         match read(name.c_str(), content) {
-            Some(marker) if configuration::is_at_or_below(marker.path, directory) => remove(configuration, marker.path),
-            _ => Ok(()),
+            Some(marker) if !configuration::is_at_or_below(marker.path, directory) => Ok(()),
+            Some(marker) if marker.published_inode != 0 => mark_moved(configuration, &marker, directory, to),
+            Some(marker) => remove(configuration, marker.path),
+            None => Ok(()),
         }
     })
+}
+
+/// Says in advance what will be published under the name that a file has when its directory has moved. The old marker stays,
+/// which is harmless.
+fn mark_moved(configuration: &Configuration, marker: &Marker, directory: &[u8], to: Option<&[u8]>) -> Result<()> {
+    let Some(to) = to else { return Ok(()) };
+    let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
+    let path = &mut scratch.other;
+    let rest = marker.path.get(directory.len()..).unwrap_or_default();
+    [to, rest].into_iter().try_for_each(|part| path.push(part)).map_err(|_| Errno(libc::ENAMETOOLONG))?;
+    write(configuration, &Marker { path: path.as_bytes(), ..*marker })
 }
 
 /// Takes away what lies under a name, and the marker last, if the tree has the name.

@@ -18,6 +18,7 @@ static NOTHING: Told = Told {
     flusher: AtomicU32::new(0),
     caught_up: AtomicU32::new(0),
     owned: [const { AtomicU64::new(0) }; 4],
+    publishes_files: AtomicU64::new(0),
 };
 /// The file; null until it was looked for.
 static TOLD: AtomicPtr<Told> = AtomicPtr::new(ptr::null_mut());
@@ -25,6 +26,11 @@ static TOLD: AtomicPtr<Told> = AtomicPtr::new(ptr::null_mut());
 /// How much the memory cgroup lets the stage's file system hold.
 pub fn ceiling_bytes(configuration: &Configuration) -> u64 {
     told(configuration).ceiling_bytes.load(Ordering::Relaxed)
+}
+
+/// Whether published names leave the tree for the parallel file system (layout `files`).
+pub fn publishes_files(configuration: &Configuration) -> bool {
+    told(configuration).publishes_files.load(Ordering::Relaxed) != 0
 }
 
 /// The thread that serves the stage, if it says so and lives.
@@ -51,6 +57,16 @@ fn told(configuration: &Configuration) -> &'static Told {
     }
     // SAFETY: either a static, or a shared mapping of one page of a file that nobody cuts, and that is never unmapped.
     unsafe { &*place }
+}
+
+/// Looks for the file again, if there was none: a flusher has answered, so there is one.
+pub fn look_again(configuration: &Configuration) {
+    let nothing = (&raw const NOTHING).cast_mut();
+    if TOLD.load(Ordering::Acquire) == nothing
+        && let Some(place) = map(configuration)
+    {
+        TOLD.store(place, Ordering::Release);
+    }
 }
 
 fn map(configuration: &Configuration) -> Option<*mut Told> {

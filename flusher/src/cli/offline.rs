@@ -21,7 +21,13 @@ const BAR_AFTER: Duration = Duration::from_secs(1);
 /// Refuses sources that are not there: a missing store is no empty one to somebody who names it.
 pub(super) fn require(sources: &[PathBuf]) -> Result<(), Failure> {
     for source in sources {
-        fs::metadata(source).map_err(|error| Failure::new(format_args!("{}: {error}", source.display())))?;
+        fs::metadata(source).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => "; checkpoints of SHEAF_LAYOUT=files are ordinary files, and need no store",
+                _ => "",
+            };
+            Failure::new(format_args!("{}: {error}{hint}", source.display()))
+        })?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use indicatif::HumanBytes;
 use serde::{Serialize, Serializer};
+use sheaf_common::configuration::Layout;
 use sheaf_common::pattern;
 
 use super::environment::{Behaviour, Location};
@@ -79,6 +80,11 @@ pub fn run(arguments: &ReportArgs) -> Result<ExitCode, Failure> {
     if settings.patterns.is_empty() {
         return Err(Failure::new("SHEAF_PATHS is not set: name the checkpoint paths with it or with --paths"));
     }
+    if settings.layout == Layout::Files {
+        return Err(Failure::new(
+            "SHEAF_LAYOUT is `files`: what passes through Sheaf lies on the parallel file system as what does not, and cannot be told",
+        ));
+    }
     let since = match arguments.since {
         Some(seconds) => UNIX_EPOCH + Duration::from_secs(seconds),
         // A file system that does not know when a directory was made: everything is listed.
@@ -99,7 +105,9 @@ pub fn run(arguments: &ReportArgs) -> Result<ExitCode, Failure> {
 
 /// At the end of a program: says on standard error what it wrote past Sheaf.
 pub fn say_escapes(settings: &Settings, started: SystemTime) {
-    if RANKS.iter().any(|name| std::env::var(name).is_ok_and(|rank| rank != "0")) {
+    let is_another_rank = RANKS.iter().any(|name| std::env::var(name).is_ok_and(|rank| rank != "0"));
+    // In layout `files` what is published looks just so.
+    if is_another_rank || settings.layout == Layout::Files {
         return;
     }
     let found = look(settings, started.checked_sub(CLOCK_SKEW).unwrap_or(UNIX_EPOCH), RUN_LIMIT);

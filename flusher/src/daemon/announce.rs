@@ -40,7 +40,8 @@ impl Announcement {
     /// the next one who asks tries again. Yields how long that may be waited for: not at all if it is made.
     pub fn make(shared: &Arc<Shared>, done: impl FnOnce() + Send + 'static) -> Option<Duration> {
         let announcement = &shared.announcement;
-        if announcement.is_made.load(Ordering::SeqCst) {
+        // In layout `files` no cut asks which nodes there were.
+        if announcement.is_made.load(Ordering::SeqCst) || shared.settings.layout == Layout::Files {
             return None;
         }
         let start = *announcement.since.lock().get_or_insert_with(Instant::now);

@@ -7,6 +7,7 @@
 mod announce;
 mod appender;
 mod clients;
+mod files;
 mod heap;
 mod hydrate;
 mod reading;
@@ -32,7 +33,7 @@ use crossbeam_channel::{Receiver, bounded};
 use parking_lot::{Mutex, RwLock};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
-use sheaf_common::configuration::Level;
+use sheaf_common::configuration::{Layout, Level};
 use sheaf_common::layout;
 use sheaf_common::protocol::STAGE_IS_TRANSIENT;
 
@@ -50,6 +51,7 @@ use crate::stage::transient;
 use crate::store::Store;
 use announce::Announcement;
 use clients::Clients;
+use files::Files;
 use stubs::StubVersions;
 use watcher::{Command, Commands, Left, Watcher};
 use writer::{Job, Writer};
@@ -235,6 +237,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let (mut ceiling, stage_limit) = (Ceiling::create(&stage)?, stage_limit(&settings, &stage)?);
     // Before anybody captures: a job can write more than its memory group allows before the watcher looks for the first time.
     ceiling.tell(&Room::look(&stage)?)?;
+    ceiling.tell_publishes_files(settings.layout == Layout::Files)?;
     // What is published together can only be evicted together.
     tracker.limit_batch_bytes(stage_limit / 4);
     let (commands, command_receiver) = Commands::new()?;
@@ -276,10 +279,11 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let (jobs, job_receiver) = bounded(1);
     let watcher = Watcher::new(shared.clone(), tracker, (&commands, command_receiver), jobs.clone(), ceiling);
     std::thread::Builder::new().name("watcher".to_string()).spawn(move || watcher.run())?;
+    let files = (shared.settings.layout == Layout::Files).then(|| Files::new(shared.clone())).transpose()?;
     let writing = shared.clone();
     std::thread::Builder::new()
         .name("flusher".to_string())
-        .spawn(move || Writer::new(writing, engine, job_receiver).run())?;
+        .spawn(move || Writer::new(writing, engine, job_receiver, files).run())?;
     let reading = shared.clone();
     std::thread::Builder::new().name("reader".to_string()).spawn(move || {
         reading::read(&reading, is_fresh);

@@ -76,6 +76,11 @@ impl Throttle {
         Throttle { bytes_per_second, next: Instant::now() }
     }
 
+    /// Waits until `bytes` more may be written.
+    pub fn wait(&mut self, bytes: u64) {
+        std::thread::sleep(self.reserve(Instant::now(), bytes));
+    }
+
     /// How long to wait from `now` on before `bytes` more may be written; they count as written then.
     fn reserve(&mut self, now: Instant, bytes: u64) -> Duration {
         let start = self.next.max(now);

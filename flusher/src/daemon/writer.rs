@@ -15,6 +15,7 @@ use sheaf_common::replaced::Marker;
 
 use super::Shared;
 use super::appender::Appender;
+use super::files::Files;
 use super::heap;
 use super::reclaim::Reclaiming;
 use super::segment::{Input, Pace, SegmentError, Throttle};
@@ -73,6 +74,8 @@ pub struct Writer {
     /// How many files were left out.
     left_out_count: u64,
     reclaiming: Reclaiming,
+    /// In layout `files`.
+    files: Option<Files>,
 }
 
 /// Why a batch is not published yet.
@@ -100,8 +103,13 @@ impl From<io::Error> for Failure {
 }
 
 impl Writer {
-    /// Everything it needs.
-    pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, jobs: Receiver<Job>) -> Writer {
+    /// Everything it needs; `files` in the layout of that name.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        engine: Box<dyn Engine>,
+        jobs: Receiver<Job>,
+        files: Option<Files>,
+    ) -> Writer {
         let throttle = shared.settings.bandwidth.map(Throttle::new);
         Writer {
             shared,
@@ -114,6 +122,7 @@ impl Writer {
             left_out: HashSet::new(),
             left_out_count: 0,
             reclaiming: Reclaiming::default(),
+            files,
         }
     }
 
@@ -126,11 +135,15 @@ impl Writer {
                 let all_done = self.reclaim();
                 self.reclaiming.looked(start, all_done);
             }
+            if self.files.as_ref().and_then(Files::due).is_some_and(|due| due <= start) {
+                self.release_files();
+            }
             if self.jobs.is_empty() {
                 self.engine.rest();
                 heap::trim();
             }
-            let job = match self.reclaiming.due() {
+            let due = self.reclaiming.due().into_iter().chain(self.files.as_ref().and_then(Files::due)).min();
+            let job = match due {
                 Some(due) => self.jobs.recv_deadline(due),
                 None => self.jobs.recv().map_err(RecvTimeoutError::from),
             };
@@ -148,17 +161,26 @@ impl Writer {
                 let before = self.reclaimable();
                 let is_new = |entry: &Entry| matches!(entry.kind, Kind::File | Kind::Symlink);
                 let all_new = batch.entries.iter().all(is_new);
-                self.publish(number, batch);
+                match self.files.is_some() {
+                    true => self.publish_files(number, batch),
+                    false => self.publish(number, batch),
+                }
                 self.reclaiming.published(!all_new || self.reclaimable() != before);
             }
+            // A successor takes the place of the older file itself.
+            Job::Replaced(_) if self.files.is_some() => {}
             Job::Replaced(replaced) => self.remove_replaced(&replaced),
+            // A store without aggregates of this stage has nobody who asks.
+            Job::Watermark(_) if self.files.is_some() && self.aggregate.is_none() => {}
             Job::Watermark(watermark_ns) => self.publish_watermark(watermark_ns),
             Job::Acknowledge => self.acknowledge(),
             Job::Seal(ended_ns, reply) => {
+                self.release_files();
                 if let Err(Failure::Store(text)) = self.end(ended_ns) {
                     // Unsealed is as good as sealed, only slower to open.
                     log::warn!("the aggregate was not sealed: {text}");
                 }
+                self.files.iter_mut().for_each(Files::end);
                 let _ = reply.send(());
             }
         }
@@ -205,6 +227,59 @@ impl Writer {
         status.published_files += batch.sources.iter().flatten().count() as u64;
         drop(status);
         self.shared.set_published(number);
+        self.shared.commands.look();
+    }
+
+    /// The same in layout `files`. What was published by an attempt that failed is published again: the outcome is the same.
+    fn publish_files(&mut self, number: u64, mut batch: Batch) {
+        let mut pause = RETRY_FIRST;
+        let placed = loop {
+            let Some(files) = &mut self.files else { return };
+            let outcome = files.publish(&batch.entries, &batch.sources).and_then(|placed| {
+                if !placed.records.is_empty() {
+                    let no_sources = vec![None; placed.records.len()];
+                    self.write_segment(&placed.records, &no_sources, (0, batch.acknowledges))?;
+                }
+                Ok(placed)
+            });
+            match outcome {
+                Ok(placed) => break placed,
+                Err(Failure::Store(text)) => self.pause(&text, &mut pause),
+                Err(Failure::Destroyed) => {
+                    log::error!("somebody deletes the stage: nothing is removed from the store");
+                    self.abandon();
+                    batch.entries.clear();
+                    batch.sources.clear();
+                }
+                // Records of names have no data that could be read.
+                Err(Failure::Entries(_) | Failure::Unreadable(..)) => {
+                    self.pause("a name cannot be recorded", &mut pause)
+                }
+            }
+        };
+        self.shared.set_error("store", None);
+        for (index, reason) in placed.left_out.into_iter().rev() {
+            self.leave_out(&mut batch, vec![index], reason.as_deref());
+        }
+        self.release_files();
+        let mut status = self.shared.status.lock();
+        status.published_bytes += batch.sources.iter().flatten().map(|source| source.size()).sum::<u64>();
+        status.published_files += batch.sources.iter().flatten().count() as u64;
+        drop(status);
+        self.published_bytes = self.shared.written_bytes.load(Ordering::Relaxed);
+        self.shared.set_published(number);
+        self.shared.commands.look();
+    }
+
+    /// Has published files leave the tree.
+    fn release_files(&mut self) {
+        let Some(files) = &mut self.files else { return };
+        let changed = files.release();
+        if changed.is_empty() {
+            return;
+        }
+        let again = |(path, inode)| LeftOut { path, inode, unreadable: None };
+        self.shared.left_out.lock().extend(changed.into_iter().map(again));
         self.shared.commands.look();
     }
 

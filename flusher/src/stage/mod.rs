@@ -284,19 +284,45 @@ impl Stage {
         self.path(layout::REPLACED).join(OsStr::from_bytes(&layout::marker_name(absolute)))
     }
 
+    /// Says that what is to come to `absolute` in a moment, `file`, is what is published of this inode in the tree.
+    ///
+    /// # Errors
+    /// When the marker cannot be written.
+    pub fn mark_published(&self, absolute: &[u8], file: FileIdentity, inode: u64) -> io::Result<()> {
+        let marker = Marker { file, is_found: false, published_inode: inode, path: absolute };
+        let aside = self.path(layout::SCRATCH).join(OsStr::from_bytes(&layout::marker_name(absolute)));
+        fs::write(&aside, [&marker.head()[..], absolute].concat())?;
+        fs::rename(&aside, self.marker_path(absolute))
+    }
+
+    /// The file that a marker at `absolute` means, if there is one.
+    pub fn marked(&self, absolute: &[u8]) -> Option<FileIdentity> {
+        let content = fs::read(self.marker_path(absolute)).ok()?;
+        Marker::parse(&content).filter(|marker| marker.path == absolute).map(|marker| marker.file)
+    }
+
+    /// Takes the marker at `absolute` away.
+    pub fn unmark(&self, absolute: &[u8]) {
+        // One too many is harmless.
+        let _ = fs::remove_file(self.marker_path(absolute));
+    }
+
     /// Says that the file at `absolute` has turned out to be older than what the store holds, and is to go with the name.
     ///
     /// # Errors
     /// When there is no such file, or the marker cannot be written.
     pub fn mark_found(&self, absolute: &[u8]) -> io::Result<()> {
         let file = identity(Path::new(OsStr::from_bytes(absolute)))?;
-        let marker = Marker { file, is_found: true, path: absolute };
+        let marker = Marker { file, is_found: true, published_inode: 0, path: absolute };
         File::create(self.marker_path(absolute))?.write_all(&[&marker.head()[..], absolute].concat())
     }
 }
 
 /// What tells the file at a path from every other.
-fn identity(path: &Path) -> Result<FileIdentity, rustix::io::Errno> {
+///
+/// # Errors
+/// From statx(2).
+pub fn identity(path: &Path) -> Result<FileIdentity, rustix::io::Errno> {
     let flags = StatxFlags::INO | StatxFlags::MTIME | StatxFlags::BTIME;
     match rustix::fs::statx(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW, flags) {
         Ok(found) => {

@@ -86,6 +86,15 @@ impl Ceiling {
         self.file.write_all_at(&thread.to_ne_bytes(), offset_of!(Told, caught_up) as u64)
     }
 
+    /// Tells the library whether published names leave the tree for the parallel file system.
+    ///
+    /// # Errors
+    /// From pwrite(2).
+    pub fn tell_publishes_files(&self, publishes_files: bool) -> io::Result<()> {
+        let word = u64::from(publishes_files).to_ne_bytes();
+        self.file.write_all_at(&word, offset_of!(Told, publishes_files) as u64)
+    }
+
     /// Tells the library.
     ///
     /// # Errors

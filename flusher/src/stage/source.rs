@@ -221,6 +221,38 @@ impl Source {
         self.state.lock().is_whole()
     }
 
+    /// Where the kernel says that the file is now, if it has a name.
+    pub fn place(&self) -> Option<PathBuf> {
+        let descriptor = self.descriptor()?;
+        std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()
+    }
+
+    /// What the file is like now, as long as nobody has asked to write to it.
+    pub fn stat_unwritten(&self) -> Option<Stat> {
+        let state = self.state.lock();
+        let file = state.file.as_ref().filter(|_| state.is_whole())?;
+        rustix::fs::fstat(file).ok()
+    }
+
+    /// Does `act` while no other descriptor of any kind has the file open, and none can be opened: whoever tries waits until
+    /// [`Source::release`]. Nothing when somebody has it open, or has asked to write to it.
+    ///
+    /// # Errors
+    /// From `act`. The file can be opened again then.
+    pub fn exclusively<T>(&self, act: impl FnOnce(&Stat) -> io::Result<Option<T>>) -> io::Result<Option<T>> {
+        let state = self.state.lock();
+        let Some(file) = state.file.as_ref().filter(|_| state.is_whole()) else { return Ok(None) };
+        if !lease::take_write(file.as_fd()).is_ok_and(|lease| lease == Lease::Granted) {
+            return Ok(None);
+        }
+        let outcome = rustix::fs::fstat(file).map_err(io::Error::from).and_then(|stat| act(&stat));
+        if !matches!(outcome, Ok(Some(_))) {
+            // If somebody waits already, this gives the lease back; then the file counts as written to.
+            let _ = lease::take_read(file.as_fd());
+        }
+        outcome
+    }
+
     /// The descriptor that lease notices name.
     fn descriptor(&self) -> Option<RawFd> {
         self.state.lock().file.as_ref().map(File::as_raw_fd)

@@ -7,6 +7,7 @@ mod descriptors;
 mod durable;
 mod engines;
 mod environment;
+mod files;
 mod launcher;
 mod links;
 mod listings;
