@@ -388,8 +388,13 @@ mod tests {
     use std::fs::File;
     use std::time::SystemTime;
 
+    use std::sync::atomic::AtomicU64;
+
+    use parking_lot::RwLock;
+
     use super::*;
-    use crate::store::{Outcome, build_catalog};
+    use crate::aggregate::{Attributes, Kind};
+    use crate::store::{Outcome, Store, build_catalog, refresh};
 
     #[test]
     fn node_names_are_file_names() {
@@ -436,5 +441,65 @@ mod tests {
         publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
         let left = |name: &str| directory.path().join(name).exists();
         assert_eq!([".n0-1.new", ".n0-2.new", ".n1-1.new", "n0-9.tar"].map(left), [false, true, true, true]);
+    }
+
+    /// Publishes a directory, which has no data.
+    fn publish(appender: &mut Appender, path: &str, operation_time_ns: u64) -> Segment {
+        let entry = Entry {
+            kind: Kind::Directory,
+            path: path.into(),
+            target: Vec::new(),
+            attributes: Attributes::default(),
+            size: 0,
+            extents: Vec::new(),
+            operation_time_ns,
+            change_time_ns: 0,
+            inode: 1,
+            flags: 0,
+        };
+        let mut engine = crate::engine::probe().0;
+        let plan = appender.plan(vec![entry]).unwrap();
+        let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
+        let checksums = appender.write(engine.as_mut(), &plan, &[Input::Nothing], pace).unwrap();
+        appender.publish(engine.as_mut(), &plan, &checksums).unwrap()
+    }
+
+    #[test]
+    fn what_this_process_publishes_in_a_shared_file_is_no_news_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let share = |number: u8| {
+            let origin = Origin { stage: [number; 16], ..Origin::default() };
+            Appender::share(directory.path(), 1, origin, Duration::from_secs(60)).unwrap()
+        };
+        let mut other = share(2);
+        publish(&mut other, "run/before", 10);
+        let store = RwLock::new(Store::open_whole(directory.path(), [1; 16]).unwrap());
+        let mut own = share(1);
+        // Neither as long as it is not told of, nor then.
+        assert!(refresh(&store).unwrap().is_empty());
+        let (path, first) = own.place();
+        let id = store.write().add_own(path, first, own.identity()).unwrap();
+        for number in 0..3 {
+            let segment = publish(&mut own, &format!("run/own-{number}"), 20 + number);
+            assert!(refresh(&store).unwrap().is_empty());
+            store.write().publish(id, &segment);
+            assert!(refresh(&store).unwrap().is_empty());
+        }
+        publish(&mut other, "run/after", 30);
+        let changed = refresh(&store).unwrap();
+        assert_eq!(changed.names.into_iter().collect::<Vec<_>>(), [b"run/after".to_vec()]);
+        let names: Vec<_> =
+            store.read().view().children(b"run").map(|(name, _)| name.escape_ascii().to_string()).collect();
+        assert_eq!(names, ["after", "before", "own-0", "own-1", "own-2"]);
+        // Everything is read anew, also where this process has closed a part in peace.
+        let identity = own.identity().clone();
+        let last_word = || Entry::watermark(40, crate::aggregate::FLAG_CONTINUED);
+        let make = |place| store.read().seal_segment(id, &identity, place, last_word());
+        let sealed = own.seal(crate::engine::probe().0.as_mut(), make).unwrap();
+        store.write().sealed(id, &sealed);
+        publish(&mut other, "run/own-0", 5);
+        assert!(refresh(&store).unwrap().is_all);
+        assert_eq!(store.read().view().children(b"run").count(), 5);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

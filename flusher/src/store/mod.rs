@@ -428,7 +428,7 @@ impl Store {
         let length = sealed.bytes.len() as u64;
         if let Some(aggregate) = self.aggregates.get_mut(id.0 as usize) {
             (aggregate.sealed, aggregate.ended) = (true, sealed.ended);
-            aggregate.published_end += length;
+            aggregate.published_end = sealed.end;
             aggregate.written_bytes += length;
         }
     }
@@ -484,7 +484,8 @@ impl Store {
         let mut checksummer = FileChecksummer::default();
         checksummer.data(&index);
         bytes.extend_from_slice(&plan.toc(&[Some(checksummer.finish()), None]));
-        Ok(Sealed { bytes, head: plan.head(), ended })
+        let end = offset + bytes.len() as u64;
+        Ok(Sealed { bytes, head: plan.head(), end, ended })
     }
 
     fn live_names(&self, id: AggregateId) -> Vec<IndexEntry> {
@@ -532,6 +533,8 @@ pub struct Sealed {
     pub bytes: Vec<u8>,
     /// The block that publishes it.
     pub head: Vec<u8>,
+    /// Where it ends in the file.
+    pub end: u64,
     /// Whether it says that its node has done everything that it will, or that its stage goes on in another.
     pub ended: bool,
 }

@@ -103,7 +103,9 @@ fn read(mut outline: Store) -> io::Result<News> {
         let vanished = outline.vanished(&files);
         let vanished = vanished.into_iter().filter(|index| !outline.aggregates[*index].is_own).collect();
         let mut now = outline.outline();
-        let (additions, complete) = now.read_additions(&now.growing(files));
+        let (mut additions, complete) = now.read_additions(&now.growing(files));
+        // In a file that nodes share there is what this process has published, too.
+        additions.retain(|addition| !now.is_own(addition.id, known));
         if let Some(note) = now.notes.iter().find(|note| note.hides_names()) {
             return Err(io::Error::other(note.to_string()));
         }
@@ -180,6 +182,12 @@ impl Store {
         let kept = files.aggregates.into_iter().zip(files.inodes).filter(|(file, _)| is_growing(file));
         let (aggregates, inodes) = kept.unzip();
         Files { aggregates, inodes, ..files }
+    }
+
+    /// Whether an aggregate is this process's, also if it was made when only so many were known.
+    fn is_own(&self, id: AggregateId, known: usize) -> bool {
+        let aggregate = &self.aggregates[id.0 as usize];
+        aggregate.is_own || id.0 as usize >= known && self.own_stage == Some(aggregate.identity.stage)
     }
 
     /// How many aggregates a refresh looks at.
