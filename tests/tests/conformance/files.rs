@@ -138,3 +138,49 @@ fn a_file_that_is_read_while_it_is_published_stays_right() {
     assert_eq!(fs::read_to_string(scene.checkpoints().join("b")).expect("it is published"), "three\n");
     assert!(!scene.checkpoints().join("a").exists());
 }
+
+/// Calls that ask something of a metadata server, or of a disk to be safe.
+const METADATA: &str = "trace=%file,getdents64,fsync,fdatasync,ftruncate,fallocate,fchmod,fchown,utimensat";
+
+/// Files below the checkpoint directory, and metadata operations on it, of one checkpoint until it is published.
+fn costs(layout: Option<&'static str>, bytes: u32) -> (usize, usize) {
+    const WRITE: &str = "import sys\nfor n in range(64):\n    with open(f'ckpt/rank-{n}', 'wb', buffering=0) as f: f.write(bytes(int(sys.argv[1])))";
+    let scene = Scene::new(Engine::Pwrite).in_layout(layout.unwrap_or("node"));
+    let log = scene.root().join("strace.log");
+    let options = ["-f", "-y", "-e", METADATA, "-o", log.to_str().expect("ours")];
+    let bytes = bytes.to_string();
+    let mut command = match layout {
+        Some(_) => scene.preloaded_command("python3"),
+        None => scene.native_command("python3"),
+    };
+    command.args(["-c", WRITE, &bytes]);
+    process::run(&mut scene.traced(&options, &command)).expect_success();
+    let side = scene.checkpoints();
+    let text = String::from_utf8_lossy(&fs::read(log).expect("strace writes its log")).into_owned();
+    let tier = scene.tier().to_str().expect("ours");
+    let is_on_target = |line: &&str| {
+        let names = line.contains(side.to_str().expect("ours")) || layout.is_none() && line.contains("\"ckpt");
+        names && !line.contains(tier) && !line.contains("execve") && !line.contains("resumed")
+    };
+    let files = listing(&side).lines().filter(|line| line.starts_with('f')).count();
+    (files, text.lines().filter(is_on_target).count())
+}
+
+/// A table of what one checkpoint of 64 files costs the parallel file system. Flushers end by themselves, so all is published.
+#[test]
+fn what_a_checkpoint_costs_the_target() {
+    println!("| 64 files of | layout | files | metadata operations |\n| ---: | --- | ---: | ---: |");
+    let layouts = [None, Some("node"), Some("shared:1"), Some("files")];
+    for bytes in [4 << 10, 1 << 20] {
+        let rows = std::thread::scope(|scope| {
+            let counting = layouts.map(|layout| scope.spawn(move || costs(layout, bytes)));
+            counting.map(|counted| counted.join().expect("it only counts"))
+        });
+        for (layout, (files, operations)) in layouts.iter().zip(rows) {
+            println!("| {} KiB | {} | {files} | {operations} |", bytes >> 10, layout.unwrap_or("without Sheaf"));
+        }
+        assert_eq!(rows.map(|(files, _)| files), [64, 1, 1, 64]);
+        let [without, node, _, files] = rows.map(|(_, operations)| operations);
+        assert!(files > node && files < without + 64 * 20, "{files}");
+    }
+}
