@@ -139,6 +139,20 @@ fn a_file_that_is_read_while_it_is_published_stays_right() {
     assert!(!scene.checkpoints().join("a").exists());
 }
 
+/// A program that removes its last checkpoint but one waits until the last one is published: a node that is lost never takes both.
+#[test]
+fn what_is_removed_goes_after_what_was_written_before() {
+    let scene = Scene::new(Engine::IoUring).in_layout("files");
+    let sheaf = format!("env -u LD_PRELOAD {}", artefact("sheaf").display());
+    let script = format!(
+        "set -e; cd ckpt; echo old > one; {sheaf} wait; head -c 4000000 /dev/zero > two; rm one; \
+         env -u LD_PRELOAD sh -c 'test ! -e one; test $(stat -c %s two) = 4000000'"
+    );
+    let mut program = scene.preloaded_command("bash");
+    process::run(program.env("SHEAF_BANDWIDTH", "4M").args(["-exc", &script])).expect_success();
+    scene.drain();
+}
+
 /// Calls that ask something of a metadata server, or of a disk to be safe.
 const METADATA: &str = "trace=%file,getdents64,fsync,fdatasync,ftruncate,fallocate,fchmod,fchown,utimensat";
 
