@@ -37,7 +37,7 @@ pub const VARIABLES: [Variable; 17] = [
         name: "SHEAF_STAGE",
         accepts: "absolute directories on node-local storage, colon-separated; the first usable one with room serves",
         default: "/dev/shm",
-        meaning: "where captured files live until they are published",
+        meaning: "where captured files live until they are published; the directories behind it take what the store is too slow for",
     },
     Variable {
         name: "SHEAF_STAGE_LIMIT",

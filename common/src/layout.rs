@@ -16,6 +16,7 @@
 //! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
 //! | `STAGE/ceiling` | what the flusher tells unasked, as numbers of the machine's; see [`Told`] |
 //! | `STAGE/names` | layout `files`: locked with `flock`, shared by whoever takes or changes a name, exclusively by the flusher for moments |
+//! | `STAGE/spools` | directories of further tiers in which something may wait for the store, one a line |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
 //! | `STAGE/uuid` | what tells this stage from every other, also in the aggregates that are written from it |
 
@@ -73,6 +74,8 @@ pub const CEILING: &str = "ceiling";
 /// In layout `files` a published name goes from the tree to the parallel file system. Whoever takes a name, or changes what it
 /// means, holds this file's lock meanwhile, shared; the flusher exclusively for the moment in which a name changes sides.
 pub const NAMES: &str = "names";
+/// Text file with directories of further tiers, one a line.
+pub const SPOOLS: &str = "spools";
 /// Text file with the store's absolute path.
 pub const IDENTITY: &str = "identity";
 /// Text file: 32 hexadecimal digits, random.

@@ -6,6 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use rustix::fs::{Access, AtFlags, CWD};
 use sheaf_common::configuration::{self, Layout, Level, PATTERN_MAX, PATTERNS_MAX, Reason, VARIABLES, ValueError};
 use sheaf_common::{layout, pattern, room};
 
-use crate::stage;
+use crate::stage::{self, spool};
 use crate::store::Choice;
 
 /// SHEAF_STORE_TIMEOUT when it is unset.
@@ -179,6 +180,40 @@ impl Settings {
         let user = rustix::process::geteuid().as_raw();
         let name = layout::hex_name(self.store.as_os_str().as_bytes());
         tier.join(format!("sheaf-{user}")).join(OsStr::from_bytes(&name))
+    }
+
+    /// Where segments of this store and user wait in a tier, whether there are any or not.
+    pub fn spool_directory(&self, tier: &Path) -> PathBuf {
+        let mut name = self.stage_directory(tier).into_os_string();
+        name.push(spool::SUFFIX);
+        name.into()
+    }
+
+    /// Whether something waits in a tier for the store.
+    pub fn has_spooled(&self) -> bool {
+        let has_any =
+            |tier: &PathBuf| spool::segment_files(&self.spool_directory(tier)).is_ok_and(|all| !all.is_empty());
+        self.stage_tiers.iter().any(has_any)
+    }
+
+    /// The stage directory that a flusher has something to do for: one that exists, or that is to be made because a stage that
+    /// is gone has left something in a further tier.
+    pub fn stage_to_serve(&self) -> Option<PathBuf> {
+        self.existing_stage().or_else(|| self.find_stage().ok().filter(|_| self.has_spooled()))
+    }
+
+    /// The tiers behind the one that a stage lies in, as far as they can hold anything, and it is not the same file system that
+    /// they take it from.
+    pub fn further_tiers(&self, stage: &Path) -> Vec<PathBuf> {
+        // There are no aggregates that what waits could go to.
+        if self.layout == Layout::Files {
+            return Vec::new();
+        }
+        let device = |path: &Path| path.metadata().ok().map(|metadata| metadata.dev());
+        let mut tiers = self.stage_tiers.iter().skip_while(|tier| self.stage_directory(tier) != stage);
+        let first = tiers.next().and_then(|tier| device(tier));
+        let can_serve = |tier: &&PathBuf| device(tier) != first && self.refuse_tier(tier).is_none();
+        tiers.filter(can_serve).cloned().collect()
     }
 
     /// The stage directory that exists, in the first tier that has one. A name that is no directory of this user's alone is

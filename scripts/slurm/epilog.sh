@@ -24,8 +24,17 @@ IFS=:
 for tier in $tiers; do
     for identity in "$tier/sheaf-$user"/*/identity; do
         [ -e "$identity" ] || continue
+        at=$tier
+        case $identity in
+        *.spool/identity)
+            # What a stage in another tier, perhaps of a node that has booted since, has not brought to the store.
+            set -- "${identity%/*}"/*.tar
+            [ -e "$1" ] || continue
+            at=$tiers
+            ;;
+        esac
         store=$(as_user timeout 5 cat "$identity") || continue
-        as_user timeout --kill-after=5 "$seconds" env SHEAF_STAGE="$tier" SHEAF_STORE="$store" "$sheaf" drain ||
+        as_user timeout --kill-after=5 "$seconds" env SHEAF_STAGE="$at" SHEAF_STORE="$store" "$sheaf" drain ||
             logger --tag sheaf-epilog "job $SLURM_JOB_ID: what is staged in ${identity%/*} stays for now" || true
     done
 done

@@ -29,6 +29,7 @@ pub struct Scene {
     tier: TempDir,
     engine: Engine,
     layout: &'static str,
+    has_further_tier: bool,
 }
 
 impl Scene {
@@ -43,7 +44,7 @@ impl Scene {
         fs::create_dir_all(&disk).expect("the build directory is writable");
         let root = tempfile::Builder::new().prefix("scene-").tempdir_in(&disk).expect("a directory on the disk");
         let tier = tempfile::Builder::new().prefix("sheaf-test-").tempdir_in(directory).expect("room for a tier");
-        let scene = Scene { root, tier, engine, layout: "node" };
+        let scene = Scene { root, tier, engine, layout: "node", has_further_tier: false };
         for side in [scene.native_directory(), scene.captured_directory()] {
             fs::create_dir_all(side.join("ckpt")).expect("the scene is ours");
         }
@@ -55,6 +56,27 @@ impl Scene {
         let mut scene = self;
         scene.layout = layout;
         scene
+    }
+
+    /// As [`Scene::new`], with a further tier on the disk.
+    pub fn with_further_tier(engine: Engine) -> Scene {
+        let mut scene = Scene::new(engine);
+        scene.has_further_tier = true;
+        fs::create_dir(scene.further_tier()).expect("the scene is ours");
+        scene
+    }
+
+    /// Where the further tier is, if the scene has one.
+    pub fn further_tier(&self) -> PathBuf {
+        self.root().join("further")
+    }
+
+    /// What waits in the further tier for the store.
+    pub fn spooled(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        find_files(&self.further_tier(), Path::new(""), &mut files);
+        files.retain(|path| path.extension() == Some(OsStr::new("tar")));
+        files
     }
 
     /// The scene's own directory on the disk.
@@ -263,6 +285,10 @@ impl Scene {
         let mut command = self.command(program, &self.captured_directory());
         command.env("SHEAF_PATHS", self.checkpoints().join("**")).env("SHEAF_STAGE", self.tier.path());
         command.env("SHEAF_LAYOUT", self.layout);
+        if self.has_further_tier {
+            let further = self.further_tier();
+            command.env("SHEAF_STAGE", [self.tier.path().as_os_str(), further.as_os_str()].join(OsStr::new(":")));
+        }
         command
     }
 
@@ -352,7 +378,7 @@ fn processes_in(tier: &Path) -> Vec<u32> {
 
 fn holds_path(process: u32, path: &[u8]) -> bool {
     let Ok(environment) = fs::read(format!("/proc/{process}/environ")) else { return false };
-    let is_it = |rest: &[u8]| rest.first().is_none_or(|byte| *byte == b'/');
+    let is_it = |rest: &[u8]| rest.first().is_none_or(|byte| b"/:".contains(byte));
     environment.split(|byte| *byte == 0).any(|entry| entry.strip_prefix(path).is_some_and(is_it))
 }
 

@@ -19,8 +19,8 @@ use super::environment::{Location, table};
 use super::{FOUND_A_PROBLEM, Failure, imports, program_file, run};
 use crate::engine::{self, ALIGNMENT, Data, Target};
 use crate::settings::{Settings, SettingsError};
-use crate::stage::lease;
 use crate::stage::transient::is_transient;
+use crate::stage::{lease, spool};
 
 /// File systems by their statfs(2) magic; those that carry a stage well come first.
 const FILE_SYSTEMS: [(u64, &str); 11] = [
@@ -182,7 +182,10 @@ fn stage(settings: &Settings) -> Vec<Finding> {
         }
     }
     match settings.find_stage() {
-        Ok(stage) => findings.push(stage_finding(&stage)),
+        Ok(stage) => {
+            findings.push(stage_finding(&stage));
+            findings.extend(further_tiers(settings, &stage));
+        }
         Err(error) => findings.push(bad("stage", error.to_string())),
     }
     findings
@@ -191,6 +194,19 @@ fn stage(settings: &Settings) -> Vec<Finding> {
 fn stage_finding(stage: &Path) -> Finding {
     let state = if stage.exists() { "exists" } else { "will be made by the first capture" };
     good("stage", format!("{} {state}", stage.display()))
+}
+
+/// The tiers that take what the store is too slow for, with what waits there.
+fn further_tiers(settings: &Settings, stage: &Path) -> Vec<Finding> {
+    let finding = |tier: &PathBuf| {
+        let subject = format!("further tier {}", tier.display());
+        match spool::segment_files(&settings.spool_directory(tier)) {
+            Err(error) => bad(subject, error.to_string()),
+            Ok(files) if files.is_empty() => good(subject, "takes what the store is too slow for"),
+            Ok(files) => good(subject, format!("{} segments wait there for the store", files.len())),
+        }
+    };
+    settings.further_tiers(stage).iter().map(finding).collect()
 }
 
 /// A tier that can serve: its file system, its room, and whether it tells when a file is complete.

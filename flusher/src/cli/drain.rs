@@ -32,7 +32,7 @@ pub struct DrainArgs {
 /// When it cannot be published, or the flusher does not end.
 pub fn run(arguments: &DrainArgs) -> Result<ExitCode, Failure> {
     let settings = arguments.location.settings()?;
-    let Some(stage) = settings.existing_stage() else {
+    let Some(stage) = settings.stage_to_serve() else {
         println!("nothing is staged for {} on this node", settings.store.display());
         return Ok(ExitCode::SUCCESS);
     };

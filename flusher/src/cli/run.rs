@@ -85,7 +85,7 @@ pub fn run(arguments: RunArgs) -> Result<ExitCode, Failure> {
     };
     let mut code = exit_code(status);
     if settings.on_exit == OnExit::Drain && !environment::is_disabled() {
-        if let Some(stage) = settings.existing_stage() {
+        if let Some(stage) = settings.stage_to_serve() {
             match publish(&settings, &stage) {
                 Ok(()) => report::say_escapes(&settings, started),
                 // A file system that takes nothing may not answer questions either, and these could not be given up.
@@ -171,7 +171,7 @@ fn choose_trap(arguments: &RunArgs) -> bool {
 /// there is nothing yet, the library starts one when it captures.
 fn greet_flusher(settings: &Settings) {
     let Ok(stage) = settings.find_stage() else { return };
-    if !stage.exists() && !settings.store.exists() {
+    if !stage.exists() && !settings.store.exists() && !settings.has_spooled() {
         return;
     }
     let was_there = stage.exists();

@@ -43,6 +43,10 @@ pub fn run(arguments: &StatusArgs) -> Result<ExitCode, Failure> {
     }
     match (&stage, running) {
         (_, true) => println!("{}", render(shown)),
+        (None, false) if settings.has_spooled() => println!(
+            "no flusher runs; what a stage that is gone has left in a further tier is kept. `sheaf drain` publishes it in {}",
+            settings.store.display()
+        ),
         (None, false) => println!("nothing is staged for {} on this node", settings.store.display()),
         (Some(stage), false) => println!(
             "no flusher runs; the stage {} is kept. `sheaf drain` publishes what is not yet in {}",

@@ -21,7 +21,7 @@ pub struct WaitArgs {
 /// When it cannot be published.
 pub fn run(arguments: &WaitArgs) -> Result<ExitCode, Failure> {
     let settings = arguments.location.settings()?;
-    let Some(stage) = settings.existing_stage() else {
+    let Some(stage) = settings.stage_to_serve() else {
         println!("nothing is staged for {} on this node", settings.store.display());
         return Ok(ExitCode::SUCCESS);
     };

@@ -45,8 +45,21 @@ impl Appender {
     /// # Errors
     /// From the file system.
     pub fn create(store: &Path, origin: Origin) -> io::Result<Appender> {
+        Appender::create_as(store, new_identity(&node_name(), origin)?)
+    }
+
+    /// As [`Appender::create`], one that goes on with what another has begun: for its stage, node and job.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn create_like(store: &Path, other: &Identity) -> io::Result<Appender> {
+        let Identity { uuid, created_ns, .. } = new_identity(&other.node, Origin::default())?;
+        Appender::create_as(store, Identity { uuid, created_ns, incarnation: 1, ..other.clone() })
+    }
+
+    fn create_as(store: &Path, identity: Identity) -> io::Result<Appender> {
         fs::create_dir_all(store)?;
-        let (identity, target) = publish_first_block(store, &node_name(), origin)?;
+        let (identity, target) = publish_first_block(store, identity)?;
         sync_directory(store)?;
         Ok(Appender {
             target: Arc::new(target),
@@ -318,11 +331,10 @@ fn new_identity(node: &str, origin: Origin) -> io::Result<Identity> {
 
 /// Makes an aggregate of one block and no segment, under the first free `<node>-<n>.tar`. It is made aside and gets
 /// that name last: readers of tar refuse a file that is empty.
-fn publish_first_block(directory: &Path, node: &str, origin: Origin) -> io::Result<(Identity, Target)> {
-    let mut identity = new_identity(node, origin)?;
-    let uuid = identity.uuid;
-    let mut target = Target::create(&aside(directory, node, uuid))?;
-    remove_abandoned(directory, node, &target);
+fn publish_first_block(directory: &Path, mut identity: Identity) -> io::Result<(Identity, Target)> {
+    let node = identity.node.clone();
+    let mut target = Target::create(&aside(directory, &node, identity.uuid))?;
+    remove_abandoned(directory, &node, &target);
     let named = name_first_block(directory, &mut identity, &mut target);
     if named.is_err() {
         // It is one more that was abandoned.
@@ -396,6 +408,10 @@ mod tests {
     use crate::aggregate::{Attributes, Kind};
     use crate::store::{Outcome, Store, build_catalog, refresh};
 
+    fn identity() -> Identity {
+        new_identity("n0", Origin::default()).unwrap()
+    }
+
     #[test]
     fn node_names_are_file_names() {
         let name = node_name();
@@ -405,8 +421,8 @@ mod tests {
     #[test]
     fn aggregates_are_numbered_without_overwriting() {
         let directory = tempfile::tempdir().unwrap();
-        let (first, target) = publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
-        let (second, _) = publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
+        let (first, target) = publish_first_block(directory.path(), identity()).unwrap();
+        let (second, _) = publish_first_block(directory.path(), identity()).unwrap();
         assert_eq!((first.incarnation, second.incarnation), (1, 2));
         assert_eq!(target.path(), directory.path().join("n0-1.tar"));
         let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
@@ -420,10 +436,10 @@ mod tests {
     #[test]
     fn a_name_that_a_catalog_has_is_not_given_again() {
         let directory = tempfile::tempdir().unwrap();
-        publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
+        publish_first_block(directory.path(), identity()).unwrap();
         assert!(matches!(build_catalog(directory.path()), Ok(Outcome::Built(_))));
         fs::remove_file(directory.path().join("n0-1.tar")).unwrap();
-        let (next, _) = publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
+        let (next, _) = publish_first_block(directory.path(), identity()).unwrap();
         assert_eq!(next.incarnation, 2);
     }
 
@@ -438,7 +454,7 @@ mod tests {
         for (name, age) in [(".n0-1.new", old), (".n0-2.new", Duration::ZERO), (".n1-1.new", old), ("n0-9.tar", old)] {
             make(name, age);
         }
-        publish_first_block(directory.path(), "n0", Origin::default()).unwrap();
+        publish_first_block(directory.path(), identity()).unwrap();
         let left = |name: &str| directory.path().join(name).exists();
         assert_eq!([".n0-1.new", ".n0-2.new", ".n1-1.new", "n0-9.tar"].map(left), [false, true, true, true]);
     }

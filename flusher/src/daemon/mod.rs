@@ -1,7 +1,7 @@
 //! The flusher process: one per node and store. It starts when a process captures, and ends when nobody needs it.
 //!
 //! Threads: main (socket, clients' lives, the end), `watcher` (the tree), `flusher` (the store), `leases` (writers that
-//! come back), `reader` (the store, at the start and when somebody asks), and one per connection. It must never lose a staged file, and never stop a program for longer than a
+//! come back), `reader` (the store, at the start and when somebody asks), `spool` (the further tiers, if there are any), and one per connection. It must never lose a staged file, and never stop a program for longer than a
 //! copy in memory takes.
 
 mod announce;
@@ -16,11 +16,12 @@ mod refresh;
 mod segment;
 mod server;
 mod shared;
+mod spool;
 mod stubs;
 mod watcher;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,6 +38,7 @@ use sheaf_common::configuration::{Layout, Level};
 use sheaf_common::layout;
 use sheaf_common::protocol::STAGE_IS_TRANSIENT;
 
+use crate::aggregate::{Entry, Kind};
 use crate::client::Client;
 use crate::engine;
 use crate::settings::{OnExit, Settings};
@@ -46,12 +48,13 @@ use crate::stage::lease;
 use crate::stage::moving;
 use crate::stage::room::{Ceiling, Room};
 use crate::stage::source::LeaseKeeper;
-use crate::stage::tracker::{Hydrated, LeftOut, Tracker};
+use crate::stage::tracker::{Batch, Hydrated, LeftOut, Replaced, Tracker};
 use crate::stage::transient;
 use crate::store::Store;
 use announce::Announcement;
 use clients::Clients;
 use files::Files;
+use spool::{Spool, Spooler};
 use stubs::StubVersions;
 use watcher::{Command, Commands, Left, Watcher};
 use writer::{Job, Writer};
@@ -102,10 +105,18 @@ pub struct Shared {
     /// What a program has to be told, until one has been: how many names are not shown because nodes were lost, and
     /// [`STAGE_IS_TRANSIENT`].
     news: AtomicU64,
+    spool: Spool,
+    /// The newest batch that this node's view shows. What is in the spool may be all that has it.
     published: AtomicU64,
+    /// How many batches and segments the store has taken.
+    stored: AtomicU64,
     written_bytes: AtomicU64,
     /// Files of the newest batch that were left out of it, by path and inode.
     left_out: Mutex<Vec<LeftOut>>,
+    /// How many files were left out of batches.
+    left_out_count: AtomicU64,
+    /// Inodes of files that were left out of a batch and are not published since.
+    unpublished: Mutex<HashSet<u64>>,
     status: Mutex<Status>,
     /// What goes wrong at present, by part.
     errors: Mutex<BTreeMap<&'static str, String>>,
@@ -146,6 +157,10 @@ pub struct Status {
     pub published_bytes: u64,
     /// Bytes of published segments, and what the store has taken of the one that is being written.
     pub written_bytes: u64,
+    /// Directories of further tiers that take what the store is too slow for.
+    pub spool: Option<String>,
+    /// Bytes of files that wait there for the store.
+    pub spooled_bytes: u64,
     /// What goes wrong at present.
     pub error: Option<String>,
     /// What is not shown because nodes were lost.
@@ -161,6 +176,45 @@ impl Shared {
 
     fn set_published(&self, batch: u64) {
         self.published.store(batch, Ordering::SeqCst);
+    }
+
+    /// Whether everything up to a batch is in the store.
+    fn has_stored(&self, batch: u64) -> bool {
+        batch <= self.published() && self.spool.has_stored(batch)
+    }
+
+    fn count_published(&self, files: u64, bytes: u64) {
+        let mut status = self.status.lock();
+        status.published_files += files;
+        status.published_bytes += bytes;
+    }
+
+    /// A file is not in the batch that it should be in.
+    fn is_left_out(&self, file: LeftOut) {
+        let mut left_out = self.left_out.lock();
+        left_out.push(file);
+        self.left_out_count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What was left out of earlier batches, without the tracker knowing of it when it made this one, happened before it.
+    fn mind_left_out(&self, batch: &mut Batch) {
+        if batch.known_left_out != self.left_out_count.load(Ordering::SeqCst) {
+            batch.watermark_ns = 0;
+        }
+    }
+
+    /// These are published again, if they were left out.
+    fn forget_left_out(&self, entries: &[Entry]) {
+        let mut unpublished = self.unpublished.lock();
+        for entry in entries.iter().filter(|entry| entry.kind == Kind::File) {
+            unpublished.remove(&entry.inode);
+        }
+    }
+
+    /// Keeps those whose successors have not been left out.
+    fn retain_published(&self, replaced: &mut Vec<Replaced>) {
+        let unpublished = self.unpublished.lock();
+        replaced.retain(|replaced| !unpublished.contains(&replaced.inode));
     }
 
     /// Whether the store knows of everything that is published that somebody was told so.
@@ -193,7 +247,10 @@ impl Shared {
         let mut status = self.status.lock().clone();
         status.clients = self.clients.lock().len();
         status.written_bytes = self.written_bytes.load(Ordering::Relaxed);
-        status.in_flight = status.submitted.saturating_sub(self.published());
+        let (segments, bytes) = self.spool.waiting();
+        status.in_flight = status.submitted.saturating_sub(self.published()) + segments;
+        self.spool.describe(&self.settings, &mut status);
+        status.spooled_bytes = bytes;
         status
     }
 
@@ -247,8 +304,11 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     }
     let status = first_status(&settings, &stage, engine.name());
     let (refreshes, refreshes_asked) = refresh::Refreshes::new();
+    let (jobs, job_receiver) = bounded(1);
+    let spool = Spool::new(&settings, &stage, jobs.clone())?;
     let shared = Arc::new(Shared {
         zones,
+        spool,
         store: RwLock::new(Store::unread(&settings.store)),
         reading: reading::Reading::default(),
         refreshes,
@@ -268,7 +328,10 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         acknowledged_ns: AtomicU64::new(0),
         news: AtomicU64::new(if status.stage_ends_with_job { STAGE_IS_TRANSIENT } else { 0 }),
         published: AtomicU64::new(0),
+        stored: AtomicU64::new(0),
         left_out: Mutex::default(),
+        left_out_count: AtomicU64::new(0),
+        unpublished: Mutex::default(),
         errors: Mutex::default(),
         status: Mutex::new(status),
         stage_limit,
@@ -276,7 +339,6 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         stage,
         settings,
     });
-    let (jobs, job_receiver) = bounded(1);
     let watcher = Watcher::new(shared.clone(), tracker, (&commands, command_receiver), jobs.clone(), ceiling);
     std::thread::Builder::new().name("watcher".to_string()).spawn(move || watcher.run())?;
     let files = (shared.settings.layout == Layout::Files).then(|| Files::new(shared.clone())).transpose()?;
@@ -284,6 +346,10 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     std::thread::Builder::new()
         .name("flusher".to_string())
         .spawn(move || Writer::new(writing, engine, job_receiver, files).run())?;
+    if shared.spool.has_tiers() {
+        let spooler = Spooler::new(shared.clone(), engine::probe().0);
+        std::thread::Builder::new().name("spool".to_string()).spawn(move || spooler.run())?;
+    }
     let reading = shared.clone();
     std::thread::Builder::new().name("reader".to_string()).spawn(move || {
         reading::read(&reading, is_fresh);

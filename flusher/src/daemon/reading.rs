@@ -5,13 +5,16 @@
 //! could not be read. So nothing is compared with it, published, evicted or reclaimed, and whoever asks for names or data
 //! waits, and is then told that they cannot be had; never that they do not exist.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
-use crate::store::{Choice, Store, prepare_catalog};
+use crate::stage::spool::put_aside;
+use crate::store::{Choice, SpooledSegment, Store, prepare_catalog};
 
 /// Pause before a store that could not be read is read again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -112,24 +115,15 @@ pub fn read(shared: &Shared, is_fresh: bool) {
     let mut said = None;
     prepare_catalog(&shared.settings.store);
     loop {
-        let read = Store::open_whole(&shared.settings.store, shared.stage_uuid).and_then(|mut store| {
-            if shared.settings.cut == Choice::Complete {
-                store.show_everything()?;
-            }
-            if is_fresh && let Some(hidden) = store.decide(shared.settings.cut, shared.settings.skew)? {
-                log::warn!("{hidden}");
-                shared.news.fetch_add(hidden.files as u64, Ordering::SeqCst);
-                shared.status.lock().hidden = Some(hidden.to_string());
-            }
-            Ok(store)
-        });
-        let error = match read {
-            Ok(store) => {
+        let error = match read_once(shared, is_fresh) {
+            Ok((store, segments)) => {
                 let (watermark_ns, newest_ns, acknowledged_ns) = store.told_of(shared.stage_uuid);
                 shared.watermark_ns.fetch_max(watermark_ns, Ordering::SeqCst);
                 shared.newest_ns.fetch_max(newest_ns, Ordering::SeqCst);
                 shared.acknowledged_ns.fetch_max(acknowledged_ns, Ordering::SeqCst);
                 *shared.store.write() = store;
+                // Known before anything is published.
+                shared.spool.load(segments, shared.stage_uuid, false);
                 shared.reading.advance(Known::Read);
                 shared.set_error("reading", None);
                 return shared.commands.look();
@@ -145,6 +139,42 @@ pub fn read(shared: &Shared, is_fresh: bool) {
         said = Some(text);
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Reads the store, and what earlier flushers have left in further tiers. What a stage left that is gone is brought to the store
+/// first: by what is there it is decided which part of it counts.
+fn read_once(shared: &Shared, is_fresh: bool) -> io::Result<(Store, Vec<SpooledSegment>)> {
+    let (directory, stage) = (&shared.settings.store, shared.stage_uuid);
+    let files = shared.spool.files()?;
+    if is_fresh && !files.is_empty() {
+        let (store, segments) = with_spool(shared, &files)?;
+        *shared.store.write() = store;
+        shared.spool.load(segments, stage, true);
+        shared.spool.await_stored();
+        return read_once(shared, is_fresh);
+    }
+    let mut store = Store::open_whole(directory, stage)?;
+    if shared.settings.cut == Choice::Complete {
+        store.show_everything()?;
+    }
+    if is_fresh && let Some(hidden) = store.decide(shared.settings.cut, shared.settings.skew)? {
+        log::warn!("{hidden}");
+        shared.news.fetch_add(hidden.files as u64, Ordering::SeqCst);
+        shared.status.lock().hidden = Some(hidden.to_string());
+    }
+    if files.is_empty() { Ok((store, Vec::new())) } else { with_spool(shared, &files) }
+}
+
+fn with_spool(shared: &Shared, files: &[PathBuf]) -> io::Result<(Store, Vec<SpooledSegment>)> {
+    let (store, segments) = Store::open_with_spool(&shared.settings.store, shared.stage_uuid, files)?;
+    for file in files.iter().filter(|file| !segments.iter().any(|segment| segment.path == **file)) {
+        match store.notes().iter().find(|note| note.path == *file) {
+            Some(note) => log::error!("{note}; kept as {}", put_aside(file)?.display()),
+            // The store has what is in it.
+            None => std::fs::remove_file(file)?,
+        }
+    }
+    Ok((store, segments))
 }
 
 /// Has the status say that reading takes long, for as long as it does and nothing worse is known.

@@ -222,7 +222,7 @@ fn answer_sync(shared: &Shared, connection: &Connection, path: &[u8]) -> io::Res
     shared.commands.send(Command::Sync(path.to_vec(), sender));
     let mut seen = None;
     loop {
-        let progress = (shared.published(), shared.written_bytes.load(Ordering::Relaxed));
+        let progress = (shared.stored.load(Ordering::SeqCst), shared.written_bytes.load(Ordering::Relaxed));
         if seen.replace(progress) == Some(progress) {
             return connection.reply(Errno::IO.raw_os_error(), 0, b"");
         }

@@ -30,6 +30,8 @@ const BATCH_DELAY: Duration = Duration::from_millis(200);
 const IN_FLIGHT_MAX: u64 = 2;
 /// How often room is made while nothing is published.
 const EVICT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long room must be short before a further tier is used.
+const SHORT_FOR: Duration = Duration::from_millis(500);
 /// How often files that are still open are looked at while somebody waits for the end.
 const RECHECK: Duration = Duration::from_millis(500);
 
@@ -130,7 +132,7 @@ pub struct Watcher {
     wake: Arc<OwnedFd>,
     jobs: Sender<Job>,
     waiters: Vec<Waiter>,
-    /// The newest batch when the writer was last asked to acknowledge what is published.
+    /// How much the store had taken when the writer was last asked to acknowledge what is published.
     acknowledging: Option<u64>,
     /// Mirrors that cannot be made yet; see [`Watcher::knows_names_in`].
     populates: Vec<(Vec<u8>, Extent, PopulateReply)>,
@@ -147,6 +149,8 @@ pub struct Watcher {
     /// Batches published when room was last made, and when that was.
     evict_published: u64,
     evict_time: Instant,
+    /// Since when there has been too little room, though everything was evicted that could be.
+    short_since: Option<Instant>,
     last_recheck: Instant,
     /// When the store was last told, or is about to be told, that everything is published.
     watermark_told: Instant,
@@ -178,6 +182,7 @@ impl Watcher {
             removing: Vec::new(),
             evict_published: 0,
             evict_time: Instant::now(),
+            short_since: None,
             last_recheck: Instant::now(),
             watermark_told: Instant::now(),
         }
@@ -240,7 +245,7 @@ impl Watcher {
     /// As long as programs live that others may depend on, the store is told now and then that everything is published.
     fn tell_watermark(&mut self) {
         let is_due = self.watermark_told.elapsed() >= self.shared.settings.watermark_interval;
-        if !is_due || self.tracker.waiting() > 0 || self.submitted != self.shared.published() {
+        if !is_due || self.tracker.waiting() > 0 || !self.shared.has_stored(self.submitted) {
             return;
         }
         // Filled before the batch counts as published.
@@ -556,6 +561,10 @@ impl Watcher {
         let removals = batch.entries.iter().filter(|entry| matches!(entry.kind, Kind::Unlink | Kind::RemoveDirectory));
         self.removing.extend(removals.map(|entry| (self.submitted, entry.path.clone())));
         log::debug!("batch {}: {} records, {} bytes", self.submitted, batch.entries.len(), batch.bytes);
+        if self.shared.spool.is_used() {
+            self.shared.spool.submit(self.submitted, batch);
+            return Ok(());
+        }
         let job = Job::Batch(self.submitted, batch);
         self.jobs.send(job).map_err(|_| io::Error::other("the writer thread has ended"))
     }
@@ -583,16 +592,16 @@ impl Watcher {
     }
 
     fn answer_waiters(&mut self) {
-        let published = self.shared.published();
         // Filled before the batch counts as published: what is in it comes first.
         if !self.shared.left_out.lock().is_empty() {
             return;
         }
         let left = Left { written: self.tracker.unfinished(), unreadable: self.tracker.failing().len() };
-        let is_published = |waiter: &Waiter| waiter.batch.is_some_and(|batch| batch <= published);
+        let shared = self.shared.clone();
+        let is_published = |waiter: &Waiter| waiter.batch.is_some_and(|batch| shared.has_stored(batch));
         let is_acknowledged = self.shared.is_acknowledged();
         if !is_acknowledged && self.waiters.iter().any(|waiter| waiter.is_told && is_published(waiter)) {
-            self.acknowledge(published);
+            self.acknowledge();
         }
         self.waiters.retain(|waiter| {
             let done = is_published(waiter) && (is_acknowledged || !waiter.is_told);
@@ -609,8 +618,9 @@ impl Watcher {
     }
 
     /// Has the store told, before anybody is, that what is published is safe: no cut may hide it.
-    fn acknowledge(&mut self, published: u64) {
-        if self.acknowledging.replace(published) != Some(published) && self.jobs.try_send(Job::Acknowledge).is_err() {
+    fn acknowledge(&mut self) {
+        let stored = self.shared.stored.load(Ordering::SeqCst);
+        if self.acknowledging.replace(stored) != Some(stored) && self.jobs.try_send(Job::Acknowledge).is_err() {
             self.acknowledging = None;
         }
     }
@@ -632,8 +642,33 @@ impl Watcher {
         if self.tracker.resident_bytes() > limit || room.free < least_bytes {
             (self.evict_published, self.evict_time) = (published, Instant::now());
             self.evict(published, limit - limit / 8, least_bytes.saturating_mul(2))?;
+            let is_short = Room::look(&self.shared.stage)?.free < least_bytes || self.unpublished_bytes() > limit;
+            self.use_further_tiers(is_short);
+        } else {
+            self.use_further_tiers(false);
         }
         self.answer_rooms()
+    }
+
+    /// Bytes of what only the stage has.
+    fn unpublished_bytes(&self) -> u64 {
+        let published = self.shared.published();
+        let of_published: u64 = self.tracker.resident(published).map(|(_, _, size, _)| size).sum();
+        self.tracker.resident_bytes().saturating_sub(of_published)
+    }
+
+    /// Has batches go to further tiers when room has been short for a while and the store has not caught up, or at once when some
+    /// are there already.
+    fn use_further_tiers(&mut self, is_short: bool) {
+        if !self.shared.spool.has_tiers() {
+            return;
+        }
+        if !is_short || self.shared.has_stored(self.submitted) {
+            self.short_since = None;
+            return self.shared.spool.want(false);
+        }
+        let since = *self.short_since.get_or_insert_with(Instant::now);
+        self.shared.spool.want(since.elapsed() >= SHORT_FOR || !self.shared.spool.is_empty());
     }
 
     /// Evicts until the stage holds no more than `resident_most` bytes and `free_least` are free, as far as it goes.

@@ -4,10 +4,9 @@
 //! about what the old one holds behind its published end, and a failed fdatasync must never be tried again on the same
 //! file (its dirty pages may have been dropped).
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -19,18 +18,22 @@ use super::files::Files;
 use super::heap;
 use super::reclaim::Reclaiming;
 use super::segment::{Input, Pace, SegmentError, Throttle};
+use super::spool::{Spooled, Taken, Work};
 use crate::aggregate::{
-    Entry, FLAG_ACKNOWLEDGED, FLAG_CONTINUED, FLAG_ENDED, FileChecksums, Kind, Segment, SegmentPlan,
+    Entry, FLAG_ACKNOWLEDGED, FLAG_CONTINUED, FLAG_ENDED, FileChecksums, Kind, PlanError, Segment, SegmentPlan,
 };
 use crate::engine::{Engine, WriteError};
 use crate::stage::lease;
 use crate::stage::source::Source;
+use crate::stage::spool::put_aside;
 use crate::stage::tracker::{Batch, LeftOut, Replaced};
-use crate::store::{AggregateId, WATERMARKS_MAX};
+use crate::store::{AggregateId, Copied, WATERMARKS_MAX};
 
 /// First and longest pause before a failed batch is written again.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
+/// How often a file in the spool is read that cannot be.
+const SPOOL_ATTEMPTS: u32 = 3;
 
 /// What the writer is told.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub enum Job {
     Watermark(u64),
     /// Somebody is about to be told that everything is published.
     Acknowledge,
+    /// There may be something in the spool to be seen to.
+    Look,
     /// Seal the aggregate: the flusher is about to end. With the time when nothing was left that this node would publish,
     /// if so. Answered when done, whether it worked or not.
     Seal(Option<u64>, Sender<()>),
@@ -64,15 +69,13 @@ pub struct Writer {
     engine: Box<dyn Engine>,
     jobs: Receiver<Job>,
     pub(super) aggregate: Option<Aggregate>,
+    /// Whether that is another stage's, of which nothing is known but what it said itself.
+    is_apart: bool,
     throttle: Option<Throttle>,
     /// One that could not be written to and holds nothing: as long as there is no other, it says that there is this node.
     given_up: Option<Appender>,
     /// Bytes of the segments that are published.
     published_bytes: u64,
-    /// Inodes of files that were left out of a batch and are not published since.
-    left_out: HashSet<u64>,
-    /// How many files were left out.
-    left_out_count: u64,
     reclaiming: Reclaiming,
     /// In layout `files`.
     files: Option<Files>,
@@ -88,6 +91,13 @@ pub(super) enum Failure {
     Entries(Vec<usize>),
     /// This entry's file cannot be read: go on without it.
     Unreadable(usize, String),
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Failure {
+        log::error!("{error}");
+        error.index.map_or_else(|| Failure::Store(error.to_string()), |index| Failure::Entries(vec![index]))
+    }
 }
 
 impl From<WriteError> for Failure {
@@ -116,11 +126,10 @@ impl Writer {
             engine,
             jobs,
             aggregate: None,
+            is_apart: false,
             given_up: None,
             throttle,
             published_bytes: 0,
-            left_out: HashSet::new(),
-            left_out_count: 0,
             reclaiming: Reclaiming::default(),
             files,
         }
@@ -131,12 +140,23 @@ impl Writer {
         loop {
             // Also when jobs never end.
             let start = Instant::now();
-            if self.reclaiming.due().is_some_and(|due| due <= start) {
+            if self.reclaiming.due().is_some_and(|due| due <= start) && self.shared.spool.is_empty() {
                 let all_done = self.reclaim();
                 self.reclaiming.looked(start, all_done);
             }
             if self.files.as_ref().and_then(Files::due).is_some_and(|due| due <= start) {
                 self.release_files();
+            }
+            match self.shared.spool.next_work() {
+                Some(Work::Segment(segment)) => {
+                    self.store_segment(&segment);
+                    continue;
+                }
+                Some(Work::Batch(number, batch)) => {
+                    self.publish_batch(number, batch);
+                    continue;
+                }
+                None => {}
             }
             if self.jobs.is_empty() {
                 self.engine.rest();
@@ -157,19 +177,14 @@ impl Writer {
 
     fn obey(&mut self, job: Job) {
         match job {
-            Job::Batch(number, batch) => {
-                let before = self.reclaimable();
-                let is_new = |entry: &Entry| matches!(entry.kind, Kind::File | Kind::Symlink);
-                let all_new = batch.entries.iter().all(is_new);
-                match self.files.is_some() {
-                    true => self.publish_files(number, batch),
-                    false => self.publish(number, batch),
-                }
-                self.reclaiming.published(!all_new || self.reclaimable() != before);
-            }
+            Job::Batch(number, batch) => self.publish_batch(number, batch),
             // A successor takes the place of the older file itself.
             Job::Replaced(_) if self.files.is_some() => {}
-            Job::Replaced(replaced) => self.remove_replaced(&replaced),
+            Job::Replaced(replaced) => {
+                let replaced = self.shared.spool.put_off(replaced);
+                self.remove_replaced(&replaced);
+            }
+            Job::Look => {}
             // A store without aggregates of this stage has nobody who asks.
             Job::Watermark(_) if self.files.is_some() && self.aggregate.is_none() => {}
             Job::Watermark(watermark_ns) => self.publish_watermark(watermark_ns),
@@ -186,47 +201,141 @@ impl Writer {
         }
     }
 
+    fn publish_batch(&mut self, number: u64, batch: Batch) {
+        let before = self.reclaimable();
+        let is_new = |entry: &Entry| matches!(entry.kind, Kind::File | Kind::Symlink);
+        let all_new = batch.entries.iter().all(is_new);
+        match self.files.is_some() {
+            true => self.publish_files(number, batch),
+            false => self.publish(number, batch),
+        }
+        self.reclaiming.published(!all_new || self.reclaimable() != before);
+    }
+
+    /// Publishes a batch, unless it is spooled meanwhile: then it is stored from there.
     fn publish(&mut self, number: u64, mut batch: Batch) {
         let mut pause = RETRY_FIRST;
-        if batch.known_left_out != self.left_out_count {
-            // What was left out of an earlier one happened before it.
-            batch.watermark_ns = 0;
-        }
+        self.shared.mind_left_out(&mut batch);
         while !batch.entries.is_empty() {
+            if self.shared.spool.holds(number) {
+                return;
+            }
             match self.write_segment(&batch.entries, &batch.sources, (batch.watermark_ns, batch.acknowledges)) {
-                Ok(()) => break,
+                Ok((id, segment)) => match self.shared.spool.take_in(&self.shared, number, id, &segment) {
+                    Taken::Batch => break,
+                    Taken::Segment(spooled) => return self.segment_is_stored(&spooled),
+                    Taken::InPart => return,
+                },
                 Err(Failure::Entries(indices)) => {
                     self.abandon();
-                    self.leave_out(&mut batch, indices, None);
+                    leave_out(&self.shared, &mut batch, indices, None);
                 }
                 Err(Failure::Unreadable(index, reason)) => {
                     self.abandon();
-                    self.leave_out(&mut batch, vec![index], Some(&reason));
+                    leave_out(&self.shared, &mut batch, vec![index], Some(&reason));
                 }
                 Err(Failure::Destroyed) => {
-                    log::error!("somebody deletes the stage: nothing is removed from the store");
                     self.abandon();
-                    batch.watermark_ns = 0;
-                    let kept: Vec<bool> = batch.entries.iter().map(|entry| !is_removal(entry)).collect();
-                    let mut keep = kept.iter();
-                    batch.entries.retain(|_| *keep.next().expect("as many"));
-                    let mut keep = kept.iter();
-                    batch.sources.retain(|_| *keep.next().expect("as many"));
+                    leave_out_removals(&mut batch);
                 }
                 Err(Failure::Store(text)) => self.pause(&text, &mut pause),
             }
         }
         self.shared.set_error("store", None);
-        for entry in batch.entries.iter().filter(|entry| entry.kind == Kind::File) {
-            self.left_out.remove(&entry.inode);
-        }
+        self.shared.forget_left_out(&batch.entries);
         self.remove_replaced(&batch.replaced);
+        self.remove_replaced(&self.shared.spool.replaced(number));
         batch.sources.iter().flatten().for_each(|source| source.release());
-        let mut status = self.shared.status.lock();
-        status.published_bytes += batch.bytes;
-        status.published_files += batch.sources.iter().flatten().count() as u64;
-        drop(status);
-        self.shared.set_published(number);
+        self.shared.count_published(batch.sources.iter().flatten().count() as u64, batch.bytes);
+        self.shared.spool.batch_is_done(&self.shared, number);
+        self.shared.commands.look();
+    }
+
+    /// Copies a segment from the spool to the store.
+    fn store_segment(&mut self, spooled: &Arc<Spooled>) {
+        let (mut pause, mut failures) = (RETRY_FIRST, 0);
+        let mut copies = spooled.what.copies();
+        let count = copies.len();
+        loop {
+            match self.copy_segment(spooled, &copies) {
+                Ok(()) => break,
+                Err(Failure::Store(text)) => self.pause(&text, &mut pause),
+                Err(Failure::Unreadable(index, reason)) => {
+                    self.abandon();
+                    failures += 1;
+                    let path = copies[index].entry.path.escape_ascii().to_string();
+                    self.shared.set_error("spooled", Some(format!("/{path} cannot be read in the spool: {reason}")));
+                    if failures < SPOOL_ATTEMPTS {
+                        std::thread::sleep(RETRY_FIRST);
+                        continue;
+                    }
+                    log::error!("/{path} is lost, unless it is still staged: {reason}");
+                    let Entry { path, inode, .. } = copies.remove(index).entry;
+                    self.shared.is_left_out(LeftOut { path, inode, unreadable: None });
+                    failures = 0;
+                }
+                // There are no staged files, and what was recorded once can be again.
+                Err(Failure::Entries(_) | Failure::Destroyed) => {
+                    self.pause("a segment of the spool cannot be written anew", &mut pause);
+                }
+            }
+        }
+        self.shared.set_error("store", None);
+        if copies.len() < count {
+            match put_aside(&spooled.what.path) {
+                Ok(aside) => log::error!("what is left of {} is kept", aside.display()),
+                Err(error) => log::error!("{} cannot be kept: {error}", spooled.what.path.display()),
+            }
+        }
+        self.segment_is_stored(spooled);
+        self.reclaiming.published(true);
+    }
+
+    fn copy_segment(&mut self, spooled: &Spooled, copies: &[Copied]) -> Result<(), Failure> {
+        let has_stage = |aggregate: &Aggregate| aggregate.appender.identity().stage == spooled.what.identity.stage;
+        if spooled.is_apart && !(self.is_apart && self.aggregate.as_ref().is_some_and(has_stage)) {
+            self.aggregate = None;
+            let appender = Appender::create_like(&self.shared.settings.store, &spooled.what.identity)?;
+            self.aggregate = Some(self.take_over(appender)?);
+            self.is_apart = true;
+        }
+        let entries: Vec<Entry> = copies.iter().map(|copy| copy.entry.clone()).collect();
+        let open = |(index, copy): (usize, &Copied)| match &copy.version {
+            Some(version) => {
+                let opened = self.shared.store.read().reader(version).map(Input::Stored);
+                opened.map_err(|error| Failure::Unreadable(index, error.to_string()))
+            }
+            None => Ok(Input::Nothing),
+        };
+        let inputs = copies.iter().enumerate().map(open).collect::<Result<Vec<Input<'_>>, Failure>>()?;
+        // What was left out since, of this one or of one before it, happened earlier.
+        let is_all = spooled.known_left_out == self.shared.left_out_count.load(Ordering::SeqCst);
+        let told = if is_all { spooled.told } else { (0, spooled.told.1) };
+        let (plan, checksums) = self.write_unpublished(&entries, inputs, told)?;
+        let (id, segment) = self.publish_head(&plan, &checksums)?;
+        let mut store = self.shared.store.write();
+        let moved = store.publish_copies(id, &segment, spooled.what.id, copies);
+        self.shared.stubs.moved(&mut store, &moved);
+        Ok(())
+    }
+
+    /// The store has a segment of the spool.
+    fn segment_is_stored(&mut self, spooled: &Spooled) {
+        let what = &spooled.what;
+        self.remove_replaced(&self.shared.spool.replaced(spooled.number));
+        self.shared.count_published(spooled.files, spooled.bytes);
+        self.shared.store.write().forget(what.id);
+        match std::fs::remove_file(&what.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("{} is not needed any more, and stays: {error}", what.path.display());
+            }
+            _ => log::info!("{} is in the store", what.path.display()),
+        }
+        if spooled.is_apart && self.shared.spool.is_last_of_its_kind() {
+            // What this stage publishes goes to its own.
+            (self.aggregate, self.is_apart) = (None, false);
+        }
+        self.shared.spool.segment_is_done(&self.shared);
         self.shared.commands.look();
     }
 
@@ -259,15 +368,13 @@ impl Writer {
         };
         self.shared.set_error("store", None);
         for (index, reason) in placed.left_out.into_iter().rev() {
-            self.leave_out(&mut batch, vec![index], reason.as_deref());
+            leave_out(&self.shared, &mut batch, vec![index], reason.as_deref());
         }
         self.release_files();
-        let mut status = self.shared.status.lock();
-        status.published_bytes += batch.sources.iter().flatten().map(|source| source.size()).sum::<u64>();
-        status.published_files += batch.sources.iter().flatten().count() as u64;
-        drop(status);
+        let bytes = batch.sources.iter().flatten().map(|source| source.size()).sum();
+        self.shared.count_published(batch.sources.iter().flatten().count() as u64, bytes);
         self.published_bytes = self.shared.written_bytes.load(Ordering::Relaxed);
-        self.shared.set_published(number);
+        self.shared.spool.batch_is_done(&self.shared, number);
         self.shared.commands.look();
     }
 
@@ -279,7 +386,7 @@ impl Writer {
             return;
         }
         let again = |(path, inode)| LeftOut { path, inode, unreadable: None };
-        self.shared.left_out.lock().extend(changed.into_iter().map(again));
+        changed.into_iter().map(again).for_each(|file| self.shared.is_left_out(file));
         self.shared.commands.look();
     }
 
@@ -299,7 +406,10 @@ impl Writer {
         let mut pause = RETRY_FIRST;
         while !self.shared.is_acknowledged() {
             match self.write_segment(&[], &[], (0, true)) {
-                Ok(()) => self.shared.set_error("store", None),
+                Ok((id, segment)) => {
+                    self.shared.store.write().publish(id, &segment);
+                    self.shared.set_error("store", None);
+                }
                 Err(Failure::Store(text)) => self.pause(&text, &mut pause),
                 // It has none.
                 Err(Failure::Destroyed | Failure::Entries(_) | Failure::Unreadable(..)) => break,
@@ -311,7 +421,8 @@ impl Writer {
     /// Publishes nothing but that all is published. It is tried only once: the next one says more.
     fn publish_watermark(&mut self, watermark_ns: u64) {
         match self.write_segment(&[], &[], (watermark_ns, false)) {
-            Ok(()) => {
+            Ok((id, segment)) => {
+                self.shared.store.write().publish(id, &segment);
                 let watermark_bytes = self.aggregate.as_ref().map_or(0, |aggregate| aggregate.watermark_bytes);
                 if watermark_bytes >= WATERMARKS_MAX {
                     self.reclaiming.published(true);
@@ -326,23 +437,6 @@ impl Writer {
         }
     }
 
-    /// Goes on without files that could not be read as they were. They are published again, as they are then; those that
-    /// cannot be read at all when somebody asks for what is left.
-    fn leave_out(&mut self, batch: &mut Batch, mut indices: Vec<usize>, unreadable: Option<&str>) {
-        indices.sort_unstable();
-        // They happened before it, and will be published behind it.
-        batch.watermark_ns = 0;
-        for index in indices.into_iter().rev() {
-            let entry = batch.entries.remove(index);
-            batch.sources.remove(index);
-            log::warn!("/{} could not be read as it was; it will be published again", entry.path.escape_ascii());
-            self.left_out_count += 1;
-            self.left_out.insert(entry.inode);
-            let unreadable = unreadable.map(str::to_string);
-            self.shared.left_out.lock().push(LeftOut { path: entry.path, inode: entry.inode, unreadable });
-        }
-    }
-
     /// Gives the aggregate up behind its published end.
     pub(super) fn abandon(&mut self) {
         let Some(Aggregate { appender, .. }) = self.aggregate.take() else { return };
@@ -352,29 +446,18 @@ impl Writer {
         }
     }
 
-    /// Writes one segment and publishes it. When it is published, so is everything up to the time that is `told`, and somebody
+    /// Writes one segment and publishes it; the caller has the view show it. When it is published, so is everything up to the time that is `told`, and somebody
     /// is told so, or not.
     fn write_segment(
         &mut self,
         entries: &[Entry],
         sources: &[Option<Arc<Source>>],
         told: (u64, bool),
-    ) -> Result<(), Failure> {
+    ) -> Result<(AggregateId, Segment), Failure> {
         let inputs: Vec<Input<'_>> = sources.iter().map(Input::from).collect();
         let (plan, checksums) = self.write_unpublished(entries, inputs, told)?;
-        let trusted = lease::trusted_time();
-        let torn: Vec<usize> = (0..sources.len())
-            .filter(|index| sources[*index].as_ref().is_some_and(|source| source.is_torn(trusted)))
-            .collect();
-        if !torn.is_empty() {
-            return Err(Failure::Entries(torn));
-        }
-        if entries.iter().any(is_removal) && !self.shared.stage.is_intact() {
-            return Err(Failure::Destroyed);
-        }
-        let (id, segment) = self.publish_head(&plan, &checksums)?;
-        self.shared.store.write().publish(id, &segment);
-        Ok(())
+        check_staged(&self.shared, entries, sources)?;
+        self.publish_head(&plan, &checksums)
     }
 
     /// Writes a segment to the aggregate, which is made if there is none. Nobody sees it yet. What it tells is as for
@@ -389,26 +472,19 @@ impl Writer {
             self.aggregate = Some(self.create_aggregate()?);
         }
         let aggregate = self.aggregate.as_mut().expect("made above");
-        let newest_ns = newest_ns(entries).max(self.shared.newest_ns.load(Ordering::SeqCst));
+        let known = |of: &AtomicU64| if self.is_apart { 0 } else { of.load(Ordering::SeqCst) };
+        let newest_ns = newest_ns(entries).max(known(&self.shared.newest_ns));
         let acknowledgment = acknowledges.then(|| Entry::watermark(newest_ns, FLAG_ACKNOWLEDGED));
-        let watermark = Entry::watermark(watermark_ns.max(self.shared.watermark_ns.load(Ordering::SeqCst)), 0);
+        let watermark = Entry::watermark(watermark_ns.max(known(&self.shared.watermark_ns)), 0);
         let words: Vec<Entry> = acknowledgment.into_iter().chain([watermark]).collect();
         inputs.extend(words.iter().map(|_| Input::Nothing));
-        let plan = aggregate.appender.plan([entries, &words].concat()).map_err(|error| {
-            log::error!("{error}");
-            error.index.map_or_else(|| Failure::Store(error.to_string()), |index| Failure::Entries(vec![index]))
-        })?;
+        let plan = aggregate.appender.plan([entries, &words].concat())?;
         // What an attempt that failed has written does not count.
         self.shared.written_bytes.store(self.published_bytes, Ordering::Relaxed);
         let pace = Pace { throttle: self.throttle.as_mut(), written_bytes: &self.shared.written_bytes };
-        match aggregate.appender.write(self.engine.as_mut(), &plan, &inputs, pace) {
-            Err(SegmentError::Read(index, error)) => {
-                log::error!("/{}: {error}", entries[index].path.escape_ascii());
-                Err(Failure::Unreadable(index, error.to_string()))
-            }
-            Err(SegmentError::Write(error)) => Err(error.into()),
-            Ok(checksums) => Ok((plan, checksums)),
-        }
+        let written = aggregate.appender.write(self.engine.as_mut(), &plan, &inputs, pace);
+        let checksums = written.map_err(|error| segment_failure(error, entries))?;
+        Ok((plan, checksums))
     }
 
     /// Makes a segment that is durable visible, then durable as visible.
@@ -434,9 +510,11 @@ impl Writer {
                 .max()
                 .unwrap_or(0)
         };
-        self.shared.watermark_ns.fetch_max(told(0), Ordering::SeqCst);
-        self.shared.newest_ns.fetch_max(newest_ns(plan.entries()), Ordering::SeqCst);
-        self.shared.acknowledged_ns.fetch_max(told(FLAG_ACKNOWLEDGED), Ordering::SeqCst);
+        if !self.is_apart {
+            self.shared.watermark_ns.fetch_max(told(0), Ordering::SeqCst);
+            self.shared.newest_ns.fetch_max(newest_ns(plan.entries()), Ordering::SeqCst);
+            self.shared.acknowledged_ns.fetch_max(told(FLAG_ACKNOWLEDGED), Ordering::SeqCst);
+        }
         Ok((aggregate.id, segment))
     }
 
@@ -447,6 +525,11 @@ impl Writer {
         };
         self.shared.announcement.is_made();
         self.given_up.take().into_iter().for_each(Appender::abandon);
+        self.take_over(appender)
+    }
+
+    /// Has the view know of an aggregate that was made.
+    fn take_over(&self, appender: Appender) -> Result<Aggregate, Failure> {
         let (path, first) = appender.place();
         log::info!("writing to {} with {}", path.display(), self.engine.name());
         self.shared.status.lock().aggregate = Some(path.display().to_string());
@@ -456,7 +539,9 @@ impl Writer {
 
     /// Removes older files on the parallel file system whose successors are published, and their markers.
     fn remove_replaced(&self, replaced: &[Replaced]) {
-        for replaced in replaced.iter().filter(|replaced| !self.left_out.contains(&replaced.inode)) {
+        let mut replaced = replaced.to_vec();
+        self.shared.retain_published(&mut replaced);
+        for replaced in replaced {
             let Some(marker) = Marker::parse(&replaced.marker) else { continue };
             let path = marker.path.escape_ascii();
             match self.shared.stage.remove_replaced(&marker) {
@@ -520,6 +605,59 @@ impl Writer {
 fn newest_ns(entries: &[Entry]) -> u64 {
     let own = entries.iter().filter(|entry| entry.is_operation() && !entry.is_moved());
     own.map(|entry| entry.operation_time_ns).max().unwrap_or(0)
+}
+
+/// What a segment's entries were read from, after all of it was: nothing may have changed, and nobody may be deleting the
+/// stage if anything is removed.
+pub(super) fn check_staged(shared: &Shared, entries: &[Entry], sources: &[Option<Arc<Source>>]) -> Result<(), Failure> {
+    let trusted = lease::trusted_time();
+    let is_torn = |index: &usize| sources[*index].as_ref().is_some_and(|source| source.is_torn(trusted));
+    let torn: Vec<usize> = (0..sources.len()).filter(is_torn).collect();
+    if !torn.is_empty() {
+        return Err(Failure::Entries(torn));
+    }
+    if entries.iter().any(is_removal) && !shared.stage.is_intact() {
+        return Err(Failure::Destroyed);
+    }
+    Ok(())
+}
+
+/// Why a segment with these entries is not written.
+pub(super) fn segment_failure(error: SegmentError, entries: &[Entry]) -> Failure {
+    match error {
+        SegmentError::Read(index, error) => {
+            log::error!("/{}: {error}", entries[index].path.escape_ascii());
+            Failure::Unreadable(index, error.to_string())
+        }
+        SegmentError::Write(error) => error.into(),
+    }
+}
+
+/// Goes on without files that could not be read as they were. They are published again, as they are then; those that
+/// cannot be read at all when somebody asks for what is left.
+pub(super) fn leave_out(shared: &Shared, batch: &mut Batch, mut indices: Vec<usize>, unreadable: Option<&str>) {
+    indices.sort_unstable();
+    // They happened before it, and will be published behind it.
+    batch.watermark_ns = 0;
+    for index in indices.into_iter().rev() {
+        let entry = batch.entries.remove(index);
+        batch.sources.remove(index);
+        log::warn!("/{} could not be read as it was; it will be published again", entry.path.escape_ascii());
+        shared.unpublished.lock().insert(entry.inode);
+        let unreadable = unreadable.map(str::to_string);
+        shared.is_left_out(LeftOut { path: entry.path, inode: entry.inode, unreadable });
+    }
+}
+
+/// Goes on without removals: they are nobody's but of whoever deletes the stage.
+pub(super) fn leave_out_removals(batch: &mut Batch) {
+    log::error!("somebody deletes the stage: nothing is removed from the store");
+    batch.watermark_ns = 0;
+    let kept: Vec<bool> = batch.entries.iter().map(|entry| !is_removal(entry)).collect();
+    let mut keep = kept.iter();
+    batch.entries.retain(|_| *keep.next().expect("as many"));
+    let mut keep = kept.iter();
+    batch.sources.retain(|_| *keep.next().expect("as many"));
 }
 
 fn is_removal(entry: &Entry) -> bool {

@@ -12,6 +12,7 @@ mod mirror_tests;
 pub mod moving;
 pub mod room;
 pub mod source;
+pub mod spool;
 pub mod tracker;
 #[cfg(test)]
 mod tracker_tests;
@@ -131,6 +132,26 @@ impl Stage {
     /// When the tree cannot be read.
     pub fn is_fresh(&self) -> io::Result<bool> {
         Ok(fs::read_dir(self.path(layout::TREE))?.next().is_none())
+    }
+
+    /// Directories of further tiers in which something of this stage may wait for the store, wherever the tiers are by now.
+    pub fn spools(&self) -> Vec<PathBuf> {
+        let text = fs::read(self.path(layout::SPOOLS)).unwrap_or_default();
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| PathBuf::from(OsStr::from_bytes(line))).collect()
+    }
+
+    /// Takes note of such a directory, before anything is put there.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_spool(&self, directory: &Path) -> io::Result<()> {
+        if self.spools().iter().any(|known| known == directory) {
+            return Ok(());
+        }
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options.open(self.path(layout::SPOOLS))?.write_all(&[directory.as_os_str().as_bytes(), b"\n"].concat())
     }
 
     /// The stage directory.

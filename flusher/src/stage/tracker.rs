@@ -133,7 +133,7 @@ pub enum Haste {
 }
 
 /// A cut through the stage's history, ready to be written as one segment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Records in the order of events.
     pub entries: Vec<Entry>,

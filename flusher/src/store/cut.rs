@@ -309,8 +309,13 @@ fn times(all: &[Step<'_>]) -> HashMap<[u8; 16], Vec<u64>> {
 }
 
 impl Store {
+    /// The aggregates that everybody can see.
+    fn in_store(&self) -> impl Iterator<Item = &Aggregate> {
+        self.aggregates.iter().filter(|aggregate| !aggregate.gone && !aggregate.spooled)
+    }
+
     fn of_stage(&self, stage: [u8; 16]) -> impl Iterator<Item = &Aggregate> {
-        self.aggregates.iter().filter(move |aggregate| !aggregate.gone && aggregate.identity.stage == stage)
+        self.in_store().filter(move |aggregate| aggregate.identity.stage == stage)
     }
 
     /// Of a stage: up to which time everything is published, when the newest operation that is published happened, and up to
@@ -363,7 +368,7 @@ impl Store {
     fn groups(&self) -> Vec<Group<'_>> {
         let decided = self.decided();
         let mut stages: BTreeMap<(&str, [u8; 16]), Vec<&Aggregate>> = BTreeMap::new();
-        for aggregate in self.aggregates.iter().filter(|aggregate| !aggregate.gone) {
+        for aggregate in self.in_store() {
             let identity = &aggregate.identity;
             if identity.stage != [0; 16] && !decided.contains(&identity.uuid) {
                 stages.entry((&identity.job, identity.stage)).or_default().push(aggregate);

@@ -16,6 +16,7 @@ mod recent;
 mod reclaim;
 mod refresh;
 mod shared;
+mod spool;
 mod view;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -35,6 +36,7 @@ pub use read::{DataLoss, VersionReader};
 pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, WATERMARKS_MAX, next_victim};
 pub use refresh::{Changed, refresh};
 pub(crate) use shared::{RESERVING, give_up, lock_byte, lock_part, open_shared, remove_part};
+pub use spool::SpooledSegment;
 pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
 
@@ -78,6 +80,8 @@ pub(crate) struct Aggregate {
     gone: bool,
     /// Whether this process writes to it, or did: what is in it is told, not read.
     is_own: bool,
+    /// Whether it lies outside of the store, in a spool: nobody else knows of it.
+    spooled: bool,
 }
 
 /// What merging compares: a record that is applied late must not come before one that was applied. Time, whether it is a
@@ -102,6 +106,7 @@ impl Aggregate {
             sealed: false,
             gone: false,
             is_own: false,
+            spooled: false,
         };
         aggregate.forget();
         aggregate
@@ -388,6 +393,16 @@ impl Store {
         self.aggregates.push(Aggregate { is_own: true, ..Aggregate::new(path, first, identity.clone()) });
         self.node.clone_from(&identity.node);
         Ok(AggregateId(id))
+    }
+
+    /// The same for one that lies in a spool.
+    ///
+    /// # Errors
+    /// As [`Store::add_own`].
+    pub fn add_spooled(&mut self, path: &Path, identity: &Identity) -> io::Result<AggregateId> {
+        let id = self.add_own(path, None, identity)?;
+        self.aggregates[id.0 as usize].spooled = true;
+        Ok(id)
     }
 
     /// Whether another node than this process's has put under this name what is there: a file or link, with its content or by a

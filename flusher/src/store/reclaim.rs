@@ -494,7 +494,8 @@ impl Store {
     /// The aggregates of a node, or of all, with what is alive in them.
     pub fn candidates(&self, node: Option<&str>) -> Vec<Candidate> {
         let mut live = self.view.live();
-        let numbered = self.aggregates.iter().enumerate().filter(|(_, aggregate)| !aggregate.gone);
+        let is_there = |(_, aggregate): &(usize, &Aggregate)| !aggregate.gone && !aggregate.spooled;
+        let numbered = self.aggregates.iter().enumerate().filter(is_there);
         let wanted = numbered.filter(|(_, aggregate)| node.is_none_or(|node| aggregate.identity.node == node));
         wanted
             .map(|(index, aggregate)| Candidate {

@@ -89,6 +89,10 @@ pub fn refresh(store: &RwLock<Store>) -> io::Result<Changed> {
     // Whatever becomes of it, adding to what is known is not enough any more.
     held.is_behind = true;
     held.disputed.extend(changed.names.iter().cloned());
+    // What is spooled has no place in the store that could be read.
+    if held.aggregates.iter().any(|aggregate| aggregate.spooled && !aggregate.gone) {
+        return Err(io::Error::other("what waits in a further tier has to be stored first"));
+    }
     drop(held);
     changed.is_all = true;
     read_anew(store)?;

@@ -116,6 +116,47 @@ fn refreshing_takes_in_what_is_new_in_its_place() {
 }
 
 #[test]
+fn what_is_spooled_counts_in_its_place_until_the_store_has_it() {
+    let (directory, spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut stored, mut other) = (Builder::new(1), Builder::new(2));
+    stored.segment(vec![file("run/a", b"first", 10), file("run/b", b"kept", 11)]);
+    other.segment(vec![file("run/c", b"theirs", 40)]);
+    write(directory.path(), "n-1.tar", &stored);
+    write(directory.path(), "o-1.tar", &other);
+    let segments = [
+        vec![entry(Kind::Unlink, "run/b", "", 30), file("run/a", b"third", 31)],
+        vec![file("run/a", b"second", 20), file("run/c", b"ours", 21), entry(Kind::Rename, "run/b", "run/d", 22)],
+    ];
+    let files: Vec<PathBuf> = (3..)
+        .zip(&segments)
+        .map(|(number, items)| {
+            let mut builder = Builder::new(number);
+            builder.segment(items.clone());
+            write(spool.path(), &format!("n-{number}.tar"), &builder)
+        })
+        .collect();
+    let open = || Store::open_with_spool(directory.path(), [9; 16], &files).unwrap();
+    let contents = |store: &Store| ["run/a", "run/c", "run/d"].map(|path| read(store, path).unwrap());
+    let (store, waiting) = open();
+    let paths = |waiting: &[SpooledSegment]| waiting.iter().map(|segment| segment.path.clone()).collect::<Vec<_>>();
+    assert_eq!(paths(&waiting), [files[1].clone(), files[0].clone()], "oldest first");
+    assert_eq!(contents(&store), [&b"third"[..], b"theirs", b"kept"]);
+    assert_eq!(waiting[0].copies().len(), 3);
+    assert_eq!(store.candidates(None).len(), 2, "nobody reclaims what is spooled");
+    // A flusher has copied the older one, and died.
+    stored.segment(segments[1].clone());
+    write(directory.path(), "n-1.tar", &stored);
+    let (store, waiting) = open();
+    assert_eq!(paths(&waiting), [files[0].clone()]);
+    assert_eq!(contents(&store), [&b"third"[..], b"theirs", b"kept"]);
+    stored.segment(segments[0].clone());
+    write(directory.path(), "n-1.tar", &stored);
+    let (store, waiting) = open();
+    assert!(waiting.is_empty());
+    assert_eq!(contents(&store), [&b"third"[..], b"theirs", b"kept"]);
+}
+
+#[test]
 fn a_damaged_aggregate_does_not_hide_the_others() {
     let directory = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (Builder::new(1), Builder::new(2));

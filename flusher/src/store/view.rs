@@ -320,6 +320,11 @@ impl View {
                 Node::Directory(_) => {}
             }
         }
+        for version in self.older.values_mut().flatten() {
+            if let Some(Moved::File(copy)) = moved.get(&(version.aggregate, version.sequence)) {
+                *version = copy.clone();
+            }
+        }
         let linked = std::mem::take(&mut self.linked);
         let place = |origin| moved.get(&origin).map_or(origin, Moved::place);
         self.linked = linked.into_iter().map(|(origin, places)| (place(origin), places)).collect();

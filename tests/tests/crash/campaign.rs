@@ -67,6 +67,12 @@ const FLUSHER_CALLS: [(&str, u32); 19] = [
     ("utimensat", 4),
 ];
 
+/// Kinds of stages.
+const TMPFS: &str = "tmpfs";
+const TIERS: &str = "tmpfs and a further tier";
+/// What makes the further tier be used: a store that is slow, and a first tier that holds nothing.
+const SLOW: [(&str, &str); 2] = [("SHEAF_BANDWIDTH", "200K"), ("SHEAF_STAGE_LIMIT", "1K")];
+
 /// Whom a round kills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Victims {
@@ -123,9 +129,9 @@ impl Stages {
     }
 
     fn choose(&self, random: &mut StdRng) -> (&'static str, &Path) {
-        match self.disks.get(random.random_range(0..self.disks.len() + 1)) {
+        match self.disks.get(random.random_range(0..self.disks.len() + 2)) {
             Some((kind, place, _)) => (kind, place),
-            None => ("tmpfs", Path::new("/dev/shm")),
+            None => ([TMPFS, TIERS][random.random_range(0..2)], Path::new("/dev/shm")),
         }
     }
 }
@@ -137,6 +143,7 @@ struct Round {
     plan: Plan,
     victims: Victims,
     has_memory_stage: bool,
+    variables: &'static [(&'static str, &'static str)],
     what: String,
 }
 
@@ -151,13 +158,16 @@ impl Round {
         let layout = if random.random_bool(0.5) { "node" } else { "shared:2" };
         let plan = Plan::new(seed);
         let what = format!("seed {seed}: {:?}, {victims:?}, {kind}, {engine:?}, {layout}", plan.program);
-        let scene = Scene::staged_in(place, engine).in_layout(layout);
+        let scene = if kind == TIERS { Scene::with_further_tier(engine) } else { Scene::staged_in(place, engine) };
+        let scene = scene.in_layout(layout);
         for (name, bytes) in &plan.older {
             fs::write(scene.checkpoints().join(name), bytes).expect("the scene is ours");
         }
         let engine = if engine == Engine::IoUring { "io_uring" } else { "pwrite" };
         let row = (victims, String::new(), kind, engine);
-        (Round { scene, seed, plan, victims, has_memory_stage: kind == "tmpfs", what }, row)
+        let has_memory_stage = [TMPFS, TIERS].contains(&kind);
+        let variables: &[(&str, &str)] = if kind == TIERS { &SLOW } else { &[] };
+        (Round { scene, seed, plan, victims, has_memory_stage, variables, what }, row)
     }
 
     fn journal(&self) -> PathBuf {
@@ -167,6 +177,7 @@ impl Round {
     fn stepper(&self, mut command: Command, from: usize, to: usize) -> Command {
         command.arg("do").args([self.seed, from as u64, to as u64].map(|number| number.to_string()));
         command.arg("ckpt").arg(self.journal()).env("SHEAF", artefact("sheaf"));
+        command.envs(self.variables.iter().copied());
         command
     }
 
@@ -248,7 +259,9 @@ impl Round {
     fn start_hunted_flusher(&self, random: &mut StdRng) -> (Hunter, Running) {
         self.scene.kill_flushers();
         let hunter = Hunter::new(&self.scene, "flusher", &FLUSHER_CALLS, &["-f"], random);
-        let mut running = process::start(&mut hunter.around(&self.scene, self.scene.sheaf_command().arg("flusher")));
+        let mut flusher = self.scene.sheaf_command();
+        flusher.arg("flusher").envs(self.variables.iter().copied());
+        let mut running = process::start(&mut hunter.around(&self.scene, &flusher));
         let serves = || {
             let status = self.scene.sheaf(&["status", "--json"]).expect_success();
             serde_json::from_str::<serde_json::Value>(&status.text()).expect("JSON")["running"] == true

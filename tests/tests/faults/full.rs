@@ -9,22 +9,22 @@ use sheaf_tests::scene::workspace;
 use sheaf_tests::{Engine, Scene, process};
 
 /// How much is written, and where.
-struct Measure {
-    stage_bytes: u64,
-    files: u64,
-    file_bytes: u64,
+pub struct Measure {
+    pub stage_bytes: u64,
+    pub files: u64,
+    pub file_bytes: u64,
     /// Of the store, each second.
-    bandwidth: &'static str,
+    pub bandwidth: &'static str,
 }
 
 /// Small enough for every run of the tests.
-const SMALL: Measure = Measure { stage_bytes: 16 << 20, files: 96, file_bytes: 512 << 10, bandwidth: "40M" };
+pub const SMALL: Measure = Measure { stage_bytes: 16 << 20, files: 96, file_bytes: 512 << 10, bandwidth: "40M" };
 /// One file more than twice as large as the stage.
 const SINGLE: Measure = Measure { files: 80, ..SMALL };
 /// As users have it.
 const LARGE: Measure = Measure { stage_bytes: 64 << 20, files: 256, file_bytes: 4 << 20, bandwidth: "100M" };
 
-fn compile(scene: &Scene, compiler: &str, source: &str) -> PathBuf {
+pub fn compile(scene: &Scene, compiler: &str, source: &str) -> PathBuf {
     let made = scene.root().join("full");
     let mut command = scene.native_command(compiler);
     command.args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(&made);
@@ -32,7 +32,7 @@ fn compile(scene: &Scene, compiler: &str, source: &str) -> PathBuf {
     made
 }
 
-fn measured<'a>(command: &'a mut Command, measure: &Measure) -> &'a mut Command {
+pub fn measured<'a>(command: &'a mut Command, measure: &Measure) -> &'a mut Command {
     command
         .env("FILES", measure.files.to_string())
         .env("SIZE", measure.file_bytes.to_string())

@@ -15,6 +15,7 @@ mod standard_error;
 mod stopped;
 mod store;
 mod strangers;
+mod tiers;
 mod unknown;
 mod unread;
 mod unreadable;
