@@ -41,7 +41,8 @@ pub fn run(arguments: &DrainArgs) -> Result<ExitCode, Failure> {
         Err(ClientError::Refused(_, rustix::io::Errno::IO)) => {
             until_gone(&stage)?;
             return Err(Failure::new(format!(
-                "files in the stage {} cannot be read and stay there; the rest is published. `sheaf drain` tries again",
+                "files in the stage {} or in a further tier cannot be read and stay there; the rest is published. `sheaf \
+                 drain` tries again; what is kept as *.damaged can be given to `sheaf extract --salvage`",
                 stage.display()
             )));
         }

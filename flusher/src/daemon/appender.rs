@@ -265,7 +265,11 @@ impl Appender {
         let result = match (self.is_empty() || self.target.is_removed(), given_up) {
             (true, _) => self.remove(),
             (false, Some(given_up)) => given_up,
-            (false, None) => self.target.set_length(self.end + BLOCK),
+            // A head that may not be durable goes, too: what it stands for is written anew elsewhere.
+            (false, None) => {
+                let cut = self.target.set_length(self.end);
+                cut.and_then(|()| self.target.set_length(self.end + BLOCK))
+            }
         };
         if let Err(error) = result {
             log::warn!("{} keeps room that nothing uses: {error}", self.path().display());
@@ -398,9 +402,8 @@ fn remove_abandoned(directory: &Path, node: &str, own: &Target) {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::time::SystemTime;
-
     use std::sync::atomic::AtomicU64;
+    use std::time::SystemTime;
 
     use parking_lot::RwLock;
 
@@ -410,6 +413,29 @@ mod tests {
 
     fn identity() -> Identity {
         new_identity("n0", Origin::default()).unwrap()
+    }
+
+    #[test]
+    fn a_head_that_may_not_be_durable_goes_when_the_aggregate_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut appender = Appender::create(directory.path(), Origin::default()).unwrap();
+        let mut engine = crate::engine::probe().0;
+        let mut write = |appender: &mut Appender, time_ns| {
+            let plan = appender.plan(vec![Entry::watermark(time_ns, 0)]).unwrap();
+            let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
+            let checksums = appender.write(engine.as_mut(), &plan, &[Input::Nothing], pace).unwrap();
+            (plan, checksums)
+        };
+        let (plan, checksums) = write(&mut appender, 1);
+        appender.publish(crate::engine::probe().0.as_mut(), &plan, &checksums).unwrap();
+        let (plan, _) = write(&mut appender, 2);
+        // As far as a publication comes whose sync fails.
+        appender.write_through(crate::engine::probe().0.as_mut(), appender.end, &plan.head()).unwrap();
+        let path = appender.path().to_owned();
+        let segments = || aggregate::recover(&File::open(&path).unwrap()).unwrap().segments.len();
+        assert_eq!(segments(), 2);
+        appender.abandon();
+        assert_eq!(segments(), 1);
     }
 
     #[test]

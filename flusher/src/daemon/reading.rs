@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
-use crate::stage::spool::put_aside;
 use crate::store::{Choice, SpooledSegment, Store, prepare_catalog};
 
 /// Pause before a store that could not be read is read again.
@@ -169,9 +168,15 @@ fn with_spool(shared: &Shared, files: &[PathBuf]) -> io::Result<(Store, Vec<Spoo
     let (store, segments) = Store::open_with_spool(&shared.settings.store, shared.stage_uuid, files)?;
     for file in files.iter().filter(|file| !segments.iter().any(|segment| segment.path == **file)) {
         match store.notes().iter().find(|note| note.path == *file) {
-            Some(note) => log::error!("{note}; kept as {}", put_aside(file)?.display()),
+            Some(note) => {
+                shared.keep_damaged(file);
+                shared.spool.has_lost();
+                // No watermark of what was spooled after it may be told to the store.
+                shared.left_out_count.fetch_add(1, Ordering::SeqCst);
+                shared.set_error("spooled", Some(format!("{note}; what it held is lost unless it is staged")));
+            }
             // The store has what is in it.
-            None => std::fs::remove_file(file)?,
+            None => shared.discard(file),
         }
     }
     Ok((store, segments))

@@ -6,9 +6,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -22,7 +22,7 @@ use crate::aggregate::{Entry, Kind, Segment};
 use crate::engine::Engine;
 use crate::settings::Settings;
 use crate::stage::Stage;
-use crate::stage::spool::{SpoolDirectory, has_room_for, is_ours, segment_files};
+use crate::stage::spool::{SpoolDirectory, has_room_for, is_ours, put_aside, segment_files};
 use crate::stage::tracker::{Batch, Replaced};
 use crate::store::{AggregateId, Copied, SpooledSegment};
 
@@ -95,6 +95,8 @@ pub(super) struct Spool {
     jobs: Sender<Job>,
     /// Whether anything can be on this way at all.
     is_used: bool,
+    /// How many files cannot be read, and are nowhere else.
+    lost: AtomicUsize,
 }
 
 impl Spool {
@@ -110,9 +112,12 @@ impl Spool {
         places.dedup();
         let mut directories = Vec::new();
         for place in places.into_iter().filter(|place| is_ours(place)) {
-            match SpoolDirectory::open(&place, &settings.store)? {
-                Some(directory) => directories.push(directory),
-                None => log::info!("{} is another flusher's", place.display()),
+            match SpoolDirectory::open(&place, &settings.store) {
+                Ok(Some(directory)) => directories.push(directory),
+                Ok(None) => log::warn!("{} is another flusher's: what waits there is not shown", place.display()),
+                // What waits there is newer than what the store has: without it nobody may be told what is the newest.
+                Err(error) if !segment_files(&place)?.is_empty() => return Err(error),
+                Err(error) => log::warn!("{} is not used: {error}", place.display()),
             }
         }
         for tier in &tiers {
@@ -123,7 +128,7 @@ impl Spool {
         }
         let is_used = !tiers.is_empty() || !directories.is_empty();
         let (directories, route) = (Mutex::new(directories), Mutex::default());
-        Ok(Spool { tiers, directories, route, changed: Condvar::new(), jobs, is_used })
+        Ok(Spool { tiers, directories, route, changed: Condvar::new(), jobs, is_used, lost: AtomicUsize::new(0) })
     }
 
     /// Whether there are further tiers.
@@ -134,6 +139,16 @@ impl Spool {
     /// Whether batches go this way.
     pub fn is_used(&self) -> bool {
         self.is_used
+    }
+
+    /// Takes note that a file, or a segment of them, cannot be read: whoever drains is told.
+    pub fn has_lost(&self) {
+        self.lost.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many there are.
+    pub fn lost(&self) -> usize {
+        self.lost.load(Ordering::SeqCst)
     }
 
     /// What earlier flushers have left.
@@ -315,6 +330,24 @@ impl Spool {
                 return found;
             }
             self.changed.wait(&mut route);
+        }
+    }
+}
+
+impl Shared {
+    /// The store has everything that a spooled segment holds.
+    pub(super) fn discard(&self, file: &Path) {
+        match std::fs::remove_file(file) {
+            Err(error) => log::warn!("{} is not needed any more, and stays: {error}", file.display()),
+            Ok(()) => log::info!("{} is in the store", file.display()),
+        }
+    }
+
+    /// Not everything that a spooled segment holds can be read: it is kept for people.
+    pub(super) fn keep_damaged(&self, file: &Path) {
+        match put_aside(file) {
+            Ok(aside) => log::error!("{} cannot be read whole, and is kept as {}", file.display(), aside.display()),
+            Err(error) => log::error!("{} cannot be read whole, and is kept under its name: {error}", file.display()),
         }
     }
 }

@@ -43,7 +43,7 @@ type PopulateReply = Sender<Result<(), Errno>>;
 pub struct Left {
     /// Open for writing.
     pub written: usize,
-    /// The stage does not yield what they hold.
+    /// What they hold cannot be read, in the stage or in a further tier.
     pub unreadable: usize,
 }
 
@@ -596,7 +596,8 @@ impl Watcher {
         if !self.shared.left_out.lock().is_empty() {
             return;
         }
-        let left = Left { written: self.tracker.unfinished(), unreadable: self.tracker.failing().len() };
+        let unreadable = self.tracker.failing().len() + self.shared.spool.lost();
+        let left = Left { written: self.tracker.unfinished(), unreadable };
         let shared = self.shared.clone();
         let is_published = |waiter: &Waiter| waiter.batch.is_some_and(|batch| shared.has_stored(batch));
         let is_acknowledged = self.shared.is_acknowledged();

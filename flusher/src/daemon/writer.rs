@@ -25,7 +25,6 @@ use crate::aggregate::{
 use crate::engine::{Engine, WriteError};
 use crate::stage::lease;
 use crate::stage::source::Source;
-use crate::stage::spool::put_aside;
 use crate::stage::tracker::{Batch, LeftOut, Replaced};
 use crate::store::{AggregateId, Copied, WATERMARKS_MAX};
 
@@ -223,7 +222,10 @@ impl Writer {
             match self.write_segment(&batch.entries, &batch.sources, (batch.watermark_ns, batch.acknowledges)) {
                 Ok((id, segment)) => match self.shared.spool.take_in(&self.shared, number, id, &segment) {
                     Taken::Batch => break,
-                    Taken::Segment(spooled) => return self.segment_is_stored(&spooled),
+                    Taken::Segment(spooled) => {
+                        self.shared.discard(&spooled.what.path);
+                        return self.segment_is_stored(&spooled);
+                    }
                     Taken::InPart => return,
                 },
                 Err(Failure::Entries(indices)) => {
@@ -269,9 +271,7 @@ impl Writer {
                         std::thread::sleep(RETRY_FIRST);
                         continue;
                     }
-                    log::error!("/{path} is lost, unless it is still staged: {reason}");
-                    let Entry { path, inode, .. } = copies.remove(index).entry;
-                    self.shared.is_left_out(LeftOut { path, inode, unreadable: None });
+                    self.give_up(copies.remove(index).entry, &reason);
                     failures = 0;
                 }
                 // There are no staged files, and what was recorded once can be again.
@@ -281,14 +281,21 @@ impl Writer {
             }
         }
         self.shared.set_error("store", None);
-        if copies.len() < count {
-            match put_aside(&spooled.what.path) {
-                Ok(aside) => log::error!("what is left of {} is kept", aside.display()),
-                Err(error) => log::error!("{} cannot be kept: {error}", spooled.what.path.display()),
-            }
+        match copies.len() < count {
+            true => self.shared.keep_damaged(&spooled.what.path),
+            false => self.shared.discard(&spooled.what.path),
         }
         self.segment_is_stored(spooled);
         self.reclaiming.published(true);
+    }
+
+    /// A file in the spool cannot be read. Unless it is staged still, and published again from there, it is lost.
+    fn give_up(&mut self, Entry { path, inode, .. }: Entry, reason: &str) {
+        if !self.shared.stage.holds(&path, inode) {
+            log::error!("/{} is lost: {reason}", path.escape_ascii());
+            self.shared.spool.has_lost();
+        }
+        self.shared.is_left_out(LeftOut { path, inode, unreadable: None });
     }
 
     fn copy_segment(&mut self, spooled: &Spooled, copies: &[Copied]) -> Result<(), Failure> {
@@ -325,12 +332,6 @@ impl Writer {
         self.remove_replaced(&self.shared.spool.replaced(spooled.number));
         self.shared.count_published(spooled.files, spooled.bytes);
         self.shared.store.write().forget(what.id);
-        match std::fs::remove_file(&what.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{} is not needed any more, and stays: {error}", what.path.display());
-            }
-            _ => log::info!("{} is in the store", what.path.display()),
-        }
         if spooled.is_apart && self.shared.spool.is_last_of_its_kind() {
             // What this stage publishes goes to its own.
             (self.aggregate, self.is_apart) = (None, false);

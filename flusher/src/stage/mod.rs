@@ -164,6 +164,12 @@ impl Stage {
         self.directory.join(name)
     }
 
+    /// Whether this file is in the tree under that name, with its data.
+    pub fn holds(&self, path: &[u8], inode: u64) -> bool {
+        let stat = rustix::fs::lstat(self.tree_path(path));
+        stat.is_ok_and(|stat| stat.st_ino == inode && stat.st_mode & layout::STUB_BIT == 0)
+    }
+
     /// Where `path` lies in the tree.
     pub fn tree_path(&self, path: &[u8]) -> PathBuf {
         let mut full = self.directory.as_os_str().as_bytes().to_vec();

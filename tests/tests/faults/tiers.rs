@@ -2,7 +2,7 @@
 //! has it, whoever dies meanwhile.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -174,6 +174,45 @@ fn the_first_tier_is_lost() {
     scene.wipe_stage();
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "by the next program");
     assert_recovers(&scene, "lost, and used");
+}
+
+/// Bits flip in a file that only the further tier has: nobody gets them, everything else is kept, and who drains is told.
+#[test]
+fn what_is_damaged_in_a_further_tier_is_told() {
+    for memory_is_lost in [false, true] {
+        let scene = spooled_scene(Engine::IoUring);
+        scene.kill_flushers();
+        let [before, after]: [&[u8]; 2] = [b"\x007\n8\n9\n10\n", b"\x007\n8\n9\n99\n"];
+        let damaged = scene.spooled().into_iter().filter(|file| replace_in(file, before, after)).count();
+        assert_eq!(damaged, 1, "state-4 is in one of them");
+        if memory_is_lost {
+            scene.wipe_stage();
+        }
+        let drain = scene.sheaf(&["drain"]);
+        assert_eq!(drain.status.code(), Some(2), "{}", drain.describe());
+        assert!(scene.spooled().is_empty(), "{:?}", scene.spooled());
+        scene.verify();
+        scene.wipe_stage();
+        let read = |name: &str| process::run(scene.preloaded_command("cat").arg(format!("ckpt/{name}")));
+        for name in ["state-1", "latest", "state-6", "set/moved", "set/small"] {
+            let native = fs::read(scene.native_directory().join("ckpt").join(name)).expect("the scene is ours");
+            assert!(read(name).expect_success().stdout == native, "{name}");
+        }
+        // The store has the version before it, if any.
+        let older = process::run(scene.native_command("seq").args(["4", "30000"])).stdout;
+        let found = read("state-4");
+        assert!(!found.status.success() || found.stdout == older, "{}", found.describe());
+        scene.drain();
+    }
+}
+
+/// Replaces these bytes in a file, if it has them.
+fn replace_in(file: &Path, before: &[u8], after: &[u8]) -> bool {
+    let mut bytes = fs::read(file).expect("the scene is ours");
+    let Some(at) = bytes.windows(before.len()).position(|window| window == before) else { return false };
+    bytes[at..at + after.len()].copy_from_slice(after);
+    fs::write(file, bytes).expect("the scene is ours");
+    true
 }
 
 /// Calls that change the store or a tier. The one that kills is not made.
