@@ -424,7 +424,7 @@ impl Files {
             return Ok(None);
         }
         let released = kept.source.exclusively(|stat| {
-            if attributes(stat) != kept.attributes || stat.st_nlink != staged.len() as u64 {
+            if attributes(stat) != kept.attributes || usize::try_from(stat.st_nlink) != Ok(staged.len()) {
                 return Ok(None);
             }
             for path in &staged {
