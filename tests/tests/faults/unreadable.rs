@@ -2,6 +2,7 @@
 //! lives.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -34,6 +35,33 @@ fn forget(path: &Path) {
     process::run(Command::new("dd").arg(input).args(["iflag=nocache", "count=0", "status=none"])).expect_success();
 }
 
+/// Keeps a file's pages in memory, whatever the kernel would like to do with them.
+struct Kept {
+    address: *mut libc::c_void,
+    length: usize,
+}
+
+impl Kept {
+    fn new(path: &Path) -> Kept {
+        let file = fs::File::open(path).expect("the file is there");
+        let length = file.metadata().expect("it is open").len() as usize;
+        // SAFETY: a new mapping at an address of the kernel's choice, which nobody reads or writes through.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert!(address != libc::MAP_FAILED, "{}: cannot be mapped", path.display());
+        // SAFETY: the range is that of the mapping.
+        assert_eq!(unsafe { libc::mlock(address, length) }, 0, "{}: its pages cannot be kept", path.display());
+        Kept { address, length }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and nobody has a reference into it.
+        unsafe { libc::munmap(self.address, self.length) };
+    }
+}
+
 /// The staged file of this name.
 fn find(directory: &Path, name: &str) -> Option<PathBuf> {
     let entries = fs::read_dir(directory).expect("the scene is ours").flatten();
@@ -62,6 +90,8 @@ fn a_staged_file_that_cannot_be_read() {
 
         process::run(Command::new("sync").arg("-f").arg(&place)).expect_success();
         let staged = find(&place, lost).expect("it was staged");
+        let others = NAMES.iter().filter(|name| **name != lost);
+        let kept: Vec<Kept> = others.map(|name| Kept::new(&find(&place, name).expect("it was staged"))).collect();
         forget(&staged);
         forget(&image);
         unreliable.rule(&format!("read * {}", libc::EIO));
@@ -78,6 +108,7 @@ fn a_staged_file_that_cannot_be_read() {
         }
 
         unreliable.rule("");
+        drop(kept);
         scene.drain();
         scene.verify();
         scene.assert_no_captured_files_on_pfs();
