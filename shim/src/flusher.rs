@@ -125,6 +125,12 @@ pub fn has_caught_up(configuration: &Configuration) -> bool {
     true
 }
 
+/// Whether something was waited for in vain at this time, so that it is not tried again for a while; 0 for never.
+fn is_held(since_s: &AtomicU64) -> bool {
+    let since_s = since_s.load(Ordering::Relaxed);
+    since_s != 0 && now_seconds().saturating_sub(since_s) < LATE_HOLD_S
+}
+
 /// Has the mirrors show what other nodes have published since they were made, by a flusher that is started if none lives. True
 /// when they may show something else now. A process that has looked into mirrors that had caught up goes on with them if no
 /// flusher can be had; for any other this fails then: what another node has published meanwhile is unknown.
@@ -134,8 +140,7 @@ pub fn catch_up(configuration: &Configuration) -> Result<bool> {
     if has_caught_up(configuration) || known == UNTOLD || !store::exists(configuration) {
         return Ok(false);
     }
-    let behind_since_s = BEHIND_SINCE_S.load(Ordering::Relaxed);
-    let is_held = behind_since_s != 0 && now_seconds().saturating_sub(behind_since_s) < LATE_HOLD_S;
+    let is_held = is_held(&BEHIND_SINCE_S);
     let outcome = if is_held { Err(Errno(libc::ETIMEDOUT)) } else { request(configuration, Kind::CatchUp, b"") };
     log::decision(
         configuration,
@@ -162,16 +167,14 @@ pub fn catch_up(configuration: &Configuration) -> Result<bool> {
 /// For a mirror that has not caught up see [`catch_up`].
 #[cold]
 pub fn refresh(configuration: &Configuration) -> bool {
-    let unseen_since_s = UNSEEN_SINCE_S.load(Ordering::Relaxed);
-    let is_held = unseen_since_s != 0 && now_seconds().saturating_sub(unseen_since_s) < LATE_HOLD_S;
     let has_caught_up = has_caught_up(configuration) || CAUGHT_UP.load(Ordering::Relaxed) == UNTOLD;
-    if is_held || !has_caught_up {
+    if is_held(&UNSEEN_SINCE_S) || !has_caught_up {
         return false;
     }
     let outcome = request(configuration, Kind::Refresh, b"");
     log::decision(configuration, "refresh", configuration.stage, if outcome.is_ok() { "done" } else { "not possible" });
     let since_s = if outcome == Err(Errno(libc::ETIMEDOUT)) { now_seconds() } else { 0 };
-    if since_s != unseen_since_s {
+    if since_s != UNSEEN_SINCE_S.load(Ordering::Relaxed) {
         UNSEEN_SINCE_S.store(since_s, Ordering::Relaxed);
     }
     outcome.is_ok()
@@ -286,9 +289,7 @@ pub fn make_room(configuration: &Configuration, wanted_bytes: u64) -> Result<()>
 /// Layout `files`, before a published file is removed, which happens at once: waits until what is complete in the stage is published,
 /// because a node that is lost meanwhile would lose both. Not for longer than SHEAF_TIMEOUT, and then not again for a while.
 pub fn settle(configuration: &Configuration) {
-    let since_s = UNSETTLED_SINCE_S.load(Ordering::Relaxed);
-    let is_held = since_s != 0 && now_seconds().saturating_sub(since_s) < LATE_HOLD_S;
-    if is_held || told::flusher(configuration).is_none() {
+    if is_held(&UNSETTLED_SINCE_S) || told::flusher(configuration).is_none() {
         return;
     }
     let outcome = request(configuration, Kind::Wait, b"");

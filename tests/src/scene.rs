@@ -224,6 +224,21 @@ impl Scene {
         process::run(command.arg("ckpt")).expect_success().text()
     }
 
+    /// What a preloaded program sees is what the native side has: at once, when all is published, and if `wipes`, when the stage
+    /// has been lost after that.
+    pub fn assert_lasts(&self, wipes: bool, what: &str) {
+        let assert_same = |when: &str| assert_eq!(self.captured_snapshot(), self.native_snapshot(), "{what}, {when}");
+        assert_same("at once");
+        self.drain();
+        assert_same("drained");
+        self.drain();
+        if wipes {
+            self.wipe_stage();
+            assert_same("without the stage");
+            self.drain();
+        }
+    }
+
     /// Process ids of this scene's flushers.
     pub fn flushers(&self) -> Vec<u32> {
         self.processes().into_iter().filter(|process| is_command(*process, b"flusher")).collect()

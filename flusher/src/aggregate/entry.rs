@@ -177,20 +177,26 @@ pub struct Record {
 }
 
 impl Entry {
-    /// Says that what the node has done up to this time is published.
-    pub fn watermark(time_ns: u64, flags: u32) -> Entry {
+    /// A record with neither target nor data.
+    pub fn new(kind: Kind, path: Vec<u8>, attributes: Attributes, operation_time_ns: u64) -> Entry {
         Entry {
-            kind: Kind::Watermark,
-            path: Vec::new(),
+            kind,
+            path,
             target: Vec::new(),
-            attributes: Attributes::default(),
+            attributes,
             size: 0,
             extents: Vec::new(),
-            operation_time_ns: time_ns.min(TIME_MAX_NS),
+            operation_time_ns,
             change_time_ns: 0,
             inode: 0,
-            flags,
+            flags: 0,
         }
+    }
+
+    /// Says that what the node has done up to this time is published.
+    pub fn watermark(time_ns: u64, flags: u32) -> Entry {
+        let time_ns = time_ns.min(TIME_MAX_NS);
+        Entry { flags, ..Entry::new(Kind::Watermark, Vec::new(), Attributes::default(), time_ns) }
     }
 
     /// Whether it is something that was done to the namespace.

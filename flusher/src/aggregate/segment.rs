@@ -107,18 +107,9 @@ impl SegmentPlan {
     /// When the index is too large.
     pub fn seal(identity: &Identity, sequence: u64, index: &[u8], watermark: Entry) -> Result<SegmentPlan, PlanError> {
         let size = index.len() as u64;
-        let entry = Entry {
-            kind: Kind::Index,
-            path: INDEX_NAME.to_vec(),
-            target: Vec::new(),
-            attributes: reserved_member(identity, INDEX_NAME, size).attributes,
-            size,
-            extents: Entry::dense_extents(size),
-            operation_time_ns: 0,
-            change_time_ns: 0,
-            inode: 0,
-            flags: 0,
-        };
+        let attributes = reserved_member(identity, INDEX_NAME, size).attributes;
+        let extents = Entry::dense_extents(size);
+        let entry = Entry { size, extents, ..Entry::new(Kind::Index, INDEX_NAME.to_vec(), attributes, 0) };
         SegmentPlan::new(identity, sequence, vec![entry, watermark], &mut TarNames::default())
     }
 

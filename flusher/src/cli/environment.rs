@@ -38,7 +38,7 @@ pub struct Behaviour {
     /// Size of the stage from which published files are evicted, as SHEAF_STAGE_LIMIT
     #[arg(long, value_name = "SIZE")]
     pub stage_limit: Option<OsString>,
-    /// `node` or `shared:M`: which files the nodes write to, as SHEAF_LAYOUT
+    /// `node`, `shared:M` or `files`: which files the nodes write to, as SHEAF_LAYOUT
     #[arg(long, value_name = "LAYOUT")]
     pub layout: Option<OsString>,
     /// `drain` or `leave`, as SHEAF_ON_EXIT

@@ -77,13 +77,18 @@ impl Shared {
         }
     }
 
-    /// A new aggregate of this stage.
-    pub(super) fn create_appender(&self) -> std::io::Result<Appender> {
-        let origin = Origin {
+    /// What a new aggregate of this stage says of it.
+    pub(super) fn origin(&self) -> Origin {
+        Origin {
             stage: self.stage_uuid,
             watermark_ns: self.watermark_ns.load(Ordering::SeqCst),
             acknowledged_ns: self.acknowledged_ns.load(Ordering::SeqCst),
-        };
+        }
+    }
+
+    /// A new aggregate of this stage.
+    pub(super) fn create_appender(&self) -> std::io::Result<Appender> {
+        let origin = self.origin();
         let (store, limit) = (&self.settings.store, self.settings.timeout);
         let Layout::Shared(count) = self.settings.layout else { return Appender::create(store, origin) };
         Appender::share(store, count, origin, limit).or_else(|error| {

@@ -200,14 +200,14 @@ impl Files {
     }
 
     fn place_file(&mut self, entry: &Entry, source: &Arc<Source>) -> Result<Outcome, Failure> {
-        let (aside, file) = self.create_aside()?;
-        if let Err(error) = self.copy(source, &file, &aside)? {
-            log::error!("/{}: {error}", entry.path.escape_ascii());
-            return Ok(Outcome::Refused(error.to_string()));
-        }
-        let attributes = source.stat_unwritten().map_or_else(|| entry.attributes.clone(), |stat| attributes(&stat));
-        let finished = set(&file, &attributes).and_then(|()| file.sync_all());
-        finished.map_err(|error| at(&aside.0, &error))?;
+        let now = || source.stat_unwritten().map_or_else(|| entry.attributes.clone(), |stat| attributes(&stat));
+        let (aside, attributes) = match self.write_aside(source, now)? {
+            Ok(written) => written,
+            Err(error) => {
+                log::error!("/{}: {error}", entry.path.escape_ascii());
+                return Ok(Outcome::Refused(error.to_string()));
+            }
+        };
         if source.is_torn(lease::trusted_time()) {
             return Ok(Outcome::Changed);
         }
@@ -221,6 +221,22 @@ impl Files {
             self.kept.insert(entry.inode, kept);
         }
         Ok(outcome)
+    }
+
+    /// Writes a file aside, durably, with the attributes that it has when it is copied. The inner error is the stage's.
+    fn write_aside(
+        &mut self,
+        source: &Source,
+        attributes: impl FnOnce() -> Attributes,
+    ) -> Result<io::Result<(Aside, Attributes)>, Failure> {
+        let (aside, file) = self.create_aside()?;
+        if let Err(error) = self.copy(source, &file, &aside)? {
+            return Ok(Err(error));
+        }
+        let attributes = attributes();
+        let finished = set(&file, &attributes).and_then(|()| file.sync_all());
+        finished.map_err(|error| at(&aside.0, &error))?;
+        Ok(Ok((aside, attributes)))
     }
 
     /// Copies the data of a file. The inner error is the stage's.
@@ -287,12 +303,9 @@ impl Files {
         match Source::open(&self.shared.stage, &entry.path) {
             Ok(Opened::Ready(source, stat)) => {
                 let entry = Entry { kind: Kind::File, attributes: attributes(&stat), ..entry.clone() };
-                let (aside, file) = self.create_aside()?;
-                if self.copy(&source, &file, &aside)?.is_err() {
+                let Ok((aside, _)) = self.write_aside(&source, || entry.attributes.clone())? else {
                     return Ok(Outcome::Changed);
-                }
-                let finished = set(&file, &entry.attributes).and_then(|()| file.sync_all());
-                finished.map_err(|error| at(&aside.0, &error))?;
+                };
                 match source.is_unwritten() {
                     true => self.move_in(&aside, &entry, Some(&source)),
                     false => Ok(Outcome::Changed),
@@ -450,9 +463,8 @@ impl Files {
                 |path: &[u8]| view.get(path).is_some() || view.children(path).next().is_some() || is_given(path);
             match (entry.kind, placed.get(&index)) {
                 (_, Some(path)) if knows(path) => {
-                    let (path, operation_time_ns) = ((*path).clone(), entry.operation_time_ns);
-                    let attributes = Attributes::default();
-                    records.push(removal(path, attributes, operation_time_ns));
+                    let time_ns = entry.operation_time_ns;
+                    records.push(Entry::new(Kind::Unlink, (*path).clone(), Attributes::default(), time_ns));
                 }
                 (_, Some(_)) => {}
                 (Kind::Unlink | Kind::RemoveDirectory | Kind::SetAttributes, None) if knows(&entry.path) => {
@@ -589,21 +601,6 @@ fn set(file: &File, attributes: &Attributes) -> io::Result<()> {
 
 fn stat_staged(stage: &Stage, path: &[u8]) -> Option<Stat> {
     rustix::fs::statat(CWD, stage.tree_path(path), AtFlags::SYMLINK_NOFOLLOW).ok()
-}
-
-fn removal(path: StagedPath, attributes: Attributes, operation_time_ns: u64) -> Entry {
-    Entry {
-        kind: Kind::Unlink,
-        path,
-        target: Vec::new(),
-        attributes,
-        size: 0,
-        extents: Vec::new(),
-        operation_time_ns,
-        change_time_ns: 0,
-        inode: 0,
-        flags: 0,
-    }
 }
 
 fn at(path: &Path, error: &io::Error) -> Failure {

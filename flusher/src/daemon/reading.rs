@@ -152,6 +152,9 @@ fn read_once(shared: &Shared, is_fresh: bool) -> io::Result<(Store, Vec<SpooledS
         shared.spool.await_stored();
         return read_once(shared, is_fresh);
     }
+    if !files.is_empty() && shared.settings.cut != Choice::Complete {
+        return with_spool(shared, &files);
+    }
     let mut store = Store::open_whole(directory, stage)?;
     if shared.settings.cut == Choice::Complete {
         store.show_everything()?;

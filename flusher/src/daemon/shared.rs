@@ -15,7 +15,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::aggregate::{BLOCK, Identity, Range, RangeState, archive_end, file_of, shared_format_entry};
 use crate::engine::{Target, sync_directory};
-use crate::store::{LARGE, Lock, RESERVING, give_up, lock_byte, open_file, open_shared};
+use crate::stage::transient::mounts_of;
+use crate::store::{LARGE, Lock, RESERVING, give_up, lock_byte, open_file, open_to_change};
 
 /// The file grows by this, as a hole: most reservations then find it long enough.
 const GROWTH: u64 = 16 << 20;
@@ -54,7 +55,7 @@ impl Seat {
         let file = file_of(target.file()).map_err(io::Error::other)?;
         let (lock, end) = reserve_at(&path, BLOCK, limit)?;
         let announcement = Range::announcement(identity, file, end);
-        let Lock::Held(own) = lock_byte(open_shared(&path)?, announcement.first) else {
+        let Lock::Held(own) = lock_byte(open_to_change(&path)?, announcement.first) else {
             return Err(no_locks(&path));
         };
         extend(&target, &lock, announcement.end())?;
@@ -129,22 +130,20 @@ fn no_locks(path: &Path) -> io::Error {
 /// Whether the file system of a directory is mounted so that locks are this node's alone.
 fn locks_are_local(directory: &Path) -> io::Result<bool> {
     let device = fs::metadata(directory)?.dev();
-    let device = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     // Without the table nobody can tell.
-    Ok(fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| has_local_locks(&mounts, &device)))
+    Ok(fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| has_local_locks(&mounts, device)))
 }
 
-fn has_local_locks(mounts: &str, device: &str) -> bool {
+fn has_local_locks(mounts: &str, device: u64) -> bool {
     const LOCAL: [&str; 4] = ["nolock", "local_lock=all", "local_lock=posix", "localflock"];
-    let of_device = mounts.lines().filter(|line| line.split(' ').nth(2) == Some(device));
-    of_device.flat_map(|line| line.split([' ', ','])).any(|option| LOCAL.contains(&option))
+    mounts_of(mounts, device).flat_map(|line| line.split([' ', ','])).any(|option| LOCAL.contains(&option))
 }
 
 /// Locks a shared file against others that reserve, and finds where the archive ends, from a place on where a range ends.
 fn reserve_at(path: &Path, from: u64, limit: Duration) -> io::Result<(fs::File, u64)> {
     let (since, mut pause) = (Instant::now(), POLL_FIRST);
     loop {
-        match lock_byte(open_shared(path)?, RESERVING) {
+        match lock_byte(open_to_change(path)?, RESERVING) {
             // Whoever removes it does so under the lock.
             Lock::Held(lock) if fstat(&lock)?.st_nlink == 0 => return Err(io::ErrorKind::NotFound.into()),
             Lock::Held(lock) => {
@@ -227,6 +226,8 @@ fn make(store: &Path, path: &Path, identity: &Identity) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::makedev;
+
     use super::*;
 
     #[test]
@@ -235,7 +236,8 @@ mod tests {
                       31 1 0:26 / /b rw,relatime - nfs4 s:/b rw,vers=4.2,local_lock=none,addr=::1\n\
                       32 1 0:27 / /c rw - lustre m@tcp:/c rw,localflock\n\
                       33 1 8:1 / /nolock rw - ext4 /dev/sda1 rw\n";
-        let local = ["0:25", "0:26", "0:27", "8:1"].map(|device| has_local_locks(mounts, device));
+        let local =
+            [(0, 25), (0, 26), (0, 27), (8, 1)].map(|(major, minor)| has_local_locks(mounts, makedev(major, minor)));
         assert_eq!(local, [true, false, true, false]);
         assert!(!locks_are_local(Path::new("/")).unwrap());
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
-use super::appender::{Appender, Origin};
+use super::appender::Appender;
 use super::segment::{Input, Pace};
 use super::writer::{Failure, Job, check_staged, leave_out, leave_out_removals, segment_failure};
 use super::{Shared, Status};
@@ -431,7 +431,7 @@ impl Spooler {
         }
     }
 
-    fn write(&mut self, tier: &std::path::Path, number: u64, batch: &Batch) -> Result<(), Failure> {
+    fn write(&mut self, tier: &Path, number: u64, batch: &Batch) -> Result<(), Failure> {
         let shared = self.shared.clone();
         let place = shared.settings.spool_directory(tier);
         // No lock is held while the tier is asked: it may not answer.
@@ -445,12 +445,7 @@ impl Spooler {
         if !has_room_for(&place, needed_bytes) {
             return Err(Failure::Store("too little room".to_string()));
         }
-        let origin = Origin {
-            stage: shared.stage_uuid,
-            watermark_ns: shared.watermark_ns.load(Ordering::SeqCst),
-            acknowledged_ns: shared.acknowledged_ns.load(Ordering::SeqCst),
-        };
-        let mut appender = Appender::create(&place, origin)?;
+        let mut appender = Appender::create(&place, shared.origin())?;
         match self.fill(&mut appender, number, batch) {
             Ok(true) => Ok(()),
             // If it stays, the next flusher sees that the store has what is in it.

@@ -2045,18 +2045,7 @@ fn data_extents(source: &Source, stat: &Stat) -> io::Result<Vec<Extent>> {
 
 /// A record without data and time.
 fn record(kind: Kind, path: &[u8], target: &[u8], attributes: Attributes) -> Entry {
-    Entry {
-        kind,
-        path: path.to_vec(),
-        target: target.to_vec(),
-        attributes,
-        size: 0,
-        extents: Vec::new(),
-        operation_time_ns: 0,
-        change_time_ns: 0,
-        inode: 0,
-        flags: 0,
-    }
+    Entry { target: target.to_vec(), ..Entry::new(kind, path.to_vec(), attributes, 0) }
 }
 
 /// Whether `path` is `directory` or lies below it.

@@ -13,13 +13,13 @@ pub fn is_transient(directory: &Path) -> bool {
     let (Ok(stat), Ok(mounts)) = (rustix::fs::stat(directory), std::fs::read_to_string("/proc/1/mountinfo")) else {
         return false;
     };
-    is_memory && !is_mounted(&mounts, stat.st_dev)
+    is_memory && mounts_of(&mounts, stat.st_dev).next().is_none()
 }
 
-/// Whether one of the mounts is of this device: the third field of proc_pid_mountinfo(5).
-fn is_mounted(mounts: &str, device: u64) -> bool {
+/// The mounts of a device in a table of them: proc_pid_mountinfo(5), of which the third field tells.
+pub fn mounts_of(mounts: &str, device: u64) -> impl Iterator<Item = &str> {
     let wanted = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-    mounts.lines().any(|line| line.split(' ').nth(2) == Some(&wanted))
+    mounts.lines().filter(move |line| line.split(' ').nth(2) == Some(&wanted))
 }
 
 #[cfg(test)]
@@ -29,6 +29,7 @@ mod tests {
     #[test]
     fn mounts_are_told_by_their_device() {
         let mounts = "22 1 0:21 / /proc rw - proc proc rw\n30 22 0:251 / /dev/shm rw,nosuid - tmpfs tmpfs rw\n";
+        let is_mounted = |mounts, device| mounts_of(mounts, device).next().is_some();
         assert!(is_mounted(mounts, rustix::fs::makedev(0, 251)));
         assert!(!is_mounted(mounts, rustix::fs::makedev(0, 25)));
         assert!(!is_mounted("", rustix::fs::makedev(0, 21)));

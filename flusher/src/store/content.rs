@@ -51,18 +51,7 @@ impl Copied {
 
 /// A copy has the time of its original: see FORMAT.md.
 fn entry(kind: Kind, path: Vec<u8>, attributes: &Attributes, operation_time_ns: u64) -> Entry {
-    Entry {
-        kind,
-        path,
-        target: Vec::new(),
-        attributes: attributes.clone(),
-        size: 0,
-        extents: Vec::new(),
-        operation_time_ns,
-        change_time_ns: 0,
-        inode: 0,
-        flags: FLAG_MOVED,
-    }
+    Entry { flags: FLAG_MOVED, ..Entry::new(kind, path, attributes.clone(), operation_time_ns) }
 }
 
 fn directory(path: Vec<u8>, recorded: &RecordedDirectory) -> Copied {

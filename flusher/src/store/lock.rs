@@ -10,6 +10,8 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::shared::open_to_change;
+
 /// The file in the store that is locked by whoever reclaims.
 const RECLAIM: &str = ".reclaim";
 
@@ -35,14 +37,7 @@ pub fn try_lock(file: File) -> Lock {
 
 /// Locks an aggregate: nobody writes to one that can be locked.
 pub fn lock_aggregate(path: &Path) -> Lock {
-    // Network file systems lock exclusively only what is open for writing.
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-        .map_or(Lock::Unknown, try_lock)
+    open_to_change(path).map_or(Lock::Unknown, try_lock)
 }
 
 /// Locks the store against others that reclaim in it.

@@ -30,12 +30,13 @@ pub(crate) use catalog::Names;
 pub use catalog::{Built, Outcome, build as build_catalog, prepare as prepare_catalog};
 pub use cut::{Choice, Cut, Hidden, NO_LIMIT, cuts};
 pub use file::AggregateFile;
-pub use lock::{Lock, lock_aggregate, lock_store, try_lock};
+pub use lock::{Lock, lock_store, try_lock};
 pub use merge::Note;
 pub use read::{DataLoss, VersionReader};
 pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, WATERMARKS_MAX, next_victim};
 pub use refresh::{Changed, refresh};
-pub(crate) use shared::{RESERVING, give_up, lock_byte, lock_part, open_shared, remove_part};
+use shared::lock_place;
+pub(crate) use shared::{RESERVING, give_up, lock_byte, open_to_change, remove_part};
 pub use spool::SpooledSegment;
 pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
@@ -149,7 +150,7 @@ impl Aggregate {
 
     /// Locks it: nobody writes to one that can be locked.
     fn lock(&self) -> Lock {
-        self.first.map_or_else(|| lock_aggregate(&self.path), |first| lock_part(&self.path, first))
+        lock_place(&self.path, self.first)
     }
 
     /// Takes note of its next segment.

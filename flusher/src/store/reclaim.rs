@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cut::counts;
-use super::lock::{Lock, lock_aggregate};
+use super::lock::Lock;
 use super::merge::{Addition, Step, steps};
-use super::shared::{lock_part, remove_part};
+use super::shared::{lock_place, remove_part};
 use super::view::{Moved, version};
 use super::{Aggregate, AggregateId, Live, Node, Sealed, Store, Version, VersionReader, View};
 use crate::aggregate::{
@@ -63,7 +63,7 @@ pub struct Candidate {
 impl Candidate {
     /// Locks it: nobody writes to one that can be locked.
     pub fn lock(&self) -> Lock {
-        self.first.map_or_else(|| lock_aggregate(&self.path), |first| lock_part(&self.path, first))
+        lock_place(&self.path, self.first)
     }
 
     /// Removes it for good: a power failure must not bring it back without what is removed after it.
@@ -386,13 +386,7 @@ fn is_content(step: &Step<'_>) -> bool {
 
 /// The records of an aggregate that the namespace shows.
 fn origins(view: &View, aggregate: AggregateId) -> HashSet<u64> {
-    let origin = |node: &Node| match node {
-        Node::Directory(directory) => {
-            directory.recorded.as_ref().map(|recorded| (recorded.aggregate, recorded.sequence))
-        }
-        node => node.origin(),
-    };
-    view.nodes().filter_map(origin).filter(|(of, _)| *of == aggregate).map(|(_, sequence)| sequence).collect()
+    view.nodes().filter_map(Node::record).filter(|(of, _)| *of == aggregate).map(|(_, sequence)| sequence).collect()
 }
 
 /// Replays all records without those of an aggregate that need not stay. Yields those that must, and the namespace.

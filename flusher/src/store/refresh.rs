@@ -237,7 +237,7 @@ impl Store {
         if vanished.is_empty() {
             return true;
         }
-        if self.view.nodes().any(|node| node.recorded_by().is_some_and(|id| vanished.contains(&id))) {
+        if self.view.nodes().any(|node| node.record().is_some_and(|(id, _)| vanished.contains(&id))) {
             return false;
         }
         vanished.into_iter().for_each(|id| self.forget(id));

@@ -11,19 +11,19 @@ use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate, fstat};
 
-use super::lock::Lock;
+use super::lock::{Lock, lock_aggregate};
 use crate::aggregate::{BLOCK, Range, RangeState, ranges};
 use crate::engine::sync_directory;
 
 /// The byte that is locked by whoever reserves a range.
 pub const RESERVING: u64 = 0;
 
-/// Opens a shared file to lock or change something in it. It is opened anew each time: on network file systems that is when its
-/// length is asked for.
+/// Opens an aggregate's file to lock or change something in it. It is opened anew each time: on network file systems that is when
+/// its length is asked for, and they lock exclusively only what is open for writing.
 ///
 /// # Errors
 /// From open(2).
-pub fn open_shared(path: &Path) -> io::Result<File> {
+pub fn open_to_change(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
 }
@@ -44,9 +44,10 @@ pub fn lock_byte(file: File, byte: u64) -> Lock {
     }
 }
 
-/// Locks a part of a shared file, by where it begins: nobody writes to one that can be locked.
-pub fn lock_part(path: &Path, first: u64) -> Lock {
-    open_shared(path).map_or(Lock::Unknown, |file| lock_byte(file, first))
+/// Locks an aggregate, or the part of a shared file that begins there: nobody writes to one that can be locked.
+pub fn lock_place(path: &Path, first: Option<u64>) -> Lock {
+    let Some(first) = first else { return lock_aggregate(path) };
+    open_to_change(path).map_or(Lock::Unknown, |file| lock_byte(file, first))
 }
 
 /// Removes a part of a shared file for good, and gives its room back where the file system can; the file itself when nothing in it
@@ -55,7 +56,7 @@ pub fn lock_part(path: &Path, first: u64) -> Lock {
 /// # Errors
 /// From the file system.
 pub fn remove_part(path: &Path, uuid: [u8; 16]) -> io::Result<()> {
-    let file = open_shared(path)?;
+    let file = open_to_change(path)?;
     let all = ranges(&file)?;
     let of_part: Vec<&(Range, RangeState)> = all.iter().filter(|(range, _)| range.identity.uuid == uuid).collect();
     let Some((first, _)) = of_part.first().filter(|(range, _)| range.offset == range.first) else {
@@ -95,10 +96,10 @@ pub fn give_up(file: &File, range: &Range) -> io::Result<()> {
 
 /// Removes a shared file in which nothing is needed, and nobody is about to write anything.
 fn remove_unneeded(path: &Path) -> io::Result<()> {
-    let Lock::Held(file) = lock_byte(open_shared(path)?, RESERVING) else { return Ok(()) };
+    let Lock::Held(file) = lock_byte(open_to_change(path)?, RESERVING) else { return Ok(()) };
     let is_unneeded = |(range, state): &(Range, RangeState)| match state {
         RangeState::Void => true,
-        RangeState::Reserved => matches!(lock_part(path, range.first), Lock::Held(_)),
+        RangeState::Reserved => matches!(lock_place(path, Some(range.first)), Lock::Held(_)),
         RangeState::Published => false,
     };
     if fstat(&file)?.st_nlink > 0 && ranges(&file)?.iter().all(is_unneeded) {

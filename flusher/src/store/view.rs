@@ -164,14 +164,14 @@ impl Node {
             Node::Directory(_) => None,
         }
     }
-}
 
-impl Node {
-    /// The aggregate that has the record which made it, if there is one.
-    pub(super) fn recorded_by(&self) -> Option<AggregateId> {
+    /// The record that made it, also of a directory: what is only implied has none.
+    pub(super) fn record(&self) -> Option<(AggregateId, u64)> {
         match self {
-            Node::Directory(directory) => directory.recorded.as_ref().map(|recorded| recorded.aggregate),
-            node => node.origin().map(|(aggregate, _)| aggregate),
+            Node::Directory(directory) => {
+                directory.recorded.as_ref().map(|recorded| (recorded.aggregate, recorded.sequence))
+            }
+            node => node.origin(),
         }
     }
 }
@@ -271,14 +271,8 @@ impl View {
         let mut live: HashMap<AggregateId, Live> = HashMap::new();
         let mut counted = HashSet::new();
         for slot in &self.slots {
-            let origin = match &slot.node {
-                Node::Directory(Directory { recorded: Some(recorded) }) => (recorded.aggregate, recorded.sequence),
-                // What is free or only implied has none.
-                node => match node.origin() {
-                    Some(origin) => origin,
-                    None => continue,
-                },
-            };
+            // What is free has none either.
+            let Some(origin) = slot.node.record() else { continue };
             let of_aggregate = live.entry(origin.0).or_default();
             of_aggregate.records += 1;
             if self.linked.contains_key(&origin) && !counted.insert(origin) {

@@ -86,16 +86,7 @@ fn stores_with_aggregates_are_gone_on_with() {
             scene = scene.in_layout(layout);
             scene.native(&["bash", "-c", script]).expect_success();
             scene.preloaded(&["bash", "-c", script]).expect_success();
-            let described = format!("{wipes}, {last}, {layout}");
-            assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{described}, staged");
-            scene.drain();
-            assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{described}, drained");
-            scene.drain();
-            if wipes {
-                scene.wipe_stage();
-                assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{described}, wiped");
-                scene.drain();
-            }
+            scene.assert_lasts(wipes, &format!("{wipes}, {last}, {layout}"));
         }
         scene.verify();
         scene.wipe_stage();

@@ -23,15 +23,7 @@ fn alike(scripts: &[&str]) {
             let native = scene.native(&["bash", "-ec", script]).expect_success();
             let captured = scene.preloaded(&["bash", "-ec", script]).expect_success();
             assert_eq!(captured.text(), native.text(), "{script}");
-            assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{script}, at once");
-            scene.drain();
-            assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{script}, drained");
-            scene.drain();
-            if wipes {
-                scene.wipe_stage();
-                assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{script}, from the aggregates");
-                scene.drain();
-            }
+            scene.assert_lasts(wipes, script);
         }
         no_markers(scene.tier());
     }

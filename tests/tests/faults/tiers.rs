@@ -218,13 +218,20 @@ fn replace_in(file: &Path, before: &[u8], after: &[u8]) -> bool {
 /// Calls that change the store or a tier. The one that kills is not made.
 const CALLS: [&str; 7] = ["unlink", "renameat2", "fallocate", "pwrite64", "io_uring_enter", "fsync", "fdatasync"];
 
-/// Runs a command that loses a flusher when a thread of it makes its `step`th such call. Yields whether any did.
-fn kill_at(scene: &Scene, call: &str, step: u32, command: &Command) -> bool {
-    let log = scene.root().join("strace.log");
+/// The same command, which loses a flusher when a thread of it makes its `step`th such call.
+fn killed_at(scene: &Scene, call: &str, step: u32, command: &Command) -> Command {
+    let (trace, log) = (format!("trace={call}"), trace_log(scene));
     let inject = format!("inject={call}:error=EINTR:signal=KILL:when={step}");
-    let options = ["-f", "-e", &format!("trace={call}"), "-e", &inject, "-o", log.to_str().expect("ours")];
-    process::run(&mut scene.traced(&options, command));
-    fs::read_to_string(log).expect("strace writes its log").contains("killed by SIGKILL")
+    scene.traced(&["-f", "-e", &trace, "-e", &inject, "-o", log.to_str().expect("ours")], command)
+}
+
+fn trace_log(scene: &Scene) -> PathBuf {
+    scene.root().join("strace.log")
+}
+
+/// Whether a flusher was lost by that.
+fn was_killed(scene: &Scene) -> bool {
+    fs::read_to_string(trace_log(scene)).expect("strace writes its log").contains("killed by SIGKILL")
 }
 
 /// A flusher that is killed while it brings to the store what is spooled.
@@ -233,7 +240,8 @@ fn killed_while_storing(engine: Engine, call: &str, step: u32) -> bool {
     scene.kill_flushers();
     let mut drain = scene.sheaf_command();
     drain.arg("drain");
-    let killed = kill_at(&scene, call, step, &drain);
+    process::run(&mut killed_at(&scene, call, step, &drain));
+    let killed = was_killed(&scene);
     let what = format!("{engine:?}, storing, killed at {call} {step}");
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{what}");
     assert_recovers(&scene, &what);
@@ -243,13 +251,9 @@ fn killed_while_storing(engine: Engine, call: &str, step: u32) -> bool {
 /// A flusher that is killed while it spools.
 fn killed_while_spooling(engine: Engine, call: &str, step: u32) -> bool {
     let scene = Scene::with_further_tier(engine);
-    let log = scene.root().join("strace.log");
-    let inject = format!("inject={call}:error=EINTR:signal=KILL:when={step}");
-    let options = ["-f", "-e", &format!("trace={call}"), "-e", &inject, "-o", log.to_str().expect("ours")];
     let mut flusher = scene.sheaf_command();
-    let flusher = scene.traced(&options, flusher.envs(SLOW).arg("flusher"));
-    let running = process::start(&mut { flusher });
-    while status(&scene)["running"] != true && !log.exists() {}
+    let running = process::start(&mut killed_at(&scene, call, step, flusher.envs(SLOW).arg("flusher")));
+    while status(&scene)["running"] != true && !trace_log(&scene).exists() {}
     for script in [WRITE, CHANGE] {
         scene.native(&["bash", "-ec", script]).expect_success();
         preloaded_slowly(&scene, script);
@@ -257,7 +261,7 @@ fn killed_while_spooling(engine: Engine, call: &str, step: u32) -> bool {
     await_spooled(&scene, SCRIPTS[1].1);
     scene.kill_flushers();
     running.finish();
-    let killed = fs::read_to_string(log).expect("strace writes its log").contains("killed by SIGKILL");
+    let killed = was_killed(&scene);
     let what = format!("{engine:?}, spooling, killed at {call} {step}");
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{what}");
     assert_recovers(&scene, &what);
