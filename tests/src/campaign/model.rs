@@ -3,7 +3,7 @@
 //! A death between two steps leaves exactly one state; a death within a step one of the step's few. Only a file that was
 //! being written in place may be incomplete, as it may be without Sheaf.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
@@ -131,20 +131,20 @@ impl State {
     }
 
     fn allows(&self, found: &Found) -> Result<(), String> {
-        let names: std::collections::BTreeSet<_> = self.names.keys().chain(found.names.keys()).collect();
-        for name in names {
-            let (allowed, found) = (self.names.get(name), found.names.get(name));
-            let fits = match (allowed, found) {
-                (Some(Content::Unfinished(whole, old)), Some(Content::Whole(bytes))) => {
-                    is_beginning(whole, *old, bytes)
-                }
-                (allowed, found) => allowed == found,
-            };
-            if !fits {
-                return Err(format!("{name}: {} belongs there, {} is", describe(allowed), describe(found)));
-            }
+        let names: BTreeSet<_> = self.names.keys().chain(found.names.keys()).collect();
+        names.into_iter().try_for_each(|name| self.allows_name(name, found))
+    }
+
+    fn allows_name(&self, name: &str, found: &Found) -> Result<(), String> {
+        let (allowed, found) = (self.names.get(name), found.names.get(name));
+        let fits = match (allowed, found) {
+            (Some(Content::Unfinished(whole, old)), Some(Content::Whole(bytes))) => is_beginning(whole, *old, bytes),
+            (allowed, found) => allowed == found,
+        };
+        if fits {
+            return Ok(());
         }
-        Ok(())
+        Err(format!("{name}: {} belongs there, {} is", describe(allowed), describe(found)))
     }
 }
 
@@ -208,6 +208,28 @@ pub fn judge(plan: &Plan, found: &Found, counts: RangeInclusive<usize>) -> Resul
     Err(problems.join("\n"))
 }
 
+/// Whether each name is as it was after a number in `counts` of a plan's steps, or within the next one: another number for each,
+/// as when a node is lost whose files take their places one by one.
+///
+/// # Errors
+/// What is wrong.
+pub fn judge_names(plan: &Plan, found: &Found, counts: RangeInclusive<usize>) -> Result<(), String> {
+    let mut states = Vec::new();
+    for count in counts.rev() {
+        let state = State::after(plan, count);
+        states.extend(plan.steps.get(count).map_or_else(Vec::new, |step| state.within(step)));
+        states.push(state);
+    }
+    let names: BTreeSet<_> = states.iter().flat_map(|state| state.names.keys()).chain(found.names.keys()).collect();
+    for name in names {
+        let verdicts: Vec<_> = states.iter().map(|state| state.allows_name(name, found)).collect();
+        if verdicts.iter().all(Result::is_err) {
+            return Err(verdicts.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("\n"));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,5 +257,8 @@ mod tests {
         assert_eq!(judge(&plan, &found(&[("a", b"first")]), 0..=3), Ok(1));
         assert!(judge(&plan, &found(&[("b", b"second")]), 2..=3).is_err(), "neither under the old name nor the new");
         assert_eq!(judge(&plan, &found(&[("b", b"second"), ("c", b"first")]), 2..=3), Ok(3));
+        assert_eq!(judge_names(&plan, &found(&[("b", b"second")]), 0..=2), Ok(()), "each by itself");
+        assert!(judge_names(&plan, &found(&[("b", b"second")]), 1..=2).is_err(), "the first was there in any case");
+        assert!(judge_names(&plan, &found(&[("a", b"fir"), ("b", b"second")]), 1..=2).is_err(), "torn");
     }
 }

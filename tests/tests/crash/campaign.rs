@@ -70,6 +70,9 @@ const FLUSHER_CALLS: [(&str, u32); 19] = [
 /// Kinds of stages.
 const TMPFS: &str = "tmpfs";
 const TIERS: &str = "tmpfs and a further tier";
+/// Layouts.
+const FILES: &str = "files";
+const LAYOUTS: [&str; 4] = ["node", "node", "shared:2", FILES];
 /// What makes the further tier be used: a store that is slow, and a first tier that holds nothing.
 const SLOW: [(&str, &str); 2] = [("SHEAF_BANDWIDTH", "200K"), ("SHEAF_STAGE_LIMIT", "1K")];
 
@@ -142,20 +145,24 @@ struct Round {
     seed: u64,
     plan: Plan,
     victims: Victims,
-    has_memory_stage: bool,
+    loses_stage: bool,
+    /// Files take their places one by one.
+    is_single: bool,
     variables: &'static [(&'static str, &'static str)],
     what: String,
 }
 
-/// For the table: whom, where, on what stage, with which engine.
-type Row = (Victims, String, &'static str, &'static str);
+/// For the table: whom, where, on what stage, with which engine, in which layout.
+type Row = (Victims, String, &'static str, &'static str, &'static str);
 
 impl Round {
     fn new(stages: &Stages, seed: u64, random: &mut StdRng) -> (Round, Row) {
         let engine = if random.random_bool(0.5) { Engine::IoUring } else { Engine::Pwrite };
         let (kind, place) = stages.choose(random);
         let victims = VICTIMS[random.random_range(0..VICTIMS.len())];
-        let layout = if random.random_bool(0.5) { "node" } else { "shared:2" };
+        // Files do not wait in a further tier: what finds no room overtakes on the parallel file system.
+        let layouts = if kind == TIERS { &LAYOUTS[..3] } else { &LAYOUTS[..] };
+        let layout = layouts[random.random_range(0..layouts.len())];
         let plan = Plan::new(seed);
         let what = format!("seed {seed}: {:?}, {victims:?}, {kind}, {engine:?}, {layout}", plan.program);
         let scene = if kind == TIERS { Scene::with_further_tier(engine) } else { Scene::staged_in(place, engine) };
@@ -164,10 +171,12 @@ impl Round {
             fs::write(scene.checkpoints().join(name), bytes).expect("the scene is ours");
         }
         let engine = if engine == Engine::IoUring { "io_uring" } else { "pwrite" };
-        let row = (victims, String::new(), kind, engine);
-        let has_memory_stage = [TMPFS, TIERS].contains(&kind);
+        let row = (victims, String::new(), kind, engine, layout);
+        // As files, renames and links of what is published overtake what is not: no state of the program's own is left then.
+        let overtakes = layout == FILES && [Program::Rotates, Program::Mixes].contains(&plan.program);
+        let loses_stage = victims == Victims::Node && [TMPFS, TIERS].contains(&kind) && !overtakes;
         let variables: &[(&str, &str)] = if kind == TIERS { &SLOW } else { &[] };
-        (Round { scene, seed, plan, victims, has_memory_stage, variables, what }, row)
+        (Round { scene, seed, plan, victims, loses_stage, is_single: layout == FILES, variables, what }, row)
     }
 
     fn journal(&self) -> PathBuf {
@@ -191,10 +200,16 @@ impl Round {
         self.stepper(run, from, self.plan.steps.len())
     }
 
+    /// Of what a lost node had not published, each name is as it was at some time.
+    fn judges_names(&self) -> bool {
+        self.loses_stage && self.is_single
+    }
+
     /// How the directory looks through the library; panics when it must not look so.
     fn look(&self, (low, high): (usize, usize), when: &str) -> usize {
         let mut command = self.scene.preloaded_command(helper("stepper"));
-        command.arg("judge").args([self.seed, low as u64, high as u64].map(|number| number.to_string())).arg("ckpt");
+        let verb = if self.judges_names() { "judge-names" } else { "judge" };
+        command.arg(verb).args([self.seed, low as u64, high as u64].map(|number| number.to_string())).arg("ckpt");
         let verdict = process::run(&mut command);
         assert!(verdict.status.success(), "{}: {low} to {high} steps, {when}: {}", self.what, verdict.describe());
         verdict.text().trim().parse().expect("a number of steps")
@@ -287,7 +302,7 @@ impl Round {
         }
         if self.victims == Victims::Node {
             self.scene.kill_everything();
-            if self.has_memory_stage {
+            if self.loses_stage {
                 self.scene.wipe_stage();
             }
         }
@@ -318,22 +333,22 @@ impl Round {
         }
         // The call that was under way may have been made.
         let most = done + usize::from(progress.begun);
-        let is_lost = self.victims == Victims::Node && self.has_memory_stage;
-        let mut bounds = if is_lost { (progress.acknowledged, most) } else { (done, most) };
+        let mut bounds = if self.loses_stage { (progress.acknowledged, most) } else { (done, most) };
         // Half of the time nobody looks before it is drained.
         if random.random_bool(0.5) {
             let count = self.look(bounds, "at once");
-            bounds = (count, count);
+            bounds = if self.judges_names() { bounds } else { (count, count) };
         }
         self.scene.drain();
-        if self.scene.store().exists() {
+        if !self.scene.store_aggregates().is_empty() {
             self.scene.verify();
         }
         let count = self.look(bounds, "drained");
+        bounds = if self.judges_names() { bounds } else { (count, count) };
         self.scene.drain();
         self.scene.kill_everything();
         self.scene.wipe_stage();
-        self.look((count, count), "from the aggregates alone");
+        self.look(bounds, "from the aggregates alone");
         self.scene.drain();
     }
 }
@@ -412,8 +427,8 @@ fn campaign() {
             Err(_) => failed.push(seed),
         }
     }
-    for ((victims, place, stage, engine), count) in table {
-        println!("{victims:?} at {place}, stage on {stage}, {engine}: {count}");
+    for ((victims, place, stage, engine, layout), count) in table {
+        println!("{victims:?} at {place}, stage on {stage}, {engine}, layout {layout}: {count}");
     }
     assert!(failed.is_empty(), "{} rounds failed, of the seeds {failed:?}", failed.len());
 }
