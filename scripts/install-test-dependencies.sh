@@ -43,6 +43,12 @@ fakeroot                                     fakeroot
 fusermount3                                  fuse3
 slurmctld                                    slurm-wlm
 munged                                       munge
+glusterd                                     glusterfs-server
+mount.glusterfs                              glusterfs-client
+mfsmaster                                    moosefs-master
+mfschunkserver                               moosefs-chunkserver
+mfsmount                                     moosefs-client
+mfscli                                       moosefs-cli
 ip                                           iproute2
 setpriv                                      util-linux
 musl-gcc                                     musl-tools

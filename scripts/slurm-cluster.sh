@@ -9,8 +9,8 @@
 #   boot NODE        starts a node that has crashed
 #   down             ends everything
 # Environment of `up`: SHARED, the directory that all nodes see as /mnt/shared (the parallel file system); INSTALLED, one that
-# they see as /mnt/installed; SLURM_EXTRA, lines to be added to slurm.conf (Epilog=...); OWNER, a process without which the
-# cluster ends.
+# they see as /mnt/installed; NETWORK, a kind of file system (scripts/network-file-system.sh) that the controller serves and all nodes
+# have as /mnt/network; SLURM_EXTRA, lines to be added to slurm.conf (Epilog=...); OWNER, a process without which the cluster ends.
 set -euo pipefail
 
 state=$(realpath -m "$1")
@@ -19,6 +19,7 @@ shift 2
 self=$(readlink -f "$0")
 export SLURM_CONF=$state/slurm.conf
 controller_address=10.77.0.1
+network=$(dirname "$self")/network-file-system.sh
 
 # Until a command succeeds; half a minute at most.
 await() {
@@ -84,7 +85,8 @@ END
 
 # Runs as the first process of a node's namespaces.
 init() {
-    local name=$1
+    local name=$1 kind
+    kind=$(cat "$state/network-kind")
     hostname "$name"
     mount --make-rprivate /
     mount --bind "$state/hosts" /etc/hosts
@@ -94,7 +96,7 @@ init() {
     exec 3<"$(cat "$state/shared")" 4<"$(cat "$state/installed")"
     shared=/proc/self/fd/3 installed=/proc/self/fd/4
     mount -t tmpfs -o mode=755 "mnt-$name" /mnt
-    mkdir /mnt/local /mnt/shared /mnt/installed /mnt/cgroup /mnt/cgroup/freezer
+    mkdir /mnt/local /mnt/shared /mnt/installed /mnt/network /mnt/cgroup /mnt/cgroup/freezer
     mount -t tmpfs -o size=512m,mode=1777 "local-$name" /mnt/local
     mount --bind "$shared" /mnt/shared
     mount --bind "$installed" /mnt/installed
@@ -105,11 +107,13 @@ init() {
         ip link add bridge0 type bridge
         ip address add $controller_address/24 dev bridge0
         ip link set bridge0 up
+        [ -z "$kind" ] || "$network" "$state/network" serve "$kind"
         exec slurmctld -D >"$state/log/$name.out" 2>&1
     fi
     await ip link show eth0
     ip address add "10.77.0.$((10 + ${name#n}))/24" dev eth0
     ip link set eth0 up
+    [ -z "$kind" ] || "$network" "$state/network" mount "$kind" /mnt/network
     mkdir -p "$state/spool/$name"
     # This shell stays, and reaps what daemons and jobs leave.
     slurmd -D -N "$name" >"$state/log/$name.out" 2>&1
@@ -138,11 +142,23 @@ boot() {
     nsenter --target "$controller" --net ip link set "to-$1" master bridge0 up
 }
 
+# Whoever waits for an answer of the network file system gets none: else a client by FUSE that dies before him keeps him for ever.
+abort_requests() {
+    local connection
+    connection=$(sed -nE 's|^[0-9]+ [0-9]+ 0:([0-9]+) [^ ]+ /mnt/network .*|\1|p' "/proc/$1/mountinfo" 2>/dev/null) || true
+    [ -n "$connection" ] || return 0
+    mkdir -p "$state/connections"
+    mount -t fusectl fusectl "$state/connections"
+    echo 1 >"$state/connections/$connection/abort" || true
+    umount "$state/connections"
+}
+
 # Ends a node's processes; the kernel ends a frozen one only when it is thawed.
 crash() {
     local init freezer
     init=$(cat "$state/init/$1")
     freezer=$(cat "$state/freezer")/$1
+    abort_requests "$init"
     kill -KILL "$init" 2>/dev/null || true
     find "$freezer" -name freezer.state -exec sh -c 'echo THAWED >"$1"' - {} \; 2>/dev/null || true
     await gone "$init"
@@ -169,6 +185,7 @@ up() {
     mkdir "$state"/{munge,saved,spool,log,init}
     realpath "${SHARED:?}" >"$state/shared"
     realpath "${INSTALLED:?}" >"$state/installed"
+    echo "${NETWORK:-}" >"$state/network-kind"
     configure "$nodes"
     # A hierarchy of cgroups of the tests' own, wherever the host has it.
     local freezer=/sys/fs/cgroup/freezer

@@ -20,6 +20,15 @@ pub struct Cluster {
 impl Cluster {
     /// Starts nodes `n0`, `n1`, ... with more lines for slurm.conf.
     pub fn new(nodes: usize, shared: &Path, configuration: &str) -> Cluster {
+        Cluster::start_with(nodes, shared, &[("SLURM_EXTRA", configuration)])
+    }
+
+    /// Starts nodes that have `/mnt/network`, too: a file system of this kind, see `scripts/network-file-system.sh`.
+    pub fn with_network(nodes: usize, shared: &Path, kind: &str) -> Cluster {
+        Cluster::start_with(nodes, shared, &[("NETWORK", kind)])
+    }
+
+    fn start_with(nodes: usize, shared: &Path, variables: &[(&str, &str)]) -> Cluster {
         let state = tempfile::Builder::new().prefix("sheaf-cluster-").tempdir().expect("room for the cluster's state");
         // Users of the cluster reach the socket of munge in it.
         let everybody = std::fs::Permissions::from_mode(0o755);
@@ -27,7 +36,7 @@ impl Cluster {
         let cluster = Cluster { state };
         let library = artefact("libsheaf.so");
         let mut command = cluster.command("up");
-        command.arg(nodes.to_string()).env("SLURM_EXTRA", configuration).env("SHARED", shared);
+        command.arg(nodes.to_string()).envs(variables.iter().copied()).env("SHARED", shared);
         command.env("INSTALLED", library.parent().expect("artefacts lie in a directory"));
         process::run(command.env("OWNER", std::process::id().to_string())).expect_success();
         cluster
@@ -51,6 +60,11 @@ impl Cluster {
     /// A node is gone at once, with its memory and its disk.
     pub fn crash(&self, node: &str) {
         process::run(self.command("crash").arg(node)).expect_success();
+    }
+
+    /// Starts a node again that has crashed.
+    pub fn boot(&self, node: &str) {
+        process::run(self.command("boot").arg(node)).expect_success();
     }
 
     /// The cluster's own directory, in which all nodes see the same.

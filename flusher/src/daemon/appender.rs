@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::segment::{self, Input, Pace, SegmentError};
-use super::shared::Seat;
+use super::shared::{self, Seat};
 use crate::aggregate::{
     self, BLOCK, Entry, FIRST_SEQUENCE, FileChecksums, Identity, PlanError, Recovered, Segment, SegmentPlan, TarNames,
 };
@@ -348,7 +348,7 @@ fn publish_first_block(directory: &Path, mut identity: Identity) -> io::Result<(
 }
 
 /// The name of a file that has none yet; what a killed process leaves is removed by [`remove_abandoned`].
-pub(super) fn aside(directory: &Path, node: &str, uuid: [u8; 16]) -> PathBuf {
+fn aside(directory: &Path, node: &str, uuid: [u8; 16]) -> PathBuf {
     directory.join(format!(".{node}-{:032x}{ASIDE}", u128::from_be_bytes(uuid)))
 }
 
@@ -390,9 +390,9 @@ fn remove_abandoned(directory: &Path, node: &str, own: &Target) {
     let (Ok(now), Ok(entries)) = (modified(own.path()), fs::read_dir(directory)) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        let is_aside = name.starts_with(format!(".{node}-").as_bytes()) && name.ends_with(ASIDE.as_bytes());
+        let is_own = name.starts_with(format!(".{node}-").as_bytes()) && name.ends_with(ASIDE.as_bytes());
         let is_old = || modified(&path).is_ok_and(|then| now.duration_since(then).is_ok_and(|age| age > ASIDE_LONGEST));
-        if is_aside && is_old() {
+        if (is_own || shared::is_aside(name)) && is_old() {
             // A flusher that was this slow is told so when it gives the name, and begins again.
             let _ = fs::remove_file(&path);
         }
@@ -477,12 +477,16 @@ mod tests {
             file.set_modified(SystemTime::now() - age).unwrap();
         };
         let old = ASIDE_LONGEST + Duration::from_secs(60);
-        for (name, age) in [(".n0-1.new", old), (".n0-2.new", Duration::ZERO), (".n1-1.new", old), ("n0-9.tar", old)] {
+        let shared = ".shared-1-1.tar.0f-new";
+        for (name, age) in
+            [(".n0-1.new", old), (".n0-2.new", Duration::ZERO), (".n1-1.new", old), ("n0-9.tar", old), (shared, old)]
+        {
             make(name, age);
         }
         publish_first_block(directory.path(), identity()).unwrap();
         let left = |name: &str| directory.path().join(name).exists();
-        assert_eq!([".n0-1.new", ".n0-2.new", ".n1-1.new", "n0-9.tar"].map(left), [false, true, true, true]);
+        let names = [".n0-1.new", ".n0-2.new", ".n1-1.new", "n0-9.tar", shared];
+        assert_eq!(names.map(left), [false, true, true, true, false]);
     }
 
     /// Publishes a directory, which has no data.

@@ -20,6 +20,8 @@ use crate::store::{LARGE, Lock, RESERVING, give_up, lock_byte, open_file, open_t
 
 /// The file grows by this, as a hole: most reservations then find it long enough.
 const GROWTH: u64 = 16 << 20;
+/// How names of files end that have none yet: without a dot.
+const ASIDE: &str = "-new";
 /// How long to wait before a lock that somebody has is tried again: at first, and at most.
 const POLL_FIRST: Duration = Duration::from_millis(1);
 const POLL_LONGEST: Duration = Duration::from_millis(50);
@@ -53,7 +55,7 @@ impl Seat {
         let path = newest_file(store, slot, identity)?;
         let target = Target::join(&path)?;
         let file = file_of(target.file()).map_err(io::Error::other)?;
-        let (lock, end) = reserve_at(&path, BLOCK, limit)?;
+        let (lock, end) = reserve_at(&target, BLOCK, limit)?;
         let announcement = Range::announcement(identity, file, end);
         let Lock::Held(own) = lock_byte(open_to_change(&path)?, announcement.first) else {
             return Err(no_locks(&path));
@@ -84,7 +86,7 @@ impl Seat {
         bytes: u64,
         written: &[(u64, u64)],
     ) -> io::Result<u64> {
-        let (lock, end) = reserve_at(target.path(), self.known_end, self.limit)?;
+        let (lock, end) = reserve_at(target, self.known_end, self.limit)?;
         let range = Range::of_segment(identity, (self.file, self.first), (end, sequence), bytes);
         let segment = range.offset + range.start;
         extend(target, &lock, range.end())?;
@@ -140,12 +142,15 @@ fn has_local_locks(mounts: &str, device: u64) -> bool {
 }
 
 /// Locks a shared file against others that reserve, and finds where the archive ends, from a place on where a range ends.
-fn reserve_at(path: &Path, from: u64, limit: Duration) -> io::Result<(fs::File, u64)> {
+fn reserve_at(target: &Target, from: u64, limit: Duration) -> io::Result<(fs::File, u64)> {
+    let path = target.path();
     let (since, mut pause) = (Instant::now(), POLL_FIRST);
     loop {
         match lock_byte(open_to_change(path)?, RESERVING) {
-            // Whoever removes it does so under the lock.
-            Lock::Held(lock) if fstat(&lock)?.st_nlink == 0 => return Err(io::ErrorKind::NotFound.into()),
+            // Whoever removes it does so under the lock. What lies under another file's lock is nobody's.
+            Lock::Held(lock) if fstat(&lock)?.st_nlink == 0 || !target.is_same(&lock) => {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the shared file's name leads elsewhere now"));
+            }
             Lock::Held(lock) => {
                 let end = archive_end(&lock, from)?;
                 return Ok((lock, end));
@@ -202,13 +207,26 @@ fn newest_file(store: &Path, slot: u64, identity: &Identity) -> io::Result<PathB
     }
 }
 
+/// The name of a shared file that has none yet. GlusterFS places files by a hash of their names, and takes `.NAME.anything` for `NAME`
+/// (`cluster.rsync-hash-regex`): placed elsewhere, the file has its lasting name for a moment on one of its bricks only, and whoever
+/// looks for it then takes that name away again.
+fn aside(store: &Path, path: &Path, uuid: [u8; 16]) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    store.join(format!(".{name}.{:032x}{ASIDE}", u128::from_be_bytes(uuid)))
+}
+
+/// Whether it is such a name.
+pub(super) fn is_aside(name: &[u8]) -> bool {
+    name.starts_with(b".shared-") && name.ends_with(ASIDE.as_bytes())
+}
+
 /// Makes an empty shared file, aside, and gives it its name last. Whoever has that name keeps it.
 fn make(store: &Path, path: &Path, identity: &Identity) -> io::Result<()> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut uuid = [0; 16];
     rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
     let first = Identity { uuid, node: name, stage: [0; 16], watermark_ns: 0, acknowledged_ns: 0, ..identity.clone() };
-    let mut target = Target::create(&super::appender::aside(store, &identity.node, uuid))?;
+    let mut target = Target::create(&aside(store, path, uuid))?;
     target.set_length(GROWTH)?;
     target.write_buffered(0, &shared_format_entry(&first))?;
     target.sync_data()?;

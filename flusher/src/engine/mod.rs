@@ -21,7 +21,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 pub use memory::{Block, Mapping};
-pub use target::{Target, give_name, sync_directory};
+pub use target::{Target, forget_cached, give_name, sync_directory};
 
 /// Alignment of memory, offset and length that direct I/O takes everywhere.
 pub const ALIGNMENT: usize = 4096;

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, fallocate, flock, fstat, fstatfs, renameat_with,
+    Advice, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, fadvise, fallocate, flock, fstat, fstatfs,
+    renameat_with,
 };
 use rustix::io::Errno;
 
@@ -71,7 +72,7 @@ impl Target {
     pub(super) fn over(path: &Path, buffered: File) -> Target {
         let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let direct = rustix::fs::open(path, flags, Mode::empty()).ok().filter(|direct| same_file(direct, &buffered));
-        let is_fuse = fstatfs(&buffered).is_ok_and(|status| status.f_type as u64 == FUSE_MAGIC);
+        let is_fuse = is_fuse(&buffered);
         Target { path: path.to_path_buf(), buffered, direct, direct_works: AtomicBool::new(true), is_fuse }
     }
 
@@ -88,6 +89,11 @@ impl Target {
     /// The file, to read what is in it.
     pub fn file(&self) -> &File {
         &self.buffered
+    }
+
+    /// Whether a descriptor of somebody else's leads to this file.
+    pub fn is_same(&self, other: &File) -> bool {
+        same_file(&self.buffered, other)
     }
 
     /// Writes a few bytes through the page cache.
@@ -199,6 +205,18 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
     match rustix::fs::fsync(&File::open(directory)?) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(()),
         outcome => Ok(outcome?),
+    }
+}
+
+fn is_fuse(file: impl AsFd) -> bool {
+    fstatfs(file).is_ok_and(|status| status.f_type as u64 == FUSE_MAGIC)
+}
+
+/// Has what is read next come from where other nodes have written it. Clients by FUSE may keep what they have read over open(2), and
+/// do not notice what others write: GlusterFS goes on with zeros where a segment is by now. What cannot be forgotten is read as it is.
+pub fn forget_cached(file: &File) {
+    if is_fuse(file) {
+        let _ = fadvise(file, 0, None, Advice::DontNeed);
     }
 }
 

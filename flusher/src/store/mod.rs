@@ -46,6 +46,7 @@ use crate::aggregate::{
     Kind, ReadError, Record, Segment, SegmentPlan, Walked, encode_index, identify, is_removed,
 };
 use crate::daemon::node_name;
+use crate::engine::forget_cached;
 use decision::Decision;
 use recent::{Recent, names_of};
 
@@ -265,13 +266,17 @@ impl Files {
     }
 }
 
-/// Opens an aggregate's file. What only has the name of one, and would keep a reader waiting, is refused.
+/// Opens an aggregate's file, to read what is in it by now. What only has the name of one, and would keep a reader waiting, is refused.
 ///
 /// # Errors
 /// From open(2), or when it is no regular file.
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    forget_cached(&file);
+    Ok(file)
 }
 
 impl Store {

@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, fallocate, fstat};
 
 use super::lock::{Lock, lock_aggregate};
 use crate::aggregate::{BLOCK, Range, RangeState, ranges};
-use crate::engine::sync_directory;
+use crate::engine::{forget_cached, sync_directory};
 
 /// The byte that is locked by whoever reserves a range.
 pub const RESERVING: u64 = 0;
@@ -28,7 +28,7 @@ pub fn open_to_change(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
 }
 
-/// Locks a byte of a file without waiting.
+/// Locks a byte of a file without waiting. What is read under the lock is what the one before has written.
 pub fn lock_byte(file: File, byte: u64) -> Lock {
     // SAFETY: `flock` is a plain structure of integers; all zero is a valid one.
     let mut request: libc::flock = unsafe { std::mem::zeroed() };
@@ -38,7 +38,10 @@ pub fn lock_byte(file: File, byte: u64) -> Lock {
     // SAFETY: the descriptor is open while `file` lives, and the call reads the structure that it is given.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
     match (result, io::Error::last_os_error().raw_os_error()) {
-        (0, _) => Lock::Held(file),
+        (0, _) => {
+            forget_cached(&file);
+            Lock::Held(file)
+        }
         (_, Some(libc::EAGAIN | libc::EACCES | libc::EINTR)) => Lock::Busy,
         _ => Lock::Unknown,
     }

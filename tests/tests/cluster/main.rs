@@ -2,6 +2,8 @@
 //!
 //! Slurm kills every process of a step when the step ends (proctrack/cgroup), also a flusher that is at work.
 
+mod network;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
