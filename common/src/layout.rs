@@ -16,7 +16,7 @@
 //! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
 //! | `STAGE/ceiling` | what the flusher tells unasked, as numbers of the machine's; see [`Told`] |
 //! | `STAGE/names` | layout `files`: locked with `flock`, shared by whoever takes or changes a name, exclusively by the flusher for moments |
-//! | `STAGE/spools` | directories of further tiers in which something may wait for the store, one a line |
+//! | `STAGE/spools` | directories of further tiers, one a line: behind `+` if something may wait there for the store, else `-` |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
 //! | `STAGE/uuid` | what tells this stage from every other, also in the aggregates that are written from it |
 

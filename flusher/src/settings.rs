@@ -189,11 +189,11 @@ impl Settings {
         name.into()
     }
 
-    /// Whether something waits in a tier for the store.
+    /// Whether something waits in a tier for the store, or may: one of them does not say.
     pub fn has_spooled(&self) -> bool {
-        let has_any =
-            |tier: &PathBuf| spool::segment_files(&self.spool_directory(tier)).is_ok_and(|all| !all.is_empty());
-        self.stage_tiers.iter().any(has_any)
+        let has_none =
+            |tier: &PathBuf| spool::segment_files(&self.spool_directory(tier)).is_ok_and(|all| all.is_empty());
+        !self.stage_tiers.iter().all(has_none)
     }
 
     /// The stage directory that a flusher has something to do for: one that exists, or that is to be made because a stage that

@@ -364,7 +364,7 @@ fn request_status(configuration: &Configuration, kind: Kind, payload: &[u8]) -> 
             outcome => return outcome,
         }
         if system::now_ns().saturating_sub(begin_ns) >= start_limit_ms(configuration) * 1_000_000 {
-            return Err(Errno(libc::EIO));
+            return Err(Errno(libc::ECONNRESET));
         }
     }
 }

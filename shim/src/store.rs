@@ -41,8 +41,10 @@ pub fn exists(configuration: &Configuration) -> bool {
 
 /// What a call fails with whose answer depends on what the store holds at `path`, when nobody could say for `error`;
 /// `Ok` when the store holds nothing at all, and for a process that has become another user, to which Sheaf means nothing.
+/// EIO is a flusher's word that it does not know: what the store does not have yet may wait in a further tier.
 pub fn refuse(configuration: &Configuration, path: &[u8], error: Errno) -> Result<()> {
-    if !may_hold_names(configuration) || system::user_id() != configuration.user {
+    let may_be_held = error == Errno(libc::EIO) || may_hold_names(configuration);
+    if !may_be_held || system::user_id() != configuration.user {
         return Ok(());
     }
     let process = system::process_id();

@@ -150,7 +150,9 @@ fn make_room(shared: &Shared, bytes: u64) {
 
 /// Fills a file with its version's data; or with that of an older one, if it is damaged and SHEAF_DAMAGED allows it.
 fn fill(shared: &Shared, inode: u64, writer: &File) -> io::Result<Option<Version>> {
-    let reader = shared.stubs.reader(&shared.store.read(), inode)?;
+    // Opened when nobody holds the store any more: its file system, or a further tier, may not answer.
+    let located = shared.stubs.locate(&shared.store.read(), inode)?;
+    let reader = located.open()?;
     let fill_from = |reader: &VersionReader| {
         writer.set_len(reader.version().size)?;
         let take = |offset: u64, bytes: &[u8]| {

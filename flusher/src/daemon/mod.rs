@@ -305,7 +305,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let status = first_status(&settings, &stage, engine.name());
     let (refreshes, refreshes_asked) = refresh::Refreshes::new();
     let (jobs, job_receiver) = bounded(1);
-    let spool = Spool::new(&settings, &stage, jobs.clone())?;
+    let spool = Spool::new(&settings, &stage, jobs.clone());
     let shared = Arc::new(Shared {
         zones,
         spool,
@@ -346,7 +346,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     std::thread::Builder::new()
         .name("flusher".to_string())
         .spawn(move || Writer::new(writing, engine, job_receiver, files).run())?;
-    if shared.spool.has_tiers() {
+    if shared.settings.stage_tiers.len() > 1 {
         let spooler = Spooler::new(shared.clone(), engine::probe().0);
         std::thread::Builder::new().name("spool".to_string()).spawn(move || spooler.run())?;
     }

@@ -144,6 +144,7 @@ pub fn read(shared: &Shared, is_fresh: bool) {
 /// first: by what is there it is decided which part of it counts.
 fn read_once(shared: &Shared, is_fresh: bool) -> io::Result<(Store, Vec<SpooledSegment>)> {
     let (directory, stage) = (&shared.settings.store, shared.stage_uuid);
+    shared.spool.take(shared)?;
     let files = shared.spool.files()?;
     if is_fresh && !files.is_empty() {
         let (store, segments) = with_spool(shared, &files)?;
@@ -190,8 +191,9 @@ pub fn watch(shared: &Shared) {
     if !shared.reading.is_given_up(SLOW.min(shared.settings.timeout)) {
         return;
     }
-    let store = shared.settings.store.display();
-    shared.set_error_if_none("reading", || format!("the store {store} is still being read: its file system may hang"));
+    let (store, asked) = (shared.settings.store.display(), shared.spool.asked());
+    let asked = asked.map_or_else(String::new, |place| format!(", with what waits for it in {}", place.display()));
+    shared.set_error_if_none("reading", || format!("the store {store}{asked} is still being read: a file system may hang"));
     // It may have been read meanwhile.
     if shared.reading.is_read() {
         shared.set_error("reading", None);

@@ -144,8 +144,8 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
                 shared.commands.send(Command::Populate(path.to_vec(), extent, sender));
                 // A program waits for this: rather pass its call through than hold it up any longer. The watcher is only ever late
                 // when the store does not answer.
-                let result =
-                    wait(connection, &receiver, Some(shared.settings.timeout))?.unwrap_or(Err(Errno::TIMEDOUT));
+                let late = if shared.reading.is_read() { Errno::TIMEDOUT } else { Errno::IO };
+                let result = wait(connection, &receiver, Some(shared.settings.timeout))?.unwrap_or(Err(late));
                 connection.reply(status(result), shared.news.swap(0, Ordering::SeqCst), b"")
             }
             Some(path) => answer_hydrate(shared, connection, path),

@@ -4,14 +4,14 @@
 //! the same rules as those of the store. The flusher thread copies them to the store, before everything that is newer. What is
 //! only here is published for this node alone: nobody is told that it is safe, and nothing older goes for it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
 use super::appender::Appender;
@@ -22,12 +22,16 @@ use crate::aggregate::{Entry, Kind, Segment};
 use crate::engine::Engine;
 use crate::settings::Settings;
 use crate::stage::Stage;
-use crate::stage::spool::{SpoolDirectory, has_room_for, is_ours, put_aside, segment_files};
+use crate::stage::spool::{Found, SpoolDirectory, find, has_room_for, put_aside, segment_files};
 use crate::stage::tracker::{Batch, Replaced};
 use crate::store::{AggregateId, Copied, SpooledSegment};
 
 /// How long the further tiers are left alone when none of them could take a batch.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// How long a directory may take to say what is in it, if the stage knows that nothing is.
+const EMPTY_LIMIT: Duration = Duration::from_secs(1);
+/// How long a further tier may take nothing of a segment before the status says so.
+const SILENT: Duration = Duration::from_secs(2);
 /// What a segment takes besides its data, at most, for each of its entries.
 const ENTRY_BYTES: u64 = 16 << 10;
 
@@ -66,6 +70,17 @@ struct Route {
     is_wanted: bool,
     /// Until when no further tier is tried.
     refused_until: Option<Instant>,
+    /// Where a segment is being written.
+    writing: Option<PathBuf>,
+    /// Where something stays that could not be removed.
+    keeping: HashSet<PathBuf>,
+}
+
+/// A directory that has been asked for something, how much it had taken by then, and when.
+struct Asked {
+    place: PathBuf,
+    taken_bytes: u64,
+    since: Instant,
 }
 
 /// What the flusher thread has to do next.
@@ -88,7 +103,11 @@ pub(super) enum Taken {
 
 /// See the module.
 pub(super) struct Spool {
-    tiers: Vec<PathBuf>,
+    stage: Stage,
+    /// Where something may have been left, as far as nobody has looked.
+    places: Mutex<Vec<PathBuf>>,
+    /// Where more can be put, when that is known.
+    tiers: OnceLock<Vec<PathBuf>>,
     directories: Mutex<Vec<SpoolDirectory>>,
     route: Mutex<Route>,
     changed: Condvar,
@@ -97,43 +116,135 @@ pub(super) struct Spool {
     is_used: bool,
     /// How many files cannot be read, and are nowhere else.
     lost: AtomicUsize,
+    /// Who has not answered yet.
+    asked: Mutex<Option<Asked>>,
+    /// What further tiers have taken.
+    taken_bytes: AtomicU64,
+}
+
+/// What was found in a directory in which something may have been left.
+enum Left {
+    Nothing,
+    Something(SpoolDirectory),
+    /// Another flusher has it.
+    Taken,
+    Refused(String),
 }
 
 impl Spool {
-    /// Takes the directories in which something may be left, and finds out where more can be put.
-    ///
-    /// # Errors
-    /// When one of them cannot be looked at.
-    pub fn new(settings: &Settings, stage: &Stage, jobs: Sender<Job>) -> io::Result<Spool> {
-        let tiers = settings.further_tiers(stage.directory());
+    /// With everything that can be known without asking a further tier: it may not answer.
+    pub fn new(settings: &Settings, stage: &Stage, jobs: Sender<Job>) -> Spool {
         let mut places: Vec<PathBuf> = settings.stage_tiers.iter().map(|tier| settings.spool_directory(tier)).collect();
-        places.extend(stage.spools());
+        places.extend(stage.spools().into_iter().map(|(place, _)| place));
         places.sort();
         places.dedup();
-        let mut directories = Vec::new();
-        for place in places.into_iter().filter(|place| is_ours(place)) {
-            match SpoolDirectory::open(&place, &settings.store) {
-                Ok(Some(directory)) => directories.push(directory),
-                Ok(None) => log::warn!("{} is another flusher's: what waits there is not shown", place.display()),
-                // What waits there is newer than what the store has: without it nobody may be told what is the newest.
-                Err(error) if !segment_files(&place)?.is_empty() => return Err(error),
-                Err(error) => log::warn!("{} is not used: {error}", place.display()),
-            }
+        let beside = stage.directory().parent();
+        // The tier that the stage lies in answers.
+        let can_hold = |place: &PathBuf| place.parent() != beside || matches!(find(place), Ok(Found::Own));
+        let is_used = places.iter().any(can_hold);
+        Spool {
+            stage: stage.clone(),
+            places: Mutex::new(places),
+            tiers: OnceLock::new(),
+            directories: Mutex::default(),
+            route: Mutex::default(),
+            changed: Condvar::new(),
+            jobs,
+            is_used,
+            lost: AtomicUsize::new(0),
+            asked: Mutex::default(),
+            taken_bytes: AtomicU64::new(0),
         }
-        for tier in &tiers {
-            // Now: when it is needed, the stage may have no room left.
-            if let Err(error) = stage.note_spool(&settings.spool_directory(tier)) {
-                log::warn!("only SHEAF_STAGE tells the next flusher of {}: {error}", tier.display());
+    }
+
+    /// Takes the directories in which something may have been left, as far as that has not been done.
+    ///
+    /// # Errors
+    /// When one of them cannot be looked at, and something may wait there: that is newer than what the store has, and without it
+    /// nobody may be told what is the newest.
+    pub fn take(&self, shared: &Shared) -> io::Result<()> {
+        let noted = self.stage.spools();
+        let places = self.places.lock().clone();
+        for place in places {
+            let may_wait = noted.iter().find(|(known, _)| *known == place).is_none_or(|(_, may_wait)| *may_wait);
+            let problem = match self.look_into(&place, &shared.settings.store, may_wait) {
+                Ok(Left::Nothing) => None,
+                Ok(Left::Something(directory)) => {
+                    self.directories.lock().push(directory);
+                    None
+                }
+                Ok(Left::Taken) => Some("another flusher has it; what waits there is not shown".to_string()),
+                Ok(Left::Refused(text)) => Some(text),
+                Err(error) if may_wait => return Err(io::Error::other(format!("{}: {error}", place.display()))),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(text) = problem {
+                let text = format!("{} is not used: {text}", place.display());
+                log::warn!("{text}");
+                shared.set_error("tiers", Some(text));
             }
+            self.places.lock().retain(|other| *other != place);
         }
-        let is_used = !tiers.is_empty() || !directories.is_empty();
-        let (directories, route) = (Mutex::new(directories), Mutex::default());
-        Ok(Spool { tiers, directories, route, changed: Condvar::new(), jobs, is_used, lost: AtomicUsize::new(0) })
+        Ok(())
+    }
+
+    /// Looks into a directory, for as long as it takes if something may wait there; and has the stage know what does.
+    fn look_into(&self, place: &Path, store: &Path, may_wait: bool) -> io::Result<Left> {
+        let (directory, store) = (place.to_owned(), store.to_owned());
+        let look = move || match find(&directory)? {
+            Found::Nothing => Ok((Left::Nothing, false)),
+            Found::Refused(text) => Ok((Left::Refused(text), false)),
+            Found::Own => {
+                let opened = SpoolDirectory::open(&directory, &store)?;
+                let waits = opened.is_none() || !segment_files(&directory)?.is_empty();
+                Ok((opened.map_or(Left::Taken, Left::Something), waits))
+            }
+        };
+        let asked = self.ask(place);
+        let (left, waits) = if may_wait { look()? } else { within(EMPTY_LIMIT, look)? };
+        drop(asked);
+        if let Err(error) = self.stage.mark_spool(place, waits) {
+            log::warn!("only SHEAF_STAGE tells the next flusher of {}: {error}", place.display());
+        }
+        Ok(left)
+    }
+
+    /// Takes note that a directory is being asked for something, until the answer is there.
+    fn ask(&self, place: &Path) -> impl Drop + '_ {
+        let taken_bytes = self.taken_bytes.load(Ordering::Relaxed);
+        *self.asked.lock() = Some(Asked { place: place.to_owned(), taken_bytes, since: Instant::now() });
+        Answered(self)
+    }
+
+    /// The directory that has not answered yet.
+    pub fn asked(&self) -> Option<PathBuf> {
+        self.asked.lock().as_ref().map(|asked| asked.place.clone())
+    }
+
+    /// The same, if it has taken nothing for a while.
+    pub fn silent(&self) -> Option<PathBuf> {
+        let mut asked = self.asked.lock();
+        let asked = asked.as_mut()?;
+        let taken_bytes = self.taken_bytes.load(Ordering::Relaxed);
+        if taken_bytes != asked.taken_bytes {
+            (asked.taken_bytes, asked.since) = (taken_bytes, Instant::now());
+        }
+        (asked.since.elapsed() >= SILENT).then(|| asked.place.clone())
+    }
+
+    /// Finds out where more can be put.
+    fn look_at_tiers(&self, settings: &Settings) {
+        let tiers = settings.further_tiers(self.stage.directory());
+        self.tiers.get_or_init(|| tiers);
+    }
+
+    fn tiers(&self) -> &[PathBuf] {
+        self.tiers.get().map_or(&[], Vec::as_slice)
     }
 
     /// Whether there are further tiers.
     pub fn has_tiers(&self) -> bool {
-        !self.tiers.is_empty()
+        !self.tiers().is_empty()
     }
 
     /// Whether batches go this way.
@@ -151,14 +262,19 @@ impl Spool {
         self.lost.load(Ordering::SeqCst)
     }
 
+    /// The directories that this process has.
+    fn taken(&self) -> Vec<PathBuf> {
+        self.directories.lock().iter().map(|directory| directory.path().to_owned()).collect()
+    }
+
     /// What earlier flushers have left.
     ///
     /// # Errors
     /// When a directory cannot be listed.
     pub fn files(&self) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
-        for directory in self.directories.lock().iter() {
-            files.extend(segment_files(directory.path())?);
+        for directory in self.taken() {
+            files.extend(segment_files(&directory)?);
         }
         Ok(files)
     }
@@ -177,8 +293,34 @@ impl Spool {
                 Vec::new(),
             ));
         }
+        self.mark(&route);
         drop(route);
         self.wake_flusher();
+    }
+
+    /// Has the stage know in which directories something waits.
+    fn mark(&self, route: &Route) {
+        for place in self.taken() {
+            let is_in = |file: &Path| file.parent() == Some(&place);
+            let waits = route.keeping.contains(&place)
+                || route.writing.as_ref() == Some(&place)
+                || route.segments.iter().any(|(segment, _)| is_in(&segment.what.path));
+            if let Err(error) = self.stage.mark_spool(&place, waits) {
+                log::warn!("the stage cannot say whether something waits in {}: {error}", place.display());
+            }
+        }
+    }
+
+    /// Begins to write a segment in a directory, or ends it.
+    fn writes(&self, place: Option<&Path>) {
+        let mut route = self.route.lock();
+        route.writing = place.map(Path::to_owned);
+        self.mark(&route);
+    }
+
+    /// Something stays there that could not be removed.
+    fn keeps(&self, file: &Path) {
+        self.route.lock().keeping.extend(file.parent().map(Path::to_owned));
     }
 
     /// Waits until the store has all segments.
@@ -195,10 +337,10 @@ impl Spool {
 
     /// Says where segments wait, or could.
     pub fn describe(&self, settings: &Settings, status: &mut Status) {
-        let mut places: Vec<PathBuf> = self.tiers.iter().map(|tier| settings.spool_directory(tier)).collect();
-        for directory in self.directories.lock().iter() {
-            if !places.iter().any(|place| place == directory.path()) {
-                places.push(directory.path().to_owned());
+        let mut places: Vec<PathBuf> = self.tiers().iter().map(|tier| settings.spool_directory(tier)).collect();
+        for directory in self.taken() {
+            if !places.contains(&directory) {
+                places.push(directory);
             }
         }
         let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
@@ -306,7 +448,10 @@ impl Spool {
 
     /// The same for the first segment.
     pub fn segment_is_done(&self, shared: &Shared) {
-        self.route.lock().segments.pop_front();
+        let mut route = self.route.lock();
+        route.segments.pop_front();
+        self.mark(&route);
+        drop(route);
         shared.stored.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_all();
     }
@@ -334,11 +479,33 @@ impl Spool {
     }
 }
 
+/// Takes back what [`Spool::ask`] has noted.
+struct Answered<'spool>(&'spool Spool);
+
+impl Drop for Answered<'_> {
+    fn drop(&mut self) {
+        *self.0.asked.lock() = None;
+    }
+}
+
+/// What `look` yields, if it does so in time.
+fn within<T: Send + 'static>(limit: Duration, look: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (sender, receiver) = bounded(1);
+    std::thread::Builder::new().name("look".to_string()).spawn(move || {
+        // Nobody may be waiting any more.
+        let _ = sender.send(look());
+    })?;
+    receiver.recv_timeout(limit).unwrap_or_else(|_| Err(io::Error::other("its file system does not answer")))
+}
+
 impl Shared {
     /// The store has everything that a spooled segment holds.
     pub(super) fn discard(&self, file: &Path) {
         match std::fs::remove_file(file) {
-            Err(error) => log::warn!("{} is not needed any more, and stays: {error}", file.display()),
+            Err(error) => {
+                log::warn!("{} is not needed any more, and stays: {error}", file.display());
+                self.spool.keeps(file);
+            }
             Ok(()) => log::info!("{} is in the store", file.display()),
         }
     }
@@ -383,6 +550,7 @@ impl Spooler {
 
     /// Runs until the process ends.
     pub fn run(mut self) {
+        self.shared.spool.look_at_tiers(&self.shared.settings);
         loop {
             let (number, batch) = self.shared.spool.await_batch();
             let outcome = self.spool(number, batch);
@@ -403,9 +571,11 @@ impl Spooler {
     fn spool(&mut self, number: u64, mut batch: Batch) -> Result<(), String> {
         let mut problems = Vec::new();
         self.shared.mind_left_out(&mut batch);
-        for tier in self.shared.spool.tiers.clone() {
+        for tier in self.shared.spool.tiers().to_vec() {
             loop {
-                match self.write(&tier, number, &batch) {
+                let written = self.write(&tier, number, &batch);
+                self.shared.spool.writes(None);
+                match written {
                     Ok(()) => return Ok(()),
                     Err(Failure::Entries(indices)) => leave_out(&self.shared, &mut batch, indices, None),
                     Err(Failure::Unreadable(index, reason)) => {
@@ -435,8 +605,8 @@ impl Spooler {
         let shared = self.shared.clone();
         let place = shared.settings.spool_directory(tier);
         // No lock is held while the tier is asked: it may not answer.
-        let is_open = shared.spool.directories.lock().iter().any(|directory| directory.path() == place);
-        if !is_open {
+        let _asked = shared.spool.ask(&place);
+        if !shared.spool.taken().contains(&place) {
             let opened = SpoolDirectory::open(&place, &shared.settings.store)?;
             let opened = opened.ok_or_else(|| Failure::Store("another flusher has it".to_string()))?;
             shared.spool.directories.lock().push(opened);
@@ -445,6 +615,7 @@ impl Spooler {
         if !has_room_for(&place, needed_bytes) {
             return Err(Failure::Store("too little room".to_string()));
         }
+        shared.spool.writes(Some(&place));
         let mut appender = Appender::create(&place, shared.origin())?;
         match self.fill(&mut appender, number, batch) {
             Ok(true) => Ok(()),
@@ -466,7 +637,7 @@ impl Spooler {
         let entries = [&batch.entries[..], &[Entry::watermark(watermark_ns, 0)]].concat();
         let plan = appender.plan(entries)?;
         // Only what the store takes counts as progress.
-        let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
+        let pace = Pace { throttle: None, written_bytes: &shared.spool.taken_bytes };
         let written = appender.write(self.engine.as_mut(), &plan, &inputs, pace);
         let checksums = written.map_err(|error| segment_failure(error, &batch.entries))?;
         check_staged(&shared, &batch.entries, &batch.sources)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::store::{AggregateId, Store, Version, VersionReader};
+use crate::store::{AggregateId, Located, Store, Version};
 
 /// The versions of the stubs in the tree. Those of files that were brought back stay: they may be evicted again.
 #[derive(Debug, Default)]
@@ -62,13 +62,13 @@ impl StubVersions {
         }
     }
 
-    /// A reader of a stub's version, wherever it lies now.
+    /// Where a stub's version lies now.
     ///
     /// # Errors
-    /// When no version is known, or its aggregate cannot be opened.
-    pub fn reader(&self, store: &Store, inode: u64) -> io::Result<VersionReader> {
+    /// When no version is known.
+    pub fn locate(&self, store: &Store, inode: u64) -> io::Result<Located> {
         let version = self.by_inode.lock().get(&inode).cloned();
-        store.reader(&version.ok_or_else(|| io::Error::other("no version in the store belongs to it"))?)
+        store.locate(&version.ok_or_else(|| io::Error::other("no version in the store belongs to it"))?)
     }
 }
 

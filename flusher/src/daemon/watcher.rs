@@ -265,6 +265,10 @@ impl Watcher {
             format!("{} staged files cannot be read, first /{}: {reason}", failing.len(), path.escape_ascii())
         });
         self.shared.set_error("files", text);
+        if let Some(place) = self.shared.spool.silent().filter(|_| self.shared.reading.is_read()) {
+            let text = || format!("{} has taken nothing for a while: its file system may hang", place.display());
+            self.shared.set_error_if_none("spool", text);
+        }
         let mut status = self.shared.status.lock();
         status.waiting = self.tracker.waiting();
         status.submitted = self.submitted;

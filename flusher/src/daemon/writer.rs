@@ -309,8 +309,9 @@ impl Writer {
         let entries: Vec<Entry> = copies.iter().map(|copy| copy.entry.clone()).collect();
         let open = |(index, copy): (usize, &Copied)| match &copy.version {
             Some(version) => {
-                let opened = self.shared.store.read().reader(version).map(Input::Stored);
-                opened.map_err(|error| Failure::Unreadable(index, error.to_string()))
+                let located = self.shared.store.read().locate(version);
+                let opened = located.and_then(|located| located.open());
+                opened.map(Input::Stored).map_err(|error| Failure::Unreadable(index, error.to_string()))
             }
             None => Ok(Input::Nothing),
         };

@@ -24,7 +24,7 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
@@ -35,6 +35,9 @@ use crate::aggregate::{Attributes, hexadecimal, parse_uuid};
 
 /// How notes of times are named in the scratch directory; the inode's number follows.
 const TIMES: &[u8] = b"times-";
+/// What stands before a directory's name where those are noted in which segments wait: whether some may.
+const SOMETHING_WAITS: u8 = b'+';
+const NOTHING_WAITS: u8 = b'-';
 /// File systems that cannot hold a stage, by their statfs(2) magic, with the reason.
 const REFUSED_FILE_SYSTEMS: [(u64, &str); 2] = [
     (0x794c_7630, "overlayfs: it grants leases while a writable mapping is alive, so completion cannot be known"),
@@ -134,24 +137,38 @@ impl Stage {
         Ok(fs::read_dir(self.path(layout::TREE))?.next().is_none())
     }
 
-    /// Directories of further tiers in which something of this stage may wait for the store, wherever the tiers are by now.
-    pub fn spools(&self) -> Vec<PathBuf> {
+    /// Directories of further tiers in which something of this stage may wait for the store, wherever the tiers are by now; with
+    /// whether it may, or nothing does.
+    pub fn spools(&self) -> Vec<(PathBuf, bool)> {
         let text = fs::read(self.path(layout::SPOOLS)).unwrap_or_default();
-        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| PathBuf::from(OsStr::from_bytes(line))).collect()
+        let noted = |line: &[u8]| {
+            let (sign, path) = line.split_first()?;
+            Some((PathBuf::from(OsStr::from_bytes(path)), *sign != NOTHING_WAITS))
+        };
+        text.split(|byte| *byte == b'\n').filter_map(noted).collect()
     }
 
-    /// Takes note of such a directory, before anything is put there.
+    /// Takes note whether something may wait in such a directory. One that is noted already takes no room: there may be none.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn note_spool(&self, directory: &Path) -> io::Result<()> {
-        if self.spools().iter().any(|known| known == directory) {
+    pub fn mark_spool(&self, directory: &Path, may_wait: bool) -> io::Result<()> {
+        let (known, sign) = (self.spools(), [if may_wait { SOMETHING_WAITS } else { NOTHING_WAITS }]);
+        let place = known.iter().position(|(path, _)| path == directory);
+        if place.is_some_and(|place| known[place].1 == may_wait) {
             return Ok(());
         }
+        let length = |(path, _): &(PathBuf, bool)| path.as_os_str().len() as u64 + 2;
+        let start = known[..place.unwrap_or(known.len())].iter().map(length).sum();
         let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        options.open(self.path(layout::SPOOLS))?.write_all(&[directory.as_os_str().as_bytes(), b"\n"].concat())
+        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(self.path(layout::SPOOLS))?;
+        match place {
+            Some(_) => file.write_all_at(&sign, start)?,
+            None => file.write_all_at(&[&sign, directory.as_os_str().as_bytes(), b"\n"].concat(), start)?,
+        }
+        // Before anything is put there.
+        if may_wait { file.sync_data() } else { Ok(()) }
     }
 
     /// The stage directory.
@@ -484,6 +501,21 @@ mod tests {
         fs::create_dir(directory.parent().unwrap()).unwrap();
         fs::set_permissions(directory.parent().unwrap(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(Stage::create(&directory, Path::new("/s")).is_err());
+    }
+
+    #[test]
+    fn it_is_noted_where_something_waits() {
+        let (_tier, directory) = scene();
+        let stage = Stage::create(&directory, Path::new("/s")).unwrap();
+        assert!(stage.spools().is_empty());
+        let [first, second] = ["/nvme/a.spool", "/b.spool"].map(PathBuf::from);
+        for (place, may_wait) in [(&first, false), (&second, true), (&first, true), (&second, false), (&second, false)] {
+            stage.mark_spool(place, may_wait).unwrap();
+        }
+        assert_eq!(stage.spools(), [(first.clone(), true), (second.clone(), false)]);
+        assert_eq!(fs::read(stage.path(layout::SPOOLS)).unwrap(), b"+/nvme/a.spool\n-/b.spool\n");
+        stage.mark_spool(&first, false).unwrap();
+        assert_eq!(stage.spools(), [(first, false), (second, false)]);
     }
 
     #[test]

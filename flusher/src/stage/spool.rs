@@ -3,7 +3,7 @@
 //! It outlives processes, jobs and the first tier. One flusher at a time has it; it must be as private as a stage.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -72,9 +72,35 @@ pub fn has_room_for(directory: &Path, bytes: u64) -> bool {
     })
 }
 
-/// Whether there is such a directory, and it is this user's alone.
-pub fn is_ours(path: &Path) -> bool {
-    path.parent().is_some_and(|parent| check_private(parent).is_ok()) && check_private(path).is_ok()
+/// What is found where such a directory would be.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing of this user's.
+    Nothing,
+    /// Something that is not to be believed, for this reason.
+    Refused(String),
+    /// The directory, this user's alone.
+    Own,
+}
+
+/// Looks for such a directory.
+///
+/// # Errors
+/// When the file system does not say.
+pub fn find(path: &Path) -> io::Result<Found> {
+    for private in [path.parent().unwrap_or(path), path] {
+        match check_private(private) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Found::Nothing);
+            }
+            // What it says itself, and not the file system.
+            Err(error) if error.raw_os_error().is_none() => return Ok(Found::Refused(error.to_string())),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(Found::Nothing),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Found::Own)
 }
 
 /// The files in which segments wait. A directory that is missing has none; what is not private holds nothing of ours.
@@ -82,7 +108,7 @@ pub fn is_ours(path: &Path) -> bool {
 /// # Errors
 /// When the directory cannot be listed.
 pub fn segment_files(path: &Path) -> io::Result<Vec<PathBuf>> {
-    if !is_ours(path) {
+    if !matches!(find(path)?, Found::Own) {
         return Ok(Vec::new());
     }
     let paths = fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path()));

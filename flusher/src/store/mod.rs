@@ -32,7 +32,7 @@ pub use cut::{Choice, Cut, Hidden, NO_LIMIT, cuts};
 pub use file::AggregateFile;
 pub use lock::{Lock, lock_store, try_lock};
 pub use merge::Note;
-pub use read::{DataLoss, VersionReader};
+pub use read::{DataLoss, Located, VersionReader};
 pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, WATERMARKS_MAX, next_victim};
 pub use refresh::{Changed, refresh};
 use shared::lock_place;
@@ -460,22 +460,18 @@ impl Store {
     /// # Errors
     /// When the aggregate cannot be opened.
     pub fn reader(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
-        match self.open_version(version) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let now = Store::open_all(&self.sources)?;
-                let copy = now.view.twins(version).next().cloned().ok_or(error)?;
-                now.open_version(&copy)
-            }
-            result => result,
-        }
+        self.locate(version)?.open()
     }
 
-    fn open_version(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
-        let aggregate = self.aggregate(version.aggregate)?;
-        let (path, file) = (aggregate.path.clone(), aggregate.open()?.into());
+    /// Where a version's data lies, to be opened as by [`Store::reader`] while nobody holds the store: a file system may not answer.
+    ///
+    /// # Errors
+    /// When it is no version of this store.
+    pub fn locate(&self, version: &Arc<Version>) -> io::Result<Located> {
+        let aggregate = self.aggregate(version.aggregate)?.clone();
         let older = self.view.older(&version.recorded_path).filter(|older| !older.is_copy_of(version));
         let older = older.filter_map(|older| Some((older.clone(), self.aggregate(older.aggregate).ok()?.path.clone())));
-        Ok(VersionReader::new(version.clone(), path, file, older.collect(), self.sources.clone()))
+        Ok(Located { version: version.clone(), aggregate, older: older.collect(), sources: self.sources.clone() })
     }
 
     /// The segment that seals an aggregate with the index of its live names, and a last watermark. It has this sequence, and

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::file::AggregateFile;
-use super::{Store, Version, open_file};
+use super::{Aggregate, Store, Version, open_file};
 use crate::aggregate::{ChunkBuffer, DataError, FileData};
 use crate::settings::Damaged;
 
@@ -42,6 +42,43 @@ impl fmt::Display for DataLoss {
 
 impl std::error::Error for DataLoss {}
 
+/// Where a version's data lies; see [`Store::locate`].
+#[derive(Debug)]
+pub struct Located {
+    pub(super) version: Arc<Version>,
+    pub(super) aggregate: Aggregate,
+    pub(super) older: Vec<(Arc<Version>, PathBuf)>,
+    /// Where the store is, to look for another copy.
+    pub(super) sources: Vec<PathBuf>,
+}
+
+impl Located {
+    /// Opens it, or the copy that was made before its aggregate was reclaimed.
+    ///
+    /// # Errors
+    /// When the aggregate cannot be opened.
+    pub fn open(&self) -> io::Result<VersionReader> {
+        match self.open_here() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let now = Store::open_all(&self.sources)?;
+                let copy = now.view.twins(&self.version).next().cloned().ok_or(error)?;
+                now.locate(&copy)?.open_here()
+            }
+            result => result,
+        }
+    }
+
+    fn open_here(&self) -> io::Result<VersionReader> {
+        Ok(VersionReader {
+            version: self.version.clone(),
+            path: self.aggregate.path.clone(),
+            file: self.aggregate.open()?.into(),
+            older: self.older.clone(),
+            sources: self.sources.clone(),
+        })
+    }
+}
+
 /// Reads a version's data; independent of the store that made it.
 #[derive(Debug)]
 pub struct VersionReader {
@@ -54,16 +91,6 @@ pub struct VersionReader {
 }
 
 impl VersionReader {
-    pub(super) fn new(
-        version: Arc<Version>,
-        path: PathBuf,
-        file: AggregateFile,
-        older: Vec<(Arc<Version>, PathBuf)>,
-        sources: Vec<PathBuf>,
-    ) -> VersionReader {
-        VersionReader { version, path, file, older, sources }
-    }
-
     /// The version that is read.
     pub fn version(&self) -> &Version {
         &self.version
@@ -83,7 +110,8 @@ impl VersionReader {
     pub fn older(&self) -> Option<VersionReader> {
         let (version, path) = self.older.iter().find(|(version, path)| is_intact(version, path))?;
         let file = open_file(path).ok()?.into();
-        Some(VersionReader::new(version.clone(), path.clone(), file, Vec::new(), self.sources.clone()))
+        let (version, path, sources) = (version.clone(), path.clone(), self.sources.clone());
+        Some(VersionReader { version, path, file, older: Vec::new(), sources })
     }
 
     /// Hands out all data in order, as offsets in the file and bytes; holes are left out. What cannot be had intact is read

@@ -4,6 +4,7 @@
 
 mod company;
 mod damage;
+mod failing_tiers;
 mod full;
 mod hostile;
 mod hung;

@@ -18,13 +18,13 @@ use super::full::{Measure, SMALL, compile, measured};
 const LARGE: Measure = Measure { stage_bytes: 64 << 20, files: 128, file_bytes: 4 << 20, bandwidth: "1T" };
 
 /// What the flusher says of itself.
-fn status(scene: &Scene) -> serde_json::Value {
+pub fn status(scene: &Scene) -> serde_json::Value {
     let report = scene.sheaf(&["status", "--json"]).expect_success();
     serde_json::from_slice(&report.stdout).expect("one JSON text")
 }
 
 /// Whether `sheaf wait` says that all is published, or gives up because the store takes nothing.
-fn is_acknowledged(scene: &Scene) -> bool {
+pub fn is_acknowledged(scene: &Scene) -> bool {
     let mut wait = scene.sheaf_command();
     let wait = process::run(wait.env("SHEAF_STORE_TIMEOUT", "1").arg("wait"));
     match wait.status.code() {
@@ -90,30 +90,30 @@ fn half_a_gibibyte_while_the_store_takes_nothing() {
 }
 
 /// What has a store take next to nothing, and a small stage have all that is written spooled.
-const SLOW: [(&str, &str); 3] = [("SHEAF_BANDWIDTH", "1"), ("SHEAF_STAGE_LIMIT", "1K"), ("SHEAF_STORE_TIMEOUT", "1")];
+pub const SLOW: [(&str, &str); 3] = [("SHEAF_BANDWIDTH", "1"), ("SHEAF_STAGE_LIMIT", "1K"), ("SHEAF_STORE_TIMEOUT", "1")];
 /// More than the limit in the end.
-const WRITE: &str = "mkdir -p ckpt/set; for number in 1 2 3 4 5 6; do seq $number 30000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
+pub const WRITE: &str = "mkdir -p ckpt/set; for number in 1 2 3 4 5 6; do seq $number 30000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
                      ln ckpt/state-1 ckpt/set/link; ln -s state-1 ckpt/latest; seq 1000 >ckpt/set/small";
 /// What is done to it when it is spooled.
 const CHANGE: &str = "mv ckpt/state-2 ckpt/set/moved; rm ckpt/state-3; seq 7 25000 >ckpt/state-4; mv ckpt/state-5 ckpt/state-6; \
                       rm ckpt/set/link; seq 1000 >>ckpt/set/small";
 
-fn preloaded_slowly(scene: &Scene, script: &str) {
+pub fn preloaded_slowly(scene: &Scene, script: &str) {
     let mut command = scene.preloaded_command("bash");
     process::run(command.envs(SLOW).args(["-ec", script])).expect_success();
 }
 
 /// The same without a limit to what the store takes.
-fn preloaded_in_little_room(scene: &Scene, script: &str) {
+pub fn preloaded_in_little_room(scene: &Scene, script: &str) {
     let mut command = scene.preloaded_command("bash");
     process::run(command.env(SLOW[1].0, SLOW[1].1).args(["-ec", script])).expect_success();
 }
 
 /// What each of them writes last, and its size then.
-const SCRIPTS: [(&str, (&str, usize)); 2] = [(WRITE, ("set/small", 3893)), (CHANGE, ("set/small", 7786))];
+pub const SCRIPTS: [(&str, (&str, usize)); 2] = [(WRITE, ("set/small", 3893)), (CHANGE, ("set/small", 7786))];
 
 /// Waits until what was written last is in the further tier, with everything that the store does not have.
-fn await_spooled(scene: &Scene, (name, size_bytes): (&str, usize)) {
+pub fn await_spooled(scene: &Scene, (name, size_bytes): (&str, usize)) {
     let deadline = Instant::now() + process::LIMIT;
     let path = scene.checkpoints().join(name);
     // One that is removed meanwhile, because the store has it, has nothing.
@@ -131,7 +131,7 @@ fn await_spooled(scene: &Scene, (name, size_bytes): (&str, usize)) {
 }
 
 /// A scene of which the store has next to nothing, and the further tier the rest.
-fn spooled_scene(engine: Engine) -> Scene {
+pub fn spooled_scene(engine: Engine) -> Scene {
     let scene = Scene::with_further_tier(engine);
     for (script, last) in SCRIPTS {
         scene.native(&["bash", "-ec", script]).expect_success();
@@ -141,7 +141,7 @@ fn spooled_scene(engine: Engine) -> Scene {
     scene
 }
 
-fn assert_recovers(scene: &Scene, what: &str) {
+pub fn assert_recovers(scene: &Scene, what: &str) {
     scene.drain();
     assert!(scene.spooled().is_empty(), "{what}: {:?}", scene.spooled());
     scene.verify();

@@ -20,9 +20,9 @@ try:
             print(open(name).read())
 except OSError as error:
     sys.exit(error.errno)";
-const EIO: Option<i32> = Some(libc::EIO);
+pub const EIO: Option<i32> = Some(libc::EIO);
 
-fn reader(scene: &Scene, names: &[&str]) -> Command {
+pub fn reader(scene: &Scene, names: &[&str]) -> Command {
     let mut command = scene.preloaded_command("python3");
     command.args(["-c", READ]).args(names);
     command

@@ -1,8 +1,8 @@
 //! A file system that passes everything through to a directory, and fails where it is told to.
 //!
 //! `unreliable BACKING PLACE CONTROL` mounts `BACKING` over `PLACE` until it is unmounted. What goes wrong stands in
-//! `CONTROL/rules`, which is read before each call; only calls on the store count (`.sheaf`
-//! and what is in it); they are named in `CONTROL/log`. Root may mount; others need `fusermount3`.
+//! `CONTROL/rules`, which is read before each call; only calls on a store count (`.sheaf` and what is in it), and on where
+//! segments wait for one in a further tier (`*.spool`); they are named in `CONTROL/log`. Root may mount; others need `fusermount3`.
 
 mod nodes;
 mod rules;

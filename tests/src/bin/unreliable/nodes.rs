@@ -15,8 +15,10 @@ use fuser::{Errno, FileAttr, FileHandle, FileType, INodeNo, TimeOrNow};
 
 use super::{Outcome, errno};
 
-/// The directory whose calls are counted.
+/// The directory whose calls are counted: the store.
 const STORE: &str = ".sheaf";
+/// End of the names of the others: where segments wait in a further tier.
+const SPOOL: &[u8] = b".spool";
 
 /// See the module.
 pub struct Nodes {
@@ -41,7 +43,8 @@ impl Nodes {
 
     /// Whether calls on this file, or on this name in it, are counted.
     pub fn is_counted(&self, inode: INodeNo, name: Option<&OsStr>) -> bool {
-        name.is_some_and(|name| name == STORE) || self.counted.lock().expect("no panics").contains(&inode.0)
+        let begins = |name: &OsStr| name == STORE || name.as_encoded_bytes().ends_with(SPOOL);
+        name.is_some_and(begins) || self.counted.lock().expect("no panics").contains(&inode.0)
     }
 
     /// A path that leads to the file, or to a name in it.

@@ -1,0 +1,177 @@
+//! A further tier that fails or hangs itself: nobody waits for it who need not, nothing that it holds is lost or taken for
+//! missing, and what it cannot take waits in the first tier.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use sheaf_tests::disk::Disk;
+use sheaf_tests::unreliable::Unreliable;
+use sheaf_tests::{Engine, Scene, process};
+
+use super::unread::{EIO, reader};
+use super::tiers::{SCRIPTS, assert_recovers, await_spooled, is_acknowledged, preloaded_in_little_room, status};
+
+/// A scene of which the store and the further tier fail where they are told to. They go first: whoever waits for them
+/// gets an error then.
+struct Failing {
+    store: Unreliable,
+    tier: Unreliable,
+    scene: Scene,
+}
+
+impl Failing {
+    /// The store takes nothing, so that everything goes to the further tier.
+    fn new(engine: Engine) -> Failing {
+        let scene = Scene::with_further_tier(engine);
+        let store = Unreliable::new(scene.root(), &scene.checkpoints());
+        let tier = Unreliable::new(&scene.root().join("tier"), &scene.further_tier());
+        store.rule("fsync * hang");
+        Failing { store, tier, scene }
+    }
+
+    /// Writes what the tests of tiers write first, on both sides.
+    fn write(&self) {
+        self.both(SCRIPTS[0].0);
+    }
+
+    fn both(&self, script: &str) {
+        self.scene.native(&["bash", "-ec", script]).expect_success();
+        preloaded_in_little_room(&self.scene, script);
+    }
+
+    /// The same, and waits until it is in the further tier.
+    fn spool(&self) {
+        self.write();
+        await_spooled(&self.scene, SCRIPTS[0].1);
+    }
+
+    /// Waits until the flusher says that something is wrong with the further tier, or that nothing is.
+    fn await_told(&self, is_wrong: bool) {
+        let further = self.scene.further_tier();
+        let is_named = |error: &str| error.contains(further.to_str().expect("plain"));
+        await_true("told", || status(&self.scene)["error"].as_str().is_some_and(is_named) == is_wrong);
+    }
+
+    /// What is in one of the files.
+    fn state_4(&self) -> Vec<u8> {
+        fs::read(self.scene.native_directory().join("ckpt/state-4")).expect("the scene is ours")
+    }
+
+    /// Everything that programs see is what they have written.
+    fn assert_same(&self, what: &str) {
+        assert_eq!(self.scene.captured_snapshot(), self.scene.native_snapshot(), "{what}");
+    }
+}
+
+/// Waits until that is so.
+fn await_true(what: &str, is_true: impl Fn() -> bool) {
+    let deadline = Instant::now() + process::LIMIT;
+    while !is_true() {
+        assert!(Instant::now() < deadline, "it never comes to that: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// While something is written to it: the first tier keeps everything, and the store gets it as soon as it takes something.
+#[test]
+fn a_tier_that_hangs_when_it_is_needed() {
+    let all = Failing::new(Engine::IoUring);
+    all.tier.rule("write * hang");
+    all.write();
+    all.await_told(true);
+    all.assert_same("while it hangs");
+    all.store.rule("");
+    all.scene.sheaf(&["wait"]).expect_success();
+    all.scene.sheaf(&["drain"]).expect_success();
+    all.both("echo more >ckpt/more");
+    all.assert_same("by the next flusher");
+    all.tier.rule("");
+    assert_recovers(&all.scene, "after a hang");
+}
+
+/// When it holds what nobody else has: nothing counts as published, programs go on, and who reads what it holds waits for it.
+#[test]
+fn a_tier_that_hangs_with_what_it_holds() {
+    let all = Failing::new(Engine::IoUring);
+    all.spool();
+    all.tier.stop();
+    let reader = process::start(all.scene.preloaded_command("cat").arg("ckpt/state-4"));
+    all.store.rule("");
+    all.both("mkdir ckpt/next; seq 5000 >ckpt/next/first; mv ckpt/next/first ckpt/next/second");
+    assert!(!is_acknowledged(&all.scene), "{}", status(&all.scene));
+    all.tier.go_on();
+    assert!(reader.finish().expect_success().stdout == all.state_4());
+    all.scene.sheaf(&["wait"]).expect_success();
+    all.assert_same("after a hang");
+    assert_recovers(&all.scene, "after a hang");
+}
+
+/// A flusher that starts then, with something in it: what the store has may be older, so nobody is told what is the newest; but
+/// nobody hangs, and programs go on that need not know.
+#[test]
+fn a_tier_that_hangs_when_a_flusher_starts() {
+    for memory_is_lost in [false, true] {
+        let all = Failing::new(Engine::IoUring);
+        // A process that is killed while it waits for an answer has everything open for as long as it does.
+        all.store.rule(&format!("fsync * {}", libc::EIO));
+        all.spool();
+        all.scene.kill_flushers();
+        all.store.rule("");
+        if memory_is_lost {
+            all.scene.wipe_stage();
+        }
+        all.tier.rule("* * hang");
+        for name in ["ckpt/state-4", "ckpt/set/"] {
+            let read = process::run(reader(&all.scene, &[name]).env("SHEAF_TIMEOUT", "1"));
+            // It may still be in the first tier.
+            let is_had = read.status.success() && !memory_is_lost;
+            assert!(is_had || read.status.code() == EIO, "{memory_is_lost}, {name}: {}", read.describe());
+        }
+        all.await_told(true);
+        if !memory_is_lost {
+            all.both("echo more >ckpt/more");
+        }
+        assert!(!is_acknowledged(&all.scene), "{}", status(&all.scene));
+        all.tier.rule("");
+        all.await_told(false);
+        all.assert_same("as soon as it answers");
+        assert_recovers(&all.scene, "after a hang at the start");
+    }
+}
+
+/// The same with nothing in it: everything goes on as without it.
+#[test]
+fn a_tier_that_hangs_and_holds_nothing() {
+    let all = Failing::new(Engine::IoUring);
+    all.spool();
+    all.store.rule("");
+    all.scene.sheaf(&["wait"]).expect_success();
+    all.scene.kill_flushers();
+    all.tier.stop();
+    all.both("echo more >ckpt/more; mv ckpt/state-1 ckpt/moved; seq 1000 >>ckpt/set/small");
+    all.assert_same("while it hangs");
+    all.scene.sheaf(&["drain"]).expect_success();
+    all.tier.go_on();
+    assert_recovers(&all.scene, "after a hang");
+}
+
+/// Each call that a segment takes fails: nothing is lost, and the status says so as long as nothing can be spooled.
+#[test]
+fn a_tier_that_answers_with_errors() {
+    let all = Failing::new(Engine::IoUring);
+    all.tier.rule("create * 30");
+    all.write();
+    for rule in ["create * 30", "write * 5", "fsync * 5", "fallocate * 28", "fsync 2 5", "rename-with-flags * 5"] {
+        let before = all.tier.log().len();
+        all.tier.rule(rule);
+        await_true(rule, || all.tier.log()[before..].iter().any(|line| line.contains("Fail")));
+        all.await_told(true);
+        assert_eq!(status(&all.scene)["spooled_bytes"], 0, "{rule}");
+    }
+    all.assert_same("while it fails");
+    all.tier.rule("");
+    await_spooled(&all.scene, SCRIPTS[0].1);
+    all.await_told(false);
+    all.store.rule("");
+    assert_recovers(&all.scene, "after errors");
+}
