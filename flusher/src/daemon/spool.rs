@@ -5,6 +5,7 @@
 //! only here is published for this node alone: nobody is told that it is safe, and nothing older goes for it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use super::appender::Appender;
 use super::segment::{Input, Pace};
 use super::writer::{Failure, Job, check_staged, leave_out, leave_out_removals, segment_failure};
 use super::{Shared, Status};
-use crate::aggregate::{Entry, Kind, Segment};
+use crate::aggregate::{Entry, Kind, Segment, identify};
 use crate::engine::Engine;
 use crate::settings::Settings;
 use crate::stage::Stage;
@@ -72,7 +73,7 @@ struct Route {
     refused_until: Option<Instant>,
     /// Where a segment is being written.
     writing: Option<PathBuf>,
-    /// Where something stays that could not be removed.
+    /// What the store has, and could not be removed.
     keeping: HashSet<PathBuf>,
 }
 
@@ -127,7 +128,10 @@ enum Left {
     Nothing,
     Something(SpoolDirectory),
     /// Another flusher has it.
-    Taken,
+    Taken {
+        /// And this stage has left something in it.
+        is_ours: bool,
+    },
     Refused(String),
 }
 
@@ -167,13 +171,19 @@ impl Spool {
         let places = self.places.lock().clone();
         for place in places {
             let may_wait = noted.iter().find(|(known, _)| *known == place).is_none_or(|(_, may_wait)| *may_wait);
-            let problem = match self.look_into(&place, &shared.settings.store, may_wait) {
+            let problem = match self.look_into(&place, shared, may_wait) {
                 Ok(Left::Nothing) => None,
                 Ok(Left::Something(directory)) => {
                     self.directories.lock().push(directory);
                     None
                 }
-                Ok(Left::Taken) => Some("another flusher has it; what waits there is not shown".to_string()),
+                Ok(Left::Taken { is_ours: true }) => {
+                    let text = format!("another flusher is bringing to the store what waits in {}", place.display());
+                    return Err(io::Error::other(text));
+                }
+                Ok(Left::Taken { is_ours: false }) => {
+                    Some("another flusher has it; what waits there is not shown".to_string())
+                }
                 Ok(Left::Refused(text)) => Some(text),
                 Err(error) if may_wait => return Err(io::Error::other(format!("{}: {error}", place.display()))),
                 Err(error) => Some(error.to_string()),
@@ -189,16 +199,18 @@ impl Spool {
     }
 
     /// Looks into a directory, for as long as it takes if something may wait there; and has the stage know what does.
-    fn look_into(&self, place: &Path, store: &Path, may_wait: bool) -> io::Result<Left> {
-        let (directory, store) = (place.to_owned(), store.to_owned());
+    fn look_into(&self, place: &Path, shared: &Shared, may_wait: bool) -> io::Result<Left> {
+        let (directory, store, stage) = (place.to_owned(), shared.settings.store.clone(), shared.stage_uuid);
         let look = move || match find(&directory)? {
             Found::Nothing => Ok((Left::Nothing, false)),
             Found::Refused(text) => Ok((Left::Refused(text), false)),
-            Found::Own => {
-                let opened = SpoolDirectory::open(&directory, &store)?;
-                let waits = opened.is_none() || !segment_files(&directory)?.is_empty();
-                Ok((opened.map_or(Left::Taken, Left::Something), waits))
-            }
+            Found::Own => match SpoolDirectory::open(&directory, &store)? {
+                Some(opened) => Ok((Left::Something(opened), !segment_files(&directory)?.is_empty())),
+                None => {
+                    let is_ours = segment_files(&directory)?.iter().any(|file| is_of_stage(file, stage));
+                    Ok((Left::Taken { is_ours }, is_ours))
+                }
+            },
         };
         let asked = self.ask(place);
         let (left, waits) = if may_wait { look()? } else { within(EMPTY_LIMIT, look)? };
@@ -267,7 +279,7 @@ impl Spool {
         self.directories.lock().iter().map(|directory| directory.path().to_owned()).collect()
     }
 
-    /// What earlier flushers have left.
+    /// What earlier flushers have left, as far as the store is not known to have it.
     ///
     /// # Errors
     /// When a directory cannot be listed.
@@ -276,6 +288,8 @@ impl Spool {
         for directory in self.taken() {
             files.extend(segment_files(&directory)?);
         }
+        let route = self.route.lock();
+        files.retain(|file| !route.keeping.contains(file));
         Ok(files)
     }
 
@@ -302,7 +316,7 @@ impl Spool {
     fn mark(&self, route: &Route) {
         for place in self.taken() {
             let is_in = |file: &Path| file.parent() == Some(&place);
-            let waits = route.keeping.contains(&place)
+            let waits = route.keeping.iter().any(|file| is_in(file))
                 || route.writing.as_ref() == Some(&place)
                 || route.segments.iter().any(|(segment, _)| is_in(&segment.what.path));
             if let Err(error) = self.stage.mark_spool(&place, waits) {
@@ -318,9 +332,9 @@ impl Spool {
         self.mark(&route);
     }
 
-    /// Something stays there that could not be removed.
+    /// The store has what is in a file, which cannot be removed.
     fn keeps(&self, file: &Path) {
-        self.route.lock().keeping.extend(file.parent().map(Path::to_owned));
+        self.route.lock().keeping.insert(file.to_owned());
     }
 
     /// Waits until the store has all segments.
@@ -486,6 +500,12 @@ impl Drop for Answered<'_> {
     fn drop(&mut self) {
         *self.0.asked.lock() = None;
     }
+}
+
+/// Whether a segment is one of this stage's.
+fn is_of_stage(file: &Path, stage: [u8; 16]) -> bool {
+    // One that is gone by now is in the store.
+    File::open(file).is_ok_and(|file| identify(&file).is_ok_and(|identity| identity.stage == stage))
 }
 
 /// What `look` yields, if it does so in time.

@@ -1,7 +1,8 @@
 //! Segments that wait in a spool for the store, read as part of it.
 //!
 //! Each lies in an aggregate of its own, outside of the store. A flusher that died may have copied one to the store before it
-//! could remove it: what is there already is told by its records, of which no two of a node have the same time.
+//! could remove it: what is there already is told by its records, of which no two of a node have the same time; and where the
+//! store has dropped records since, by its word up to which time it has everything of the stage.
 
 use std::collections::HashSet;
 use std::io;
@@ -39,9 +40,11 @@ impl SpooledSegment {
         operations.map(copied).collect()
     }
 
-    fn time_ns(&self) -> u64 {
+    /// What orders those of a stage as they were written: what the store is told with one holds for all before it.
+    fn order(&self) -> (u64, u64) {
         let operations = self.segment.records.iter().filter(|record| record.entry.is_operation());
-        operations.map(|record| record.entry.operation_time_ns).min().unwrap_or(0)
+        let earliest_ns = operations.map(|record| record.entry.operation_time_ns).min().unwrap_or(0);
+        (self.identity.created_ns, earliest_ns)
     }
 }
 
@@ -84,7 +87,9 @@ impl Store {
                 let records = addition.segments.iter().flat_map(|segment| &segment.records);
                 records.filter(|record| record.entry.is_operation())
             };
-            if operations().all(|record| known.contains(&key(record))) {
+            let told_ns = store.told_of(store.aggregates[addition.id.0 as usize].identity.stage).0;
+            let is_told = |record: &Record| record.entry.operation_time_ns <= told_ns;
+            if operations().all(|record| known.contains(&key(record)) || is_told(record)) {
                 store.aggregates[addition.id.0 as usize].gone = true;
                 continue;
             }
@@ -103,7 +108,7 @@ impl Store {
         stored.extend(waiting);
         store.apply(&stored);
         store.sources.truncate(1);
-        segments.sort_by_key(SpooledSegment::time_ns);
+        segments.sort_by_key(SpooledSegment::order);
         Ok((store, segments))
     }
 }

@@ -2,14 +2,15 @@
 //! missing, and what it cannot take waits in the first tier.
 
 use std::fs;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
-use sheaf_tests::disk::Disk;
+use sheaf_tests::disk::Memory;
 use sheaf_tests::unreliable::Unreliable;
 use sheaf_tests::{Engine, Scene, process};
 
 use super::unread::{EIO, reader};
-use super::tiers::{SCRIPTS, assert_recovers, await_spooled, is_acknowledged, preloaded_in_little_room, status};
+use super::tiers::{SCRIPTS, SLOW, assert_recovers, await_spooled, is_acknowledged, preloaded_in_little_room, status};
 
 /// A scene of which the store and the further tier fail where they are told to. They go first: whoever waits for them
 /// gets an error then.
@@ -50,6 +51,10 @@ impl Failing {
         let further = self.scene.further_tier();
         let is_named = |error: &str| error.contains(further.to_str().expect("plain"));
         await_true("told", || status(&self.scene)["error"].as_str().is_some_and(is_named) == is_wrong);
+    }
+
+    fn drain(&self) {
+        self.scene.drain();
     }
 
     /// What is in one of the files.
@@ -161,7 +166,7 @@ fn a_tier_that_answers_with_errors() {
     let all = Failing::new(Engine::IoUring);
     all.tier.rule("create * 30");
     all.write();
-    for rule in ["create * 30", "write * 5", "fsync * 5", "fallocate * 28", "fsync 2 5", "rename-with-flags * 5"] {
+    for rule in ["create * 30", "write * 5", "fsync * 5", "fallocate * 28", "rename-with-flags * 5"] {
         let before = all.tier.log().len();
         all.tier.rule(rule);
         await_true(rule, || all.tier.log()[before..].iter().any(|line| line.contains("Fail")));
@@ -169,9 +174,67 @@ fn a_tier_that_answers_with_errors() {
         assert_eq!(status(&all.scene)["spooled_bytes"], 0, "{rule}");
     }
     all.assert_same("while it fails");
-    all.tier.rule("");
+    // When its data is durable, and its head is not.
+    all.tier.rule("fsync 2 5");
     await_spooled(&all.scene, SCRIPTS[0].1);
     all.await_told(false);
     all.store.rule("");
     assert_recovers(&all.scene, "after errors");
+}
+
+/// Somebody else fills it while a segment is being written: that is withdrawn, and the room is used when there is some again.
+#[test]
+fn a_tier_that_is_filled_while_it_is_written_to() {
+    let scene = Scene::with_further_tier(Engine::Pwrite);
+    let _tier = Memory::new(24 << 20, &scene.further_tier());
+    let store = Unreliable::new(scene.root(), &scene.checkpoints());
+    store.rule("fsync * hang");
+    // Room cannot be reserved, and each piece is late.
+    let late = ["-f", "-e", "trace=fallocate,pwrite64", "-e", "inject=fallocate:error=EOPNOTSUPP"];
+    let late = [&late[..], &["-e", "inject=pwrite64:delay_enter=300000", "-o", "/dev/null"]].concat();
+    let mut flusher = scene.sheaf_command();
+    let running = process::start(&mut scene.traced(&late, flusher.env(SLOW[1].0, SLOW[1].1).arg("flusher")));
+    await_true("serving", || status(&scene)["running"] == true);
+    scene.native(&["bash", "-ec", SCRIPTS[0].0]).expect_success();
+    preloaded_in_little_room(&scene, SCRIPTS[0].0);
+    await_true("begun", || !scene.spooled().is_empty());
+    let filler = scene.further_tier().join("filler");
+    let mut file = fs::File::create(&filler).expect("the tier is ours");
+    while file.write_all(&[1; 4096]).is_ok() {}
+    await_true("withdrawn", || scene.spooled().is_empty() && status(&scene)["error"].is_string());
+    assert_eq!(status(&scene)["spooled_bytes"], 0);
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    drop(file);
+    fs::remove_file(&filler).expect("the tier is ours");
+    await_spooled(&scene, SCRIPTS[0].1);
+    store.rule("");
+    assert_recovers(&scene, "filled");
+    running.finish();
+}
+
+/// What the store has got stays in the further tier, because that takes no changes any more: it never comes back, whatever
+/// the store drops of it.
+#[test]
+fn what_cannot_be_removed_does_not_come_back() {
+    let all = Failing::new(Engine::IoUring);
+    all.spool();
+    all.tier.rule("unlink * 30");
+    all.store.rule("");
+    all.drain();
+    let (kept, first) = (all.scene.spooled(), all.scene.store_aggregates());
+    assert!(!kept.is_empty());
+    all.both("rm -r ckpt/state-* ckpt/latest ckpt/set; seq 100 >ckpt/other");
+    all.drain();
+    for number in 0..8 {
+        all.both(&format!("seq {number} 20000 >ckpt/other"));
+        all.drain();
+    }
+    assert!(all.scene.store_aggregates().iter().all(|aggregate| !first.contains(aggregate)), "it is reclaimed");
+    all.assert_same("with its first tier");
+    all.drain();
+    assert_eq!(all.scene.spooled(), kept);
+    all.scene.wipe_stage();
+    all.assert_same("without its first tier");
+    all.tier.rule("");
+    assert_recovers(&all.scene, "when it takes changes again");
 }
