@@ -145,7 +145,7 @@ pub fn read(shared: &Shared, is_fresh: bool) {
 fn read_once(shared: &Shared, is_fresh: bool) -> io::Result<(Store, Vec<SpooledSegment>)> {
     let (directory, stage) = (&shared.settings.store, shared.stage_uuid);
     shared.spool.take(shared)?;
-    let files = shared.spool.files()?;
+    let files = shared.spool.files(shared, is_fresh)?;
     if is_fresh && !files.is_empty() {
         let (store, segments) = with_spool(shared, &files)?;
         *shared.store.write() = store;
@@ -193,7 +193,9 @@ pub fn watch(shared: &Shared) {
     }
     let (store, asked) = (shared.settings.store.display(), shared.spool.asked());
     let asked = asked.map_or_else(String::new, |place| format!(", with what waits for it in {}", place.display()));
-    shared.set_error_if_none("reading", || format!("the store {store}{asked} is still being read: a file system may hang"));
+    shared.set_error_if_none("reading", || {
+        format!("the store {store}{asked} is still being read: a file system may hang")
+    });
     // It may have been read meanwhile.
     if shared.reading.is_read() {
         shared.set_error("reading", None);

@@ -203,11 +203,11 @@ impl Spool {
         let (directory, store, stage) = (place.to_owned(), shared.settings.store.clone(), shared.stage_uuid);
         let look = move || match find(&directory)? {
             Found::Nothing => Ok((Left::Nothing, false)),
-            Found::Refused(text) => Ok((Left::Refused(text), false)),
+            Found::Refused(text) => Ok((Left::Refused(text), may_wait)),
             Found::Own => match SpoolDirectory::open(&directory, &store)? {
                 Some(opened) => Ok((Left::Something(opened), !segment_files(&directory)?.is_empty())),
                 None => {
-                    let is_ours = segment_files(&directory)?.iter().any(|file| is_of_stage(file, stage));
+                    let is_ours = segment_files(&directory)?.iter().any(|file| may_be_of(file, stage));
                     Ok((Left::Taken { is_ours }, is_ours))
                 }
             },
@@ -279,17 +279,25 @@ impl Spool {
         self.directories.lock().iter().map(|directory| directory.path().to_owned()).collect()
     }
 
-    /// What earlier flushers have left, as far as the store is not known to have it.
+    /// What earlier flushers have left, as far as the store is not known to have it. What another stage has left is for its own
+    /// flusher, or if it is gone, for one whose stage `is_fresh`: in one that is not, names that it lacks count as removed.
     ///
     /// # Errors
     /// When a directory cannot be listed.
-    pub fn files(&self) -> io::Result<Vec<PathBuf>> {
+    pub fn files(&self, shared: &Shared, is_fresh: bool) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for directory in self.taken() {
             files.extend(segment_files(&directory)?);
         }
         let route = self.route.lock();
         files.retain(|file| !route.keeping.contains(file));
+        drop(route);
+        let count = files.len();
+        files.retain(|file| is_fresh || may_be_of(file, shared.stage_uuid));
+        if files.len() < count {
+            let others = count - files.len();
+            log::warn!("{others} segments of other stages wait for their own flushers, or for one of a new stage");
+        }
         Ok(files)
     }
 
@@ -502,10 +510,10 @@ impl Drop for Answered<'_> {
     }
 }
 
-/// Whether a segment is one of this stage's.
-fn is_of_stage(file: &Path, stage: [u8; 16]) -> bool {
-    // One that is gone by now is in the store.
-    File::open(file).is_ok_and(|file| identify(&file).is_ok_and(|identity| identity.stage == stage))
+/// Whether a segment is one of this stage's, or cannot be asked.
+fn may_be_of(file: &Path, stage: [u8; 16]) -> bool {
+    let identity = File::open(file).ok().and_then(|file| identify(&file).ok());
+    identity.is_none_or(|identity| identity.stage == stage)
 }
 
 /// What `look` yields, if it does so in time.

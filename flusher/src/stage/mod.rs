@@ -509,7 +509,8 @@ mod tests {
         let stage = Stage::create(&directory, Path::new("/s")).unwrap();
         assert!(stage.spools().is_empty());
         let [first, second] = ["/nvme/a.spool", "/b.spool"].map(PathBuf::from);
-        for (place, may_wait) in [(&first, false), (&second, true), (&first, true), (&second, false), (&second, false)] {
+        for (place, may_wait) in [(&first, false), (&second, true), (&first, true), (&second, false), (&second, false)]
+        {
             stage.mark_spool(place, may_wait).unwrap();
         }
         assert_eq!(stage.spools(), [(first.clone(), true), (second.clone(), false)]);

@@ -3,14 +3,18 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::chown;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sheaf_tests::disk::Memory;
+use sheaf_tests::scene::{artefact, workspace};
 use sheaf_tests::unreliable::Unreliable;
 use sheaf_tests::{Engine, Scene, process};
 
-use super::unread::{EIO, reader};
+use super::strangers::STRANGER;
 use super::tiers::{SCRIPTS, SLOW, assert_recovers, await_spooled, is_acknowledged, preloaded_in_little_room, status};
+use super::unread::{EIO, reader};
 
 /// A scene of which the store and the further tier fail where they are told to. They go first: whoever waits for them
 /// gets an error then.
@@ -191,7 +195,7 @@ fn a_tier_that_is_filled_while_it_is_written_to() {
     store.rule("fsync * hang");
     // Room cannot be reserved, and each piece is late.
     let late = ["-f", "-e", "trace=fallocate,pwrite64", "-e", "inject=fallocate:error=EOPNOTSUPP"];
-    let late = [&late[..], &["-e", "inject=pwrite64:delay_enter=300000", "-o", "/dev/null"]].concat();
+    let late = [&late[..], &["-e", "inject=pwrite64:delay_enter=100000", "-o", "/dev/null"]].concat();
     let mut flusher = scene.sheaf_command();
     let running = process::start(&mut scene.traced(&late, flusher.env(SLOW[1].0, SLOW[1].1).arg("flusher")));
     await_true("serving", || status(&scene)["running"] == true);
@@ -235,6 +239,73 @@ fn what_cannot_be_removed_does_not_come_back() {
     assert_eq!(all.scene.spooled(), kept);
     all.scene.wipe_stage();
     all.assert_same("without its first tier");
+    all.drain();
     all.tier.rule("");
     assert_recovers(&all.scene, "when it takes changes again");
+}
+
+/// Another user's name is where segments would wait, or comes to be there: it is not used, and said, and nothing is lost.
+#[test]
+fn a_tier_in_which_a_stranger_has_the_name() {
+    let all = Failing::new(Engine::IoUring);
+    all.store.rule(&format!("fsync * {}", libc::EIO));
+    all.spool();
+    all.scene.kill_flushers();
+    let stages = all.scene.further_tier().join("sheaf-0");
+    chown(&stages, Some(STRANGER), None).expect("we are root");
+    all.both("seq 2000 >ckpt/more");
+    all.await_told(true);
+    let told = status(&all.scene)["error"].to_string();
+    assert!(told.contains(&STRANGER.to_string()), "{told}");
+    all.scene.kill_flushers();
+    chown(&stages, Some(0), None).expect("we are root");
+    all.store.rule("");
+    all.assert_same("when it is ours again");
+    assert_recovers(&all.scene, "when it is ours again");
+}
+
+/// What a job has left in a further tier, with its memory lost: the site's epilog brings it to the store.
+#[test]
+fn an_epilog_stores_what_is_left() {
+    let all = Failing::new(Engine::IoUring);
+    all.store.rule(&format!("fsync * {}", libc::EIO));
+    all.spool();
+    all.scene.wipe_stage();
+    all.store.rule("");
+    let tiers = format!("{}:{}", all.scene.tier().display(), all.scene.further_tier().display());
+    let mut epilog = all.scene.native_command(workspace().join("scripts/slurm/epilog.sh"));
+    epilog.env("SHEAF", artefact("sheaf")).env("SHEAF_STAGE", tiers).env("SLURM_JOB_ID", "7").env("SLURM_JOB_UID", "0");
+    process::run(&mut epilog).expect_success();
+    assert!(all.scene.spooled().is_empty(), "{:?}", all.scene.spooled());
+    all.scene.wipe_stage();
+    all.assert_same("from the store alone");
+    assert_recovers(&all.scene, "from the store alone");
+}
+
+/// Two jobs of one store on a node, with first tiers of their own and one further tier: one at a time has that, and nobody loses
+/// anything, also if the one that has it is lost with its memory: then the next one brings to the store what it has left.
+#[test]
+fn two_jobs_with_one_further_tier() {
+    let scene = Scene::with_further_tier(Engine::IoUring);
+    let store = Unreliable::new(scene.root(), &scene.checkpoints());
+    store.rule(&format!("fsync * {}", libc::EIO));
+    let second = scene.tier().join("second");
+    fs::create_dir(&second).expect("the tier is ours");
+    let tiers = format!("{}:{}", second.display(), scene.further_tier().display());
+    let of_second = |command: &mut Command| process::run(command.env("SHEAF_STAGE", &tiers)).expect_success();
+    let write = |script: &str| {
+        scene.native(&["bash", "-ec", script]).expect_success();
+        of_second(scene.preloaded_command("bash").env(SLOW[1].0, SLOW[1].1).args(["-ec", script]));
+    };
+    scene.native(&["bash", "-ec", SCRIPTS[0].0]).expect_success();
+    preloaded_in_little_room(&scene, SCRIPTS[0].0);
+    await_spooled(&scene, SCRIPTS[0].1);
+    write("mkdir -p ckpt/second; for number in 1 2 3; do seq $number 20000 >ckpt/second/$number; done");
+    // The first job is lost. What it has left is not the second one's, in whose stage it would be missing.
+    scene.kill_flushers();
+    fs::remove_dir_all(scene.tier().join("sheaf-0")).expect("the tier is ours");
+    write("mv ckpt/second/1 ckpt/second/4");
+    store.rule("");
+    of_second(scene.sheaf_command().arg("drain"));
+    assert_recovers(&scene, "of two jobs");
 }

@@ -88,7 +88,7 @@ fn the_next_tier_serves() {
 // From here on the strangers are real: these tests need root.
 
 /// A user whom no file says anything of.
-const STRANGER: u32 = 54_321;
+pub const STRANGER: u32 = 54_321;
 
 /// A command that another user runs.
 fn as_stranger(program: &str, arguments: &[&str]) -> Command {

@@ -90,7 +90,8 @@ fn half_a_gibibyte_while_the_store_takes_nothing() {
 }
 
 /// What has a store take next to nothing, and a small stage have all that is written spooled.
-pub const SLOW: [(&str, &str); 3] = [("SHEAF_BANDWIDTH", "1"), ("SHEAF_STAGE_LIMIT", "1K"), ("SHEAF_STORE_TIMEOUT", "1")];
+pub const SLOW: [(&str, &str); 3] =
+    [("SHEAF_BANDWIDTH", "1"), ("SHEAF_STAGE_LIMIT", "1K"), ("SHEAF_STORE_TIMEOUT", "1")];
 /// More than the limit in the end.
 pub const WRITE: &str = "mkdir -p ckpt/set; for number in 1 2 3 4 5 6; do seq $number 30000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
                      ln ckpt/state-1 ckpt/set/link; ln -s state-1 ckpt/latest; seq 1000 >ckpt/set/small";
