@@ -240,6 +240,7 @@ fn what_cannot_be_removed_does_not_come_back() {
     all.scene.wipe_stage();
     all.assert_same("without its first tier");
     all.drain();
+    all.scene.wipe_stage();
     all.tier.rule("");
     assert_recovers(&all.scene, "when it takes changes again");
 }
