@@ -196,6 +196,11 @@ fn move_managed(
     if flags & RENAME_EXCHANGE != 0 && new.kind != Kind::Managed || flags & RENAME_WHITEOUT != 0 {
         return Err(Errno(libc::EINVAL));
     }
+    let inode = |entry: &Entry| entry.staged().map(|stat| stat.st_ino);
+    if new.kind == Kind::Managed && inode(old) == inode(&new) {
+        // Of two names of one file, both stay.
+        return Ok(());
+    }
     let is_moved = flags & RENAME_EXCHANGE == 0 && take_published_along(configuration, old, &new)?;
     if !is_moved && new.real().is_some() {
         replaced::mark(configuration, new.real_path())?;

@@ -288,7 +288,10 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
         return Step::Done(Err(Errno(libc::EEXIST)));
     }
     if !entry.is_regular() || flags & O_DIRECTORY != 0 {
-        return Step::Done(system::openat(AT_FDCWD, entry.tree_path(), flags, 0));
+        return match system::openat(AT_FDCWD, entry.tree_path(), flags, 0) {
+            Err(Errno(libc::ENOENT)) => Step::Again,
+            outcome => Step::Done(outcome),
+        };
     }
     let flags = flags & !(O_CREAT | O_EXCL);
     if flags & O_ACCMODE != O_RDONLY || flags & O_TRUNC != 0 {
@@ -443,8 +446,11 @@ fn open_truncated(configuration: &Configuration, entry: &mut Entry, flags: c_int
 /// Puts a new, empty file in the place of one that is being flushed or that is a stub.
 fn open_anew(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {
     let Some(old) = entry.staged().copied() else { return Step::Again };
-    if system::may_write(entry.tree_path()).is_err() {
-        return Step::Done(Err(Errno(libc::EACCES)));
+    match system::may_write(entry.tree_path()) {
+        Ok(()) => {}
+        // It has left the tree meanwhile.
+        Err(Errno(libc::ENOENT)) => return Step::Again,
+        Err(_) => return Step::Done(Err(Errno(libc::EACCES))),
     }
     let (tree_path, name) = entry.tree_path_and_spare();
     let flags_anew = flags & !(O_TRUNC | O_NONBLOCK) | O_CREAT | O_EXCL;
@@ -564,6 +570,8 @@ fn capture(entry: &Entry, flags: c_int, mode: mode_t) -> Step {
 /// Makes a new file in the tree for one that stays on the real path until its successor is published. The marker comes
 /// first: without it the old content would come back after the new one is deleted.
 fn capture_replacing(configuration: &Configuration, entry: &Entry, flags: c_int, real: &Stat) -> Step {
+    // Else the flusher, which takes its marker away when the staged file has gone, could take this one.
+    let _held = sides::hold(configuration);
     if replaced::mark(configuration, entry.real_path()).is_err() {
         return Step::Native;
     }

@@ -874,10 +874,15 @@ impl<'a> Walker<'a> {
         let has_parent_mirror = self.look(in_zone)?;
         let is_managed = self.slot.staged.get().is_some();
         let seen = self.slot.staged.get().or(self.slot.real.get());
-        if !(follows && seen.is_some_and(is_link)) || self.read_link(is_managed).is_err() {
+        if !(follows && seen.is_some_and(is_link)) {
             return Ok(Some(has_parent_mirror));
         }
-        self.is_detour |= is_managed;
+        match self.read_link(is_managed) {
+            Ok(()) => self.is_detour |= is_managed,
+            // It has been published meanwhile, and lies on its own path.
+            Err(Errno(libc::ENOENT)) if is_managed && self.read_link(false).is_ok() => {}
+            Err(_) => return Ok(Some(has_parent_mirror)),
+        }
         self.splice()?;
         Ok(None)
     }

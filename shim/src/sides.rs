@@ -54,13 +54,14 @@ pub fn hold(configuration: &Configuration) -> Option<Held> {
 }
 
 /// Holds all names if one of these is in the tree: then they are to be looked at again, because they may have left it. The
-/// flusher is started first, which takes its time; a directory, for whose names it is asked, can neither replace a file nor be
-/// replaced by one.
+/// flusher is started first, which takes its time, and whether that succeeds or not: another process may start one. A directory, for
+/// whose names it is asked, can neither replace a file nor be replaced by one.
 pub fn hold_for(configuration: &Configuration, entries: [Option<&Entry>; 2]) -> Option<Held> {
     let is = |kind: Kind| entries.iter().flatten().any(|entry| entry.kind == kind);
-    if !is(Kind::Managed) || is(Kind::Directory) || !flusher::ensure(configuration) {
+    if !is(Kind::Managed) || is(Kind::Directory) {
         return None;
     }
+    flusher::ensure(configuration);
     hold(configuration)
 }
 

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Gid, Stat, Uid, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, Stat, Uid, flock};
 use rustix::io::Errno;
 use sheaf_common::layout;
-use sheaf_common::replaced::FileIdentity;
+use sheaf_common::replaced::{FileIdentity, nanoseconds};
 
 use super::Shared;
 use super::segment::Throttle;
@@ -41,6 +41,8 @@ const LOCK_LIMIT: Duration = Duration::from_secs(5);
 /// The same when what is published need not leave the tree yet.
 const LOCK_LIMIT_SHORT: Duration = Duration::from_millis(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
+/// How long names stay on their side for sure: programs wait for at least a second, then they go on.
+const LOCK_TRUSTED: Duration = Duration::from_millis(500);
 /// How often it is looked whether what somebody had open can leave the tree.
 const RELEASE_INTERVAL: Duration = Duration::from_millis(500);
 /// Most files of which that is looked at: each takes a descriptor.
@@ -64,13 +66,21 @@ pub(super) struct Files {
     looked: Instant,
 }
 
-/// A published file that is still in the tree, and has not been written to since.
+/// A published file or link that is still in the tree, and has not been written to since.
 struct Kept {
-    source: Arc<Source>,
+    /// Nothing of a link.
+    source: Option<Arc<Source>>,
     attributes: Attributes,
     /// Its names that are published.
     names: Vec<StagedPath>,
     real: FileIdentity,
+}
+
+impl Kept {
+    /// Whether it is what was published, but for its names and attributes.
+    fn is_unwritten(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.is_unwritten())
+    }
 }
 
 /// What became of an entry.
@@ -85,12 +95,23 @@ enum Outcome {
     Nothing,
 }
 
-/// All names stay on their side until this is dropped.
-struct Locked<'a>(&'a File);
+/// All names stay on their side until this is dropped, or for as long as programs wait.
+struct Locked<'a> {
+    names: &'a File,
+    since: Instant,
+}
+
+impl Locked<'_> {
+    /// False when a program may have gone on meanwhile, because this process was stopped or the file system hung: then what was
+    /// looked at counts no more.
+    fn is_trusted(&self) -> bool {
+        self.since.elapsed() < LOCK_TRUSTED
+    }
+}
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let _ = flock(self.0, FlockOperation::Unlock);
+        let _ = flock(self.names, FlockOperation::Unlock);
     }
 }
 
@@ -150,12 +171,6 @@ impl Files {
             }
         }
         placed.records = self.records(entries, &names);
-        let links = names.iter().filter(|(index, _)| !self.kept.contains_key(&entries[*index].inode));
-        for (index, path) in links {
-            if entries[*index].kind == Kind::Symlink && !self.release_link(&entries[*index], path) {
-                placed.left_out.push((*index, None));
-            }
-        }
         placed.left_out.sort();
         Ok(placed)
     }
@@ -166,8 +181,9 @@ impl Files {
         let inodes: Vec<u64> = self.kept.keys().copied().collect();
         let mut changed = Vec::new();
         for inode in inodes {
+            let set = self.set_attributes(inode);
             let Some(kept) = self.kept.get(&inode) else { continue };
-            match self.release_file(inode, kept) {
+            match set.and_then(|()| self.release_file(inode, kept)) {
                 Ok(None) => {}
                 Ok(Some(Released::Gone)) => drop(self.kept.remove(&inode)),
                 Ok(Some(Released::Changed)) => {
@@ -190,7 +206,12 @@ impl Files {
             (Kind::File, Some(source)) => self.place_file(entry, source),
             (Kind::Symlink, _) => self.place_symlink(entry),
             (Kind::HardLink, _) => self.place_further_name(entry),
-            (Kind::SetAttributes, _) => self.set_attributes(entry),
+            (Kind::SetAttributes, _) => {
+                let named =
+                    self.kept.iter().find(|(_, kept)| kept.names.contains(&entry.path)).map(|(inode, _)| *inode);
+                let outcome = named.map_or(Ok(()), |inode| self.set_attributes(inode));
+                outcome.map(|()| Outcome::Nothing).map_err(|error| at(&absolute(&entry.path), &error))
+            }
             (Kind::Rename, _) => {
                 self.follow_rename(&entry.path, &entry.target);
                 Ok(Outcome::Nothing)
@@ -212,15 +233,17 @@ impl Files {
             return Ok(Outcome::Changed);
         }
         let outcome = self.move_in(&aside, entry, Some(source))?;
-        if let Outcome::Placed(path) = &outcome
-            && entry.flags & FLAG_UNCLOSED == 0
-            && self.kept.len() < KEPT_MAX
-        {
-            let real = identity(&absolute(path)).unwrap_or(FileIdentity::NONE);
-            let kept = Kept { source: source.clone(), attributes, names: vec![path.clone()], real };
-            self.kept.insert(entry.inode, kept);
+        if entry.flags & FLAG_UNCLOSED == 0 && self.kept.len() < KEPT_MAX {
+            self.keep(entry.inode, &outcome, Some(source.clone()), attributes);
         }
         Ok(outcome)
+    }
+
+    /// What is published is to leave the tree.
+    fn keep(&mut self, inode: u64, outcome: &Outcome, source: Option<Arc<Source>>, attributes: Attributes) {
+        let Outcome::Placed(path) = outcome else { return };
+        let real = identity(&absolute(path)).unwrap_or(FileIdentity::NONE);
+        self.kept.insert(inode, Kept { source, attributes, names: vec![path.clone()], real });
     }
 
     /// Writes a file aside, durably, with the attributes that it has when it is copied. The inner error is the stage's.
@@ -275,12 +298,14 @@ impl Files {
         let times = times(attributes.mtime_seconds, attributes.mtime_nanoseconds);
         // Some file systems keep no times of links.
         let _ = rustix::fs::utimensat(CWD, &aside.0, &times, AtFlags::SYMLINK_NOFOLLOW);
-        self.move_in(&aside, entry, None)
+        let outcome = self.move_in(&aside, entry, None)?;
+        self.keep(entry.inode, &outcome, None, attributes.clone());
+        Ok(outcome)
     }
 
-    /// A further name of a file: of what is published, if that is still what the tree has; else it is published once more.
+    /// A further name of a file or link: of what is published, if that is still what the tree has; else it is published once more.
     fn place_further_name(&mut self, entry: &Entry) -> Result<Outcome, Failure> {
-        let first = self.kept.get(&entry.inode).filter(|kept| kept.source.is_unwritten());
+        let first = self.kept.get(&entry.inode).filter(|kept| kept.is_unwritten());
         if let Some((first, real)) = first.map(|kept| (absolute(&kept.names[0]), kept.real))
             && identity(&first).is_ok_and(|found| found.is_same(&real))
         {
@@ -321,20 +346,39 @@ impl Files {
         }
     }
 
-    /// What was published is given other attributes; the next look has it leave the tree.
-    fn set_attributes(&mut self, entry: &Entry) -> Result<Outcome, Failure> {
-        let Some(kept) = self.kept.values_mut().find(|kept| kept.names.contains(&entry.path)) else {
-            return Ok(Outcome::Nothing);
-        };
-        let real = absolute(&entry.path);
-        if identity(&real).is_ok_and(|found| found.is_same(&kept.real)) {
-            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-            let file = OpenOptions::new().read(true).custom_flags(flags).open(&real);
-            let result = file.and_then(|file| set(&file, &entry.attributes).and_then(|()| file.sync_all()));
-            result.map_err(|error| at(&real, &error))?;
-            kept.attributes = entry.attributes.clone();
+    /// What was published is given the attributes that the staged file has now; the next look has it leave the tree. Also if the
+    /// program has given it another name since, and when nobody was told: attributes that were changed and changed back.
+    fn set_attributes(&mut self, inode: u64) -> io::Result<()> {
+        let Some(kept) = self.kept.get(&inode) else { return Ok(()) };
+        // What is written to is published again when it is complete.
+        let now = kept.source.as_ref().and_then(|source| source.stat_unwritten()).map(|stat| attributes(&stat));
+        let Some(now) = now else { return Ok(()) };
+        if now == kept.attributes {
+            return Ok(());
         }
-        Ok(Outcome::Nothing)
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        for path in self.names_now(kept) {
+            let file = match OpenOptions::new().read(true).custom_flags(flags).open(absolute(&path)) {
+                Ok(file) if file.metadata()?.ino() == kept.real.inode => file,
+                Err(error) if !concerns_one_name(&error) && error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error);
+                }
+                _ => continue,
+            };
+            set(&file, &now)?;
+            file.sync_all()?;
+            return self.kept.get_mut(&inode).map_or(Ok(()), |kept| {
+                // The time tells it from others.
+                kept.real.modified_ns = nanoseconds(now.mtime_seconds, now.mtime_nanoseconds);
+                kept.attributes = now;
+                Ok(())
+            });
+        }
+        if let Some(kept) = self.kept.get_mut(&inode) {
+            // It cannot be opened under any of its names: then it is published again.
+            kept.real = FileIdentity::NONE;
+        }
+        Ok(())
     }
 
     /// What is published was renamed by the program itself, with the staged file.
@@ -348,7 +392,7 @@ impl Files {
 
     /// Gives a file aside the name that the staged one has now.
     fn move_in(&self, aside: &Aside, entry: &Entry, source: Option<&Arc<Source>>) -> Result<Outcome, Failure> {
-        let Some(_locked) = self.lock(LOCK_LIMIT) else {
+        let Some(locked) = self.lock(LOCK_LIMIT) else {
             let text = "a program that was stopped keeps the names in the stage as they are".to_string();
             return Err(Failure::Store(text));
         };
@@ -362,7 +406,15 @@ impl Files {
                 return Ok(Outcome::Changed);
             }
         }
-        if is_newer_outside(stage, &real, entry.operation_time_ns) {
+        let is_outdated =
+            is_newer_outside(stage, &real, entry.operation_time_ns).map_err(|error| at(&real, &error.into()))?;
+        if !locked.is_trusted() {
+            return Ok(Outcome::Changed);
+        }
+        if is_outdated && source.is_some_and(|source| !source.is_unwritten()) {
+            return Ok(Outcome::Changed);
+        }
+        if is_outdated {
             log::warn!("{} was written elsewhere after this node: that version stays", real.display());
             let _ = fs::remove_file(stage.tree_path(&path));
             return Ok(Outcome::Nothing);
@@ -388,56 +440,40 @@ impl Files {
         shown.filter(|path| has(path)).or_else(|| has(&entry.path).then(|| entry.path.clone()))
     }
 
-    /// A link, which nobody can have open, leaves the tree. False when it has changed, or its name has.
-    fn release_link(&self, entry: &Entry, path: &[u8]) -> bool {
-        let Some(_locked) = self.lock(LOCK_LIMIT_SHORT) else { return false };
-        let stage = &self.shared.stage;
-        let is_same = |stat: &Stat| {
-            let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
-            is_link && stat.st_ino == entry.inode && attributes(stat) == entry.attributes
-        };
-        let real = absolute(path);
-        let marked = stage.marked(real.as_os_str().as_bytes());
-        let is_ours = identity(&real).is_ok_and(|found| marked.is_some_and(|marked| marked.is_same(&found)));
-        let is_released = is_ours
-            && stat_staged(stage, path).as_ref().is_some_and(is_same)
-            && fs::remove_file(stage.tree_path(path)).is_ok();
-        if is_released {
-            stage.unmark(real.as_os_str().as_bytes());
-        }
-        is_released
-    }
-
-    /// Nothing when the file has to stay for now.
-    fn release_file(&self, inode: u64, kept: &Kept) -> io::Result<Option<Released>> {
-        if !kept.source.is_unwritten() {
-            // It is published again when it is complete.
-            return Ok(Some(Released::Gone));
-        }
-        let Some(_locked) = self.lock(LOCK_LIMIT_SHORT) else { return Ok(None) };
-        let stage = &self.shared.stage;
+    /// The names of a published file: if it has one, the one that it has now.
+    fn names_now(&self, kept: &Kept) -> Vec<StagedPath> {
         let mut names = kept.names.clone();
         if let [only] = &mut names[..]
-            && let Some(place) = kept.source.place()
+            && let Some(place) = kept.source.as_ref().and_then(|source| source.place())
             && let Ok(path) = place.strip_prefix(&self.tree)
         {
             *only = path.as_os_str().as_bytes().to_vec();
         }
-        let is_named = |path: &StagedPath| stat_staged(stage, path).is_some_and(|stat| stat.st_ino == inode);
-        let staged: Vec<StagedPath> = names.into_iter().filter(is_named).collect();
-        if staged.is_empty() {
+        names
+    }
+
+    /// Nothing when the file has to stay for now.
+    fn release_file(&self, inode: u64, kept: &Kept) -> io::Result<Option<Released>> {
+        if !kept.is_unwritten() {
+            // It is published again when it is complete.
             return Ok(Some(Released::Gone));
         }
+        let Some(locked) = self.lock(LOCK_LIMIT_SHORT) else { return Ok(None) };
+        let (stage, names) = (&self.shared.stage, self.names_now(kept));
+        let is_named = |path: &StagedPath| stat_staged(stage, path).is_some_and(|stat| stat.st_ino == inode);
+        let staged: Vec<StagedPath> = names.into_iter().filter(is_named).collect();
         let is_ours = |path: &StagedPath| identity(&absolute(path)).is_ok_and(|found| found.is_same(&kept.real));
-        if !staged.iter().all(is_ours) {
+        // What has no name any more is nobody's; what has others is published under these.
+        if staged.is_empty() || !staged.iter().all(is_ours) {
             return Ok(Some(Released::Changed));
         }
         // Under a name that was taken from it meanwhile, what is published still waits for the successor.
         if fs::symlink_metadata(absolute(&staged[0]))?.nlink() != staged.len() as u64 {
             return Ok(None);
         }
-        let released = kept.source.exclusively(|stat| {
-            if attributes(stat) != kept.attributes || usize::try_from(stat.st_nlink) != Ok(staged.len()) {
+        let leave = |stat: &Stat| {
+            let has_changed = attributes(stat) != kept.attributes || usize::try_from(stat.st_nlink) != Ok(staged.len());
+            if has_changed || !locked.is_trusted() {
                 return Ok(None);
             }
             for path in &staged {
@@ -445,9 +481,15 @@ impl Files {
                 stage.unmark(absolute(path).as_os_str().as_bytes());
             }
             Ok(Some(Released::Gone))
-        })?;
+        };
+        let Some(source) = &kept.source else {
+            // Nobody can have a link open.
+            let Some(stat) = stat_staged(stage, &staged[0]) else { return Ok(Some(Released::Changed)) };
+            return if attributes(&stat) == kept.attributes { leave(&stat) } else { Ok(Some(Released::Changed)) };
+        };
+        let released = source.exclusively(leave)?;
         if released.is_some() {
-            kept.source.release();
+            source.release();
         }
         Ok(released)
     }
@@ -492,15 +534,16 @@ impl Files {
             }
             std::thread::sleep(LOCK_PAUSE);
         }
-        Some(Locked(&self.names))
+        Some(Locked { names: &self.names, since: Instant::now() })
     }
 
     fn create_aside(&mut self) -> Result<(Aside, File), Failure> {
-        let path = self.name_aside()?;
+        // Whether there is one or not after an error: its answer may be lost.
+        let aside = Aside(self.name_aside()?);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&path).map_err(|error| at(&path, &error))?;
-        Ok((Aside(path), file))
+        let file = options.open(&aside.0).map_err(|error| at(&aside.0, &error))?;
+        Ok((aside, file))
     }
 
     /// A new name in the store, which is made if it is not there.
@@ -549,10 +592,13 @@ fn clear(store: &Path, own: &str) {
 }
 
 /// Whether what lies at a path has come from elsewhere, later than what is about to take its place.
-fn is_newer_outside(stage: &Stage, real: &Path, operation_time_ns: u64) -> bool {
-    let Ok(found) = identity(real) else { return false };
+fn is_newer_outside(stage: &Stage, real: &Path, operation_time_ns: u64) -> Result<bool, Errno> {
+    let found = match identity(real) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+        found => found?,
+    };
     let is_known = stage.marked(real.as_os_str().as_bytes()).is_some_and(|known| known.is_same(&found));
-    !is_known && found.born_ns.max(found.modified_ns) > operation_time_ns.saturating_add(CLOCKS_DIFFER_NS)
+    Ok(!is_known && found.born_ns.max(found.modified_ns) > operation_time_ns.saturating_add(CLOCKS_DIFFER_NS))
 }
 
 /// Renames also into a directory that is missing, or that its owner may not write to.

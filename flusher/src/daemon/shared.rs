@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::fstat;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::aggregate::{BLOCK, Identity, Range, RangeState, archive_end, file_of, shared_format_entry};
+use crate::aggregate::{BLOCK, Identity, Range, RangeState, archive_end, file_of, ranges, shared_format_entry};
 use crate::engine::{Target, sync_directory};
 use crate::stage::transient::mounts_of;
 use crate::store::{LARGE, Lock, RESERVING, give_up, lock_byte, open_file, open_to_change};
@@ -115,12 +115,18 @@ impl Seat {
         Ok(())
     }
 
-    /// Gives the range up that is being written, if there is one.
+    /// Gives the range up that is being written, if there is one. Where its header has not outlived a failed sync, the archive
+    /// ended there, and the place may be another node's by now.
     ///
     /// # Errors
     /// From the file system. It does not count in any case.
     pub fn give_up(&mut self, target: &Target) -> io::Result<()> {
-        self.range.take().map_or(Ok(()), |range| give_up(target.file(), &range))
+        let Some(range) = self.range.take() else { return Ok(()) };
+        let is_it = |(found, _): &(Range, RangeState)| {
+            (found.offset, found.sequence) == (range.offset, range.sequence)
+                && found.identity.uuid == range.identity.uuid
+        };
+        if ranges(target.file())?.iter().any(is_it) { give_up(target.file(), &range) } else { Ok(()) }
     }
 }
 

@@ -14,7 +14,7 @@ const JOB: &str = "
     truncate -s 3M step1/sparse; printf end | dd of=step1/sparse bs=1 seek=2000000 conv=notrunc status=none
     head -c 5000000 /dev/zero | tr '\\0' x > step1/large
     chmod 640 step1/a; chmod 400 step1/b; touch -d '2001-02-03 04:05:06.789012345' step1/a
-    ln step1/large step1/further; ln -s a step1/latest; ln -s ../step1/large step2/up
+    ln step1/large step1/further; ln -s a step1/latest; ln -s ../step1/large step2/up; ln -P step1/latest step2/again
     cp -p step1/a step2/copy; mv step2/copy step2/moved; printf tmp > step2/tmp; mv step2/tmp step2/state
     printf gone > step2/gone; rm step2/gone; mkdir step3; printf x > step3/x; mv step3 step4
     printf more >> step1/a; printf other > step2/state
@@ -128,6 +128,63 @@ fn a_file_that_is_read_while_it_is_published_stays_right() {
     scene.drain();
     assert_eq!(fs::read_to_string(scene.checkpoints().join("b")).expect("it is published"), "three\n");
     assert!(!scene.checkpoints().join("a").exists());
+}
+
+/// Modes and names that are changed in one breath, while the flusher looks elsewhere.
+#[test]
+fn what_is_changed_before_a_rename_is_not_forgotten() {
+    let scene = Scene::new(Engine::IoUring).in_layout("files");
+    let [gate, ready, changed] = ["gate", "ready", "changed"].map(|name| scene.captured_directory().join(name));
+    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+    // It has the file open, so that it stays in the stage when it is published.
+    const CHANGE: &str = "import os
+with open('ckpt/a', 'w') as state: state.write('state')
+held = open('ckpt/a')
+os.mknod('ready')
+open('gate').read()
+os.chmod('ckpt/a', 0o640)
+os.rename('ckpt/a', 'ckpt/b')
+os.chmod('ckpt/b', 0o604)
+os.mknod('changed')
+open('gate').read()";
+    let company = process::start(scene.preloaded_command("python3").args(["-c", CHANGE])).await_file(&ready);
+    scene.sheaf(&["wait"]).expect_success();
+    scene.stop_flushers_in(scene.tier());
+    fs::write(&gate, "").expect("the company reads it");
+    let company = company.await_file(&changed);
+    scene.continue_flushers_in(scene.tier());
+    scene.sheaf(&["wait"]).expect_success();
+    fs::write(&gate, "").expect("the company reads it");
+    company.finish().expect_success();
+    scene.drain();
+    let real = listing(&scene.checkpoints());
+    assert!(real.starts_with("f 604 ") && real.ends_with(" b") && real.lines().count() == 1, "{real}");
+    scene.wipe_stage();
+    assert_eq!(scene.preloaded(&["cat", "ckpt/b"]).expect_success().text(), "state");
+    scene.drain();
+}
+
+/// Renaming one name of a file to another of its names changes nothing, staged or published; so it is with symbolic links.
+#[test]
+fn two_names_of_one_file_both_stay() {
+    const MAKE: &str = "set -e; cd ckpt; echo data > file; ln -s file a; ln -P a b; ln file one";
+    const RENAME: &str = "set -e; cd ckpt; python3 -c 'import os; os.rename(\"a\", \"b\"); os.rename(\"file\", \"one\")'; echo more >> one";
+    for drains in [false, true] {
+        let scene = Scene::new(Engine::IoUring).in_layout("files");
+        for script in [MAKE, RENAME] {
+            scene.native(&["bash", "-c", script]).expect_success();
+        }
+        match drains {
+            true => {
+                scene.preloaded(&["bash", "-c", MAKE]).expect_success();
+                scene.drain();
+                scene.preloaded(&["bash", "-c", RENAME]).expect_success();
+            }
+            false => drop(scene.preloaded(&["bash", "-c", &format!("{MAKE}; cd ..; {RENAME}")]).expect_success()),
+        }
+        scene.drain();
+        assert_alike(&scene);
+    }
 }
 
 /// A program that removes its last checkpoint but one waits until the last one is published: a node that is lost never takes both.

@@ -11,6 +11,7 @@ mod hung;
 mod killed;
 mod leftover;
 mod nodes;
+mod sides;
 mod sites;
 mod standard_error;
 mod stopped;

@@ -2,7 +2,8 @@
 //!
 //! `unreliable BACKING PLACE CONTROL` mounts `BACKING` over `PLACE` until it is unmounted. What goes wrong stands in
 //! `CONTROL/rules`, which is read before each call; only calls on a store count (`.sheaf` and what is in it), and on where
-//! segments wait for one in a further tier (`*.spool`); they are named in `CONTROL/log`. Root may mount; others need `fusermount3`.
+//! segments wait for one in a further tier (`*.spool`), if the rules do not say otherwise; they are named in `CONTROL/log`. Root may
+//! mount; others need `fusermount3`.
 
 mod nodes;
 mod rules;
@@ -40,10 +41,30 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// What lies there, with zeros behind the end of the file.
+fn read_at_most(file: &fs::File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let (mut bytes, mut done) = (vec![0; length], 0);
+    while done < length {
+        match file.read_at(&mut bytes[done..], offset + done as u64)? {
+            0 => break,
+            count => done += count,
+        }
+    }
+    Ok(bytes)
+}
+
+/// What the caller is told of a call that was made.
+fn answered<T>(action: Option<Action>, value: T) -> Outcome<T> {
+    match action {
+        Some(Action::Lose(number)) => Err(Errno::from_i32(number)),
+        _ => Ok(value),
+    }
+}
+
 impl Unreliable {
     /// Asks the rules about a call on a file or on a name in it; an error is what they want.
     fn pass(&self, call: &str, inode: INodeNo, name: Option<&OsStr>) -> Outcome<Option<Action>> {
-        if !self.nodes.is_counted(inode, name) {
+        if !self.nodes.is_counted(inode, name) && !self.rules.is_everywhere() {
             return Ok(None);
         }
         match self.rules.ask(call) {
@@ -58,8 +79,9 @@ impl Unreliable {
         (inode, name): (INodeNo, Option<&OsStr>),
         act: impl FnOnce(&Path) -> io::Result<()>,
     ) -> Outcome<()> {
-        self.pass(call, inode, name)?;
-        act(&self.nodes.path(inode, name)?).map_err(|error| errno(&error))
+        let action = self.pass(call, inode, name)?;
+        act(&self.nodes.path(inode, name)?).map_err(|error| errno(&error))?;
+        answered(action, ())
     }
 
     fn entry(
@@ -83,43 +105,42 @@ impl Unreliable {
 
     fn read_some(&self, inode: INodeNo, handle: FileHandle, offset: u64, size: u32) -> Outcome<Vec<u8>> {
         self.pass("read", inode, None)?;
-        let mut bytes = vec![0; size as usize];
-        let (file, mut done) = (self.nodes.file(handle)?, 0);
-        while done < bytes.len() {
-            match file.read_at(&mut bytes[done..], offset + done as u64).map_err(|error| errno(&error))? {
-                0 => break,
-                count => done += count,
-            }
-        }
-        bytes.truncate(done);
-        Ok(bytes)
+        let file = self.nodes.file(handle)?;
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        let left = length.saturating_sub(offset).min(size.into());
+        read_at_most(&file, offset, left as usize).map_err(|error| errno(&error))
     }
 
     fn write_some(&self, inode: INodeNo, handle: FileHandle, offset: u64, data: &[u8]) -> Outcome<u32> {
-        let length = match self.pass("write", inode, None)? {
+        let action = self.pass("write", inode, None)?;
+        let length = match action {
             Some(Action::Short) => data.len().div_ceil(2),
             _ => data.len(),
         };
         let file = self.nodes.file(handle)?;
+        let before = read_at_most(&file, offset, length).map_err(|error| errno(&error))?;
         file.write_all_at(&data[..length], offset).map_err(|error| errno(&error))?;
-        self.nodes.note_write(inode, offset, length as u64);
+        self.nodes.note_write(inode, offset, before);
         self.rules.record(offset, &data[..length]);
-        Ok(length as u32)
+        answered(action, length as u32)
     }
 
-    /// An fsync that fails loses what was written since the last one, as disks and network file systems do; the next one
-    /// succeeds and brings nothing back.
+    /// An fsync that fails loses what was written since the last one, as disks and network file systems do: what was there before
+    /// is there again, or zeros. The next one succeeds and brings nothing back.
     fn sync(&self, inode: INodeNo, handle: FileHandle) -> Outcome<()> {
         let unsynced = self.nodes.take_unsynced(inode);
-        if let Err(error) = self.pass("fsync", inode, None) {
-            let file = self.nodes.file(handle)?;
-            for (offset, length) in unsynced {
-                let _ = file.write_all_at(&vec![0; length as usize], offset);
+        let action = match self.pass("fsync", inode, None) {
+            Ok(action) => action,
+            Err(error) => {
+                let file = self.nodes.file(handle)?;
+                for (offset, before) in unsynced.into_iter().rev() {
+                    let _ = file.write_all_at(&before, offset);
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         self.rules.record_flush();
-        Ok(())
+        answered(action, ())
     }
 
     fn list(&self, inode: INodeNo) -> Outcome<Vec<(INodeNo, FileType, OsString)>> {
@@ -284,9 +305,11 @@ impl Filesystem for Unreliable {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let path = self.pass("create", parent, Some(name)).and_then(|_| self.nodes.path(parent, Some(name)));
-        let opened = path.and_then(|path| self.open_file(&path, flags | libc::O_CREAT, mode & !umask));
-        let made = opened.and_then(|handle| Ok((handle, self.nodes.find(parent, name)?)));
+        let made = self.pass("create", parent, Some(name)).and_then(|action| {
+            let path = self.nodes.path(parent, Some(name))?;
+            let handle = self.open_file(&path, flags | libc::O_CREAT, mode & !umask)?;
+            answered(action, (handle, self.nodes.find(parent, name)?))
+        });
         answer!(reply, made, (handle, attributes) => {
             reply.created(&NO_TIME, &attributes, Generation(0), handle, FopenFlags::empty())
         });

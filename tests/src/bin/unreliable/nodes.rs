@@ -26,7 +26,8 @@ pub struct Nodes {
     counted: Mutex<HashSet<u64>>,
     open: Mutex<HashMap<u64, std::sync::Arc<File>>>,
     next: AtomicU64,
-    unsynced: Mutex<HashMap<u64, Vec<(u64, u64)>>>,
+    /// Of each file what lay where it was written since it was made durable.
+    unsynced: Mutex<HashMap<u64, Vec<(u64, Vec<u8>)>>>,
 }
 
 impl Nodes {
@@ -103,13 +104,13 @@ impl Nodes {
         self.open.lock().expect("no panics").remove(&handle.0);
     }
 
-    /// Takes note that this is not durable.
-    pub fn note_write(&self, inode: INodeNo, offset: u64, length: u64) {
-        self.unsynced.lock().expect("no panics").entry(inode.0).or_default().push((offset, length));
+    /// Takes note that what lay there is overwritten, and that this is not durable.
+    pub fn note_write(&self, inode: INodeNo, offset: u64, before: Vec<u8>) {
+        self.unsynced.lock().expect("no panics").entry(inode.0).or_default().push((offset, before));
     }
 
-    /// What was written since it was asked last.
-    pub fn take_unsynced(&self, inode: INodeNo) -> Vec<(u64, u64)> {
+    /// What was overwritten since it was asked last, in order.
+    pub fn take_unsynced(&self, inode: INodeNo) -> Vec<(u64, Vec<u8>)> {
         self.unsynced.lock().expect("no panics").remove(&inode.0).unwrap_or_default()
     }
 }

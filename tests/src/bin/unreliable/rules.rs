@@ -1,8 +1,8 @@
 //! What goes wrong: a text file that the test changes while the mount is used.
 //!
 //! A line of `CONTROL/rules` is `CALL WHEN ACTION`. WHEN is a number (that call of this kind from now on, the first is 1)
-//! or `*`; CALL may be `*`, too. ACTION is an errno, `short` (a write takes half), or `hang` (no answer until the rules
-//! change). A line `record` keeps every write and flush in `CONTROL/record`.
+//! or `*`; CALL may be `*`, too. ACTION is an errno, `lost-` and an errno (the call is made, and fails all the same), `short` (a
+//! write takes half), or `hang` (no answer until the rules change). With a line `everywhere` calls on all files count. A line `record` keeps every write and flush in `CONTROL/record`.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -19,6 +19,8 @@ const LOOK: Duration = Duration::from_millis(5);
 pub enum Action {
     /// It fails with this errno.
     Fail(i32),
+    /// It is made, but its answer is lost: the caller is told this errno.
+    Lose(i32),
     /// It does half of what it was asked for.
     Short,
     /// It gets no answer for now.
@@ -63,6 +65,11 @@ impl Rules {
         None
     }
 
+    /// Whether calls beside the store count.
+    pub fn is_everywhere(&self) -> bool {
+        self.read().lines().any(|line| line == "everywhere")
+    }
+
     fn read(&self) -> String {
         fs::read_to_string(&self.path).unwrap_or_default()
     }
@@ -86,7 +93,10 @@ impl Rules {
             meets.then(|| match *action {
                 "short" => Action::Short,
                 "hang" => Action::Hang,
-                number => Action::Fail(number.parse().expect("an errno")),
+                number => match number.strip_prefix("lost-") {
+                    Some(number) => Action::Lose(number.parse().expect("an errno")),
+                    None => Action::Fail(number.parse().expect("an errno")),
+                },
             })
         });
         (text, action)
