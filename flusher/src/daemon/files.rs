@@ -478,7 +478,10 @@ impl Files {
             }
             for path in &staged {
                 fs::remove_file(stage.tree_path(path))?;
-                stage.unmark(absolute(path).as_os_str().as_bytes());
+                // Else a program may have marked what it is about to replace.
+                if locked.is_trusted() {
+                    stage.unmark(absolute(path).as_os_str().as_bytes());
+                }
             }
             Ok(Some(Released::Gone))
         };

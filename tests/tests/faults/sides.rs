@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sheaf_tests::process::{self, Running};
+use sheaf_tests::unreliable::Unreliable;
 use sheaf_tests::{Engine, Scene};
 
 use crate::unknown::Installation;
@@ -52,22 +53,45 @@ impl Stopped<'_> {
         let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=STOP:when={when}"));
         let path = path.to_str().expect("plain names");
         let options = ["-f", "-P", path, "-e", &trace, "-e", &inject, "-o", log.to_str().expect("plain names")];
-        let mut running = process::start(&mut scene.traced(&options, command));
-        while !fs::read_to_string(&log).is_ok_and(|log| log.contains("stopped by SIGSTOP")) {
-            if running.wait_for(Duration::from_millis(2)) {
-                running.finish().expect_success();
+        let stopped = Stopped { scene, running: process::start(&mut scene.traced(&options, command)) };
+        stopped.await_stop(&log)
+    }
+
+    /// The same of the scene's flusher; `begin` has it do what it is to be stopped at.
+    fn attach<'a>(scene: &'a Scene, (call, path): (&str, &Path), begin: impl FnOnce()) -> Stopped<'a> {
+        let log = scene.root().join("strace.log");
+        let mut strace = scene.native_command("strace");
+        strace.args(["-f", "-p", &scene.flushers()[0].to_string(), "-P"]).arg(path).arg("-o").arg(&log);
+        strace.args(["-e", &format!("trace={call}"), "-e", &format!("inject={call}:signal=STOP:when=1")]);
+        let stopped = Stopped { scene, running: process::start(&mut strace) };
+        let status = format!("/proc/{}/status", scene.flushers()[0]);
+        let is_traced = || fs::read_to_string(&status).is_ok_and(|text| !text.contains("TracerPid:\t0\n"));
+        await_that("it is not traced", is_traced);
+        begin();
+        stopped.await_stop(&log).expect("it comes to that call")
+    }
+
+    fn await_stop(mut self, log: &Path) -> Option<Self> {
+        while !fs::read_to_string(log).is_ok_and(|log| log.contains("stopped by SIGSTOP")) {
+            if self.running.wait_for(Duration::from_millis(2)) {
+                self.running.finish().expect_success();
                 return None;
             }
         }
-        Some(Stopped { scene, running })
+        Some(self)
     }
 
-    /// Lets it, and a flusher that it has started, go on to the end.
+    /// Lets it, and a flusher that it has started, go on.
+    fn resume(&self) {
+        // SAFETY: kill takes two integers; the group is that of our own child.
+        unsafe { libc::kill(-(self.running.id() as libc::pid_t), libc::SIGCONT) };
+        self.scene.continue_flushers_in(self.scene.tier());
+    }
+
+    /// The same, to the end.
     fn go_on(mut self) -> process::Finished {
         loop {
-            // SAFETY: kill takes two integers; the group is that of our own child.
-            unsafe { libc::kill(-(self.running.id() as libc::pid_t), libc::SIGCONT) };
-            self.scene.continue_flushers_in(self.scene.tier());
+            self.resume();
             // Each of its threads is stopped once.
             if self.running.wait_for(Duration::from_millis(20)) {
                 return self.running.finish();
@@ -155,6 +179,40 @@ fn names_that_leave_without_a_flusher_of_ones_own() {
         assert_eq!(scene.preloaded(&["ls", "ckpt"]).expect_success().text(), left);
         scene.drain();
     }
+}
+
+/// A flusher is stopped when a published file has left the stage, and before it forgets that it was there. Who writes the file anew
+/// meanwhile, and renames it later, leaves nothing under the name.
+#[test]
+fn a_file_that_is_written_anew_before_the_old_one_is_forgotten() {
+    let scene = Scene::new(Engine::Pwrite).in_layout("files");
+    let unreliable = Unreliable::new(scene.root(), &scene.checkpoints());
+    unreliable.rule("fsync * hang");
+    let [gate, made] = ["gate", "made"].map(|name| scene.captured_directory().join(name));
+    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+    const PROGRAM: &str = "import os
+with open('ckpt/state', 'w') as state: state.write('old')
+open('gate').read()
+with open('ckpt/state', 'w') as state:
+    state.write('new')
+    os.mknod('made')
+    open('gate').read()
+    os.rename('ckpt/state', 'ckpt/other')";
+    let mut program = scene.preloaded_command("python3");
+    let program = process::start(program.args(["-c", PROGRAM]).env("SHEAF_TIMEOUT", "1"));
+    await_that("nothing is published", || unreliable.log().iter().any(|call| call.starts_with("fsync Hang")));
+    let stopped = Stopped::attach(&scene, ("unlink", &staged(&scene, "state")), || unreliable.rule(""));
+    fs::write(&gate, "").expect("the program reads it");
+    let program = program.await_file(&made);
+    stopped.resume();
+    scene.sheaf(&["status"]).expect_success();
+    fs::write(&gate, "").expect("the program reads it");
+    program.finish().expect_success();
+    scene.drain();
+    stopped.go_on();
+    assert_eq!(scene.preloaded(&["ls", "ckpt"]).expect_success().text(), "other\n");
+    assert_eq!(fs::read_to_string(scene.checkpoints().join("other")).expect("it is published"), "new");
+    scene.drain();
 }
 
 /// Stops a flusher at one of its looks at the place that a file is about to take, for longer than the program waits that removes
