@@ -52,7 +52,9 @@ fn power_is_lost_after_durable_calls() {
     let mut random = StdRng::seed_from_u64(seed);
     let sides =
         [("ext4", Engine::IoUring), ("xfs", Engine::Pwrite), ("xfs", Engine::IoUring)].map(|side| (side, "node"));
-    for ((kind, engine), layout) in sides.into_iter().chain([(("ext4", Engine::Pwrite), "files")]) {
+    for ((kind, engine), layout) in
+        sides.into_iter().chain([(("ext4", Engine::Pwrite), "files"), (("xfs", Engine::Pwrite), "files")])
+    {
         for policy in ["close", "fsync"] {
             let scene = Scene::new(engine).in_layout(layout);
             let disk = Disk::new(kind, &scene.root().join("disk"), &scene.checkpoints());

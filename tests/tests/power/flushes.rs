@@ -116,6 +116,7 @@ fn power_is_lost_between_any_two_flushes() {
         ("xfs", Engine::Pwrite, "node"),
         ("ext4", Engine::IoUring, "shared:1"),
         ("xfs", Engine::Pwrite, "shared:2"),
+        ("ext4", Engine::Pwrite, "files"),
     ] {
         round(kind, engine, layout, &mut random);
     }

@@ -62,7 +62,10 @@ fn round(kind: &str, engine: Engine, layout: &'static str, random: &mut StdRng) 
 
 /// Everything that was acknowledged is there, right, and nothing is seen by half.
 fn assert_acknowledged(scene: &Scene, count: u32, what: &str) {
-    scene.verify();
+    // In layout `files` there is none.
+    if !scene.store_aggregates().is_empty() {
+        scene.verify();
+    }
     for aggregate in scene.store_aggregates() {
         process::run(scene.native_command("tar").arg("-tf").arg(aggregate)).expect_success();
     }
@@ -92,5 +95,6 @@ fn power_is_lost_at_random_moments() {
             round(kind, engine, "node", &mut random);
         }
         round("ext4", Engine::IoUring, "shared:2", &mut random);
+        round("xfs", Engine::Pwrite, "files", &mut random);
     }
 }
