@@ -20,6 +20,9 @@ const STORE: &str = ".sheaf";
 /// End of the names of the others: where segments wait in a further tier.
 const SPOOL: &[u8] = b".spool";
 
+/// Places in a file, and what lies there.
+type Pieces = Vec<(u64, Vec<u8>)>;
+
 /// See the module.
 pub struct Nodes {
     known: Mutex<HashMap<u64, File>>,
@@ -27,7 +30,7 @@ pub struct Nodes {
     open: Mutex<HashMap<u64, std::sync::Arc<File>>>,
     next: AtomicU64,
     /// Of each file what lay where it was written since it was made durable.
-    unsynced: Mutex<HashMap<u64, Vec<(u64, Vec<u8>)>>>,
+    unsynced: Mutex<HashMap<u64, Pieces>>,
 }
 
 impl Nodes {
@@ -110,7 +113,7 @@ impl Nodes {
     }
 
     /// What was overwritten since it was asked last, in order.
-    pub fn take_unsynced(&self, inode: INodeNo) -> Vec<(u64, Vec<u8>)> {
+    pub fn take_unsynced(&self, inode: INodeNo) -> Pieces {
         self.unsynced.lock().expect("no panics").remove(&inode.0).unwrap_or_default()
     }
 }
