@@ -553,7 +553,7 @@ impl Files {
     fn name_aside(&mut self) -> Result<PathBuf, Failure> {
         let store = &self.shared.settings.store;
         fs::create_dir_all(store).map_err(|error| at(store, &error))?;
-        let own = format!("{ASIDE}{:032x}-", u128::from_be_bytes(self.shared.stage_uuid));
+        let own = self.own();
         if !self.is_cleared {
             clear(store, &own);
             self.is_cleared = true;
@@ -562,8 +562,15 @@ impl Files {
         Ok(store.join(format!("{own}{}", self.count)))
     }
 
-    /// The flusher's end: a store that holds nothing was only made for files on their way.
+    /// How the names begin of what this stage writes aside.
+    fn own(&self) -> String {
+        format!("{ASIDE}{:032x}-", u128::from_be_bytes(self.shared.stage_uuid))
+    }
+
+    /// The flusher's end: what could not be removed when it failed is tried again, and a store that holds nothing was only made for
+    /// files on their way.
     pub fn end(&mut self) {
+        clear(&self.shared.settings.store, &self.own());
         let _ = fs::remove_dir(&self.shared.settings.store);
     }
 }
