@@ -114,8 +114,10 @@ pub fn read(shared: &Shared, is_fresh: bool) {
     let mut said = None;
     prepare_catalog(&shared.settings.store);
     loop {
-        let error = match read_once(shared, is_fresh) {
-            Ok((store, segments)) => {
+        let read = read_once(shared, is_fresh).and_then(|read| Ok((read, shared.stage.born_ns()?)));
+        let error = match read {
+            Ok(((mut store, segments), born_ns)) => {
+                store.know_birth(born_ns);
                 let (watermark_ns, newest_ns, acknowledged_ns) = store.told_of(shared.stage_uuid);
                 shared.watermark_ns.fetch_max(watermark_ns, Ordering::SeqCst);
                 shared.newest_ns.fetch_max(newest_ns, Ordering::SeqCst);

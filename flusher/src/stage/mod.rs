@@ -129,6 +129,15 @@ impl Stage {
         Ok(uuid)
     }
 
+    /// When it was made, in nanoseconds since 1970; its uuid has been asked for before.
+    ///
+    /// # Errors
+    /// From the file system.
+    pub fn born_ns(&self) -> io::Result<u64> {
+        let status = rustix::fs::stat(self.path(layout::UUID))?;
+        Ok(nanoseconds(status.st_mtime, status.st_mtime_nsec as u32))
+    }
+
     /// Whether nothing was captured in it, and nobody has looked into a checkpoint directory by it.
     ///
     /// # Errors

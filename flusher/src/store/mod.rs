@@ -210,6 +210,8 @@ pub struct Store {
     decisions: Vec<Decision>,
     /// The stage that this process publishes for: nothing of it is hidden from it.
     own_stage: Option<[u8; 16]>,
+    /// When that stage was made.
+    born_ns: u64,
     /// Whether everything counts, whatever has been decided.
     is_complete: bool,
     /// What has been chosen to count besides, by uuid.
@@ -349,6 +351,7 @@ impl Store {
             trusts_catalog: true,
             decisions: Vec::new(),
             own_stage: None,
+            born_ns: u64::MAX,
             is_complete: false,
             chosen: HashMap::new(),
             limits: HashMap::new(),
@@ -423,8 +426,22 @@ impl Store {
         self.view.named_by(path).is_some_and(|aggregate| self.is_another_nodes(aggregate))
     }
 
+    /// Takes note when this process's stage was made, in nanoseconds since 1970: what another stage of the node's has published
+    /// since then may never have been seen in this one.
+    pub fn know_birth(&mut self, born_ns: u64) {
+        self.born_ns = born_ns;
+    }
+
     fn is_another_nodes(&self, aggregate: AggregateId) -> bool {
-        self.aggregate(aggregate).is_ok_and(|aggregate| aggregate.identity.node != self.node)
+        self.aggregate(aggregate)
+            .is_ok_and(|aggregate| aggregate.identity.node != self.node || self.is_beside(aggregate))
+    }
+
+    /// Whether another stage of this node has published it, or a part of it, since there is this process's: such as a job's that has a
+    /// /dev/shm of its own, or somebody who has moved aggregates.
+    fn is_beside(&self, aggregate: &Aggregate) -> bool {
+        let newest_ns = aggregate.newest_ns.max(aggregate.identity.created_ns);
+        self.own_stage.is_some_and(|stage| stage != aggregate.identity.stage) && newest_ns > self.born_ns
     }
 
     /// Takes in a segment that this process has just published.

@@ -485,12 +485,14 @@ impl Store {
         self.aggregates.iter().enumerate().find(is_it).map(|(index, found)| (AggregateId(index as u32), found))
     }
 
-    /// The aggregates of a node, or of all, with what is alive in them.
+    /// The aggregates of a node, or of all, with what is alive in them. Copies would be this stage's, and what it lacks of them
+    /// removed: so what other stages of the node publish is theirs to reclaim.
     pub fn candidates(&self, node: Option<&str>) -> Vec<Candidate> {
         let mut live = self.view.live();
         let is_there = |(_, aggregate): &(usize, &Aggregate)| !aggregate.gone && !aggregate.spooled;
         let numbered = self.aggregates.iter().enumerate().filter(is_there);
-        let wanted = numbered.filter(|(_, aggregate)| node.is_none_or(|node| aggregate.identity.node == node));
+        let is_of = |aggregate: &Aggregate, node: &str| aggregate.identity.node == node && !self.is_beside(aggregate);
+        let wanted = numbered.filter(|(_, aggregate)| node.is_none_or(|node| is_of(aggregate, node)));
         wanted
             .map(|(index, aggregate)| Candidate {
                 id: AggregateId(index as u32),

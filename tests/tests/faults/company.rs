@@ -26,6 +26,32 @@ fn native(scene: &Scene, names: &[&str]) {
     }
 }
 
+/// Two jobs on one node, each with a /dev/shm of its own: what one has published since the other looked is nothing that the other has
+/// removed, also when its flusher begins anew.
+#[test]
+fn a_stage_removes_nothing_that_another_of_the_node_has_published() {
+    let scene = Scene::new(Engine::IoUring);
+    let stages = ["one", "other"].map(|name| scene.tier().join(name));
+    stages.iter().for_each(|stage| fs::create_dir(stage).expect("the tier is ours"));
+    let run = |stage: &Path, script: &str| {
+        let mut program = scene.preloaded_command("bash");
+        process::run(program.env("SHEAF_STAGE", stage).args(["-c", script])).expect_success();
+        process::run(scene.sheaf_command().env("SHEAF_STAGE", stage).arg("drain")).expect_success();
+    };
+    run(&stages[1], "echo other >ckpt/other; ls ckpt");
+    run(&stages[0], "echo one >ckpt/one; mkdir ckpt/d; echo below >ckpt/d/below");
+    run(&stages[1], "echo more >ckpt/more; rm ckpt/other");
+    run(&stages[0], "for n in $(seq 20); do echo $n >ckpt/rotated; done; rm ckpt/one");
+    run(&stages[1], "ls ckpt; echo last >ckpt/last");
+    scene.kill_everything();
+    scene.wipe_stage();
+    let native =
+        "mkdir ckpt/d; echo below >ckpt/d/below; echo more >ckpt/more; echo 20 >ckpt/rotated; echo last >ckpt/last";
+    scene.native(&["bash", "-c", native]).expect_success();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    scene.verify();
+}
+
 #[test]
 fn two_nodes_of_one_name_and_two_jobs_with_one_store() {
     for engine in [Engine::IoUring, Engine::Pwrite] {
