@@ -197,15 +197,15 @@ fn start(scene: &Scene) -> Line {
 /// Calls whose number says how often the flusher was woken, and not what it did for a file.
 const WAITING: [&str; 5] = ["futex", "ppoll", "read", "accept4", "sched_yield"];
 
-/// A copy of the library beside a `sheaf` that is traced: the flusher that the program starts is traced. One that is
+/// A copy of the library beside a `sheaf` that is traced, with a summary for each process: the flusher that the program starts is traced. One that is
 /// started at hand may come too late, or have ended when the program comes.
-fn install_traced(scene: &Scene, log: &Path) -> std::path::PathBuf {
+fn install_traced(scene: &Scene, logs: &Path) -> std::path::PathBuf {
     let directory = scene.root().join("traced");
     let library = directory.join("libsheaf.so");
     fs::create_dir(&directory).expect("the scene is ours");
     fs::copy(artefact("libsheaf.so"), &library).expect("the scene is ours");
-    let (log, program) = (log.display(), artefact("sheaf"));
-    let script = format!("#!/bin/sh\nexec strace -f -qq -c -o '{log}' '{}' \"$@\"\n", program.display());
+    let (logs, program) = (logs.display(), artefact("sheaf"));
+    let script = format!("#!/bin/sh\nexec strace -f -qq -c -o '{logs}'/$$ '{}' \"$@\"\n", program.display());
     fs::write(directory.join("sheaf"), script).expect("the scene is ours");
     fs::set_permissions(directory.join("sheaf"), fs::Permissions::from_mode(0o755)).expect("the scene is ours");
     library
@@ -214,8 +214,9 @@ fn install_traced(scene: &Scene, log: &Path) -> std::path::PathBuf {
 /// System calls, those that wait apart, of a flusher that lives as long as a program which makes so many files of 4 KiB.
 fn flusher_calls(files: u64) -> u64 {
     let scene = Scene::new(Engine::IoUring);
-    let log = scene.root().join("summary");
-    let library = install_traced(&scene, &log);
+    let logs = scene.root().join("summaries");
+    fs::create_dir(&logs).expect("the scene is ours");
+    let library = install_traced(&scene, &logs);
     // The flusher stands still meanwhile: a batch that is made while files come and go is made several times.
     let script = format!(
         "import json, os, signal, subprocess
@@ -231,31 +232,37 @@ os.kill(flusher, signal.SIGCONT)",
     let mut program = scene.preloaded_command("python3");
     process::run(program.env("LD_PRELOAD", library).args(["-c", &script])).expect_success();
     scene.drain();
-    let summary = await_summary(&log);
-    let counted = |line: &&str| line.as_bytes().iter().find(|byte| **byte != b' ').is_some_and(u8::is_ascii_digit);
-    let calls = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let (name, calls) = (fields[fields.len() - 1], fields[3].parse().expect("a summary counts calls"));
-        (name.to_string(), calls)
-    };
-    let counts: Vec<(String, u64)> = summary.lines().filter(counted).map(calls).collect();
-    let opened = counts.iter().find(|(name, _)| name == "open").map_or(0, |(_, calls)| *calls);
-    assert!(opened >= files, "the traced flusher has opened {opened} of {files} files:\n{summary}");
+    let counts = await_summary(&logs, files);
     let working = counts.iter().filter(|(name, _)| name != "total" && !WAITING.contains(&name.as_str()));
     working.map(|(_, calls)| calls).sum()
 }
 
-/// What strace writes when the flusher has ended.
-fn await_summary(log: &Path) -> String {
+/// What strace has counted of the flusher that has opened so many files, when it has ended. One that was too late to serve the stage leaves
+/// a summary, too.
+fn await_summary(logs: &Path, files: u64) -> Vec<(String, u64)> {
     let patience = Instant::now();
     loop {
-        let text = fs::read_to_string(log).unwrap_or_default();
-        if text.trim_end().ends_with(" total") {
-            return text;
+        let logs: Vec<_> =
+            fs::read_dir(logs).expect("the scene is ours").map(|log| log.expect("ours").path()).collect();
+        let summaries = logs.iter().map(|log| fs::read_to_string(log).unwrap_or_default());
+        let whole = summaries.filter(|text| text.trim_end().ends_with(" total")).map(|text| counts(&text));
+        let opened = |counts: &[(String, u64)]| counts.iter().find(|(name, _)| name == "open").map(|(_, calls)| *calls);
+        if let Some(found) = whole.into_iter().find(|counts| opened(counts).is_some_and(|opened| opened >= files)) {
+            return found;
         }
-        assert!(patience.elapsed() < Duration::from_secs(60), "no summary of a traced flusher in {}", log.display());
+        assert!(patience.elapsed() < Duration::from_secs(60), "no summary of a flusher with {files} files in {logs:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The calls in a summary of strace, by name.
+fn counts(summary: &str) -> Vec<(String, u64)> {
+    let counted = |line: &&str| line.as_bytes().iter().find(|byte| **byte != b' ').is_some_and(u8::is_ascii_digit);
+    let calls = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        (fields[fields.len() - 1].to_string(), fields[3].parse().expect("a summary counts calls"))
+    };
+    summary.lines().filter(counted).map(calls).collect()
 }
 
 /// System calls of the flusher for one small file. What it makes however many there are is left out.
