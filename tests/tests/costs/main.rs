@@ -260,7 +260,10 @@ fn counts(summary: &str) -> Vec<(String, u64)> {
     let counted = |line: &&str| line.as_bytes().iter().find(|byte| **byte != b' ').is_some_and(u8::is_ascii_digit);
     let calls = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        (fields[fields.len() - 1].to_string(), fields[3].parse().expect("a summary counts calls"))
+        (
+            fields[fields.len() - 1].to_string(),
+            fields[3].parse().unwrap_or_else(|_| panic!("a summary counts calls:\n{summary}")),
+        )
     };
     summary.lines().filter(counted).map(calls).collect()
 }

@@ -177,6 +177,25 @@ fn the_first_tier_is_lost() {
     assert_recovers(&scene, "lost, and used");
 }
 
+/// The store could not be made, and the first tier is lost: what waits in the further tier is all that there is. A program that sees
+/// no store would start from zero, over it.
+#[test]
+fn what_waits_for_a_store_that_was_never_made() {
+    let scene = Scene::with_further_tier(Engine::Pwrite);
+    let unreliable = Unreliable::new(scene.root(), &scene.checkpoints());
+    fs::create_dir(scene.checkpoints().join("set")).expect("the scene is ours");
+    unreliable.rule(&format!("everywhere\nmkdir * {}", libc::EROFS));
+    let (script, last) = SCRIPTS[0];
+    scene.native(&["bash", "-ec", script]).expect_success();
+    preloaded_slowly(&scene, script);
+    await_spooled(&scene, last);
+    scene.kill_flushers();
+    scene.wipe_stage();
+    unreliable.rule("");
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    assert_recovers(&scene, "never made");
+}
+
 /// Bits flip in a file that only the further tier has: nobody gets them, everything else is kept, and who drains is told.
 #[test]
 fn what_is_damaged_in_a_further_tier_is_told() {
@@ -260,9 +279,10 @@ fn killed_while_spooling(engine: Engine, call: &str, step: u32) -> bool {
         preloaded_slowly(&scene, script);
     }
     await_spooled(&scene, SCRIPTS[1].1);
+    // Asked before the test itself kills.
+    let killed = was_killed(&scene);
     scene.kill_flushers();
     running.finish();
-    let killed = was_killed(&scene);
     let what = format!("{engine:?}, spooling, killed at {call} {step}");
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{what}");
     assert_recovers(&scene, &what);
