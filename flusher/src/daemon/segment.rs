@@ -1,7 +1,7 @@
 //! Streams one segment to the engine: headers, data and TOC in file order, as few large aligned writes as possible.
 //!
 //! Aligned data of large files goes to the device straight from the staged file's pages. Everything between (headers,
-//! small files, tails) is gathered in blocks. Ranges that are all hole are not written. The segment's head is not
+//! smaller files, tails) is gathered in blocks. Ranges that are all hole are not written. The segment's head is not
 //! written here but for its unpublished form: publishing is the caller's decision.
 
 use std::io;
@@ -16,6 +16,10 @@ use crate::store::VersionReader;
 
 /// Bytes of one write from a mapping.
 const MAPPED_WRITE: u64 = 4 << 20;
+
+/// A file of this size or less that has no holes is gathered with what is around it. Two writes of its own, for what was gathered
+/// before it and for its data, cost more than a copy, and far more where each write is a question to a server.
+const GATHERED_MAX: u64 = 512 << 10;
 
 /// Bytes read at once where a file cannot be mapped.
 const READ_SIZE: u64 = 256 << 10;
@@ -222,7 +226,9 @@ impl Stream<'_> {
     }
 
     fn file(&mut self, index: usize, entry: &Entry, source: &Source) -> Result<FileChecksums, SegmentError> {
-        if entry.size >= ALIGNED_SIZE {
+        let is_dense =
+            matches!(entry.extents.as_slice(), [extent] if extent.offset == 0 && extent.length == entry.size);
+        if entry.size >= ALIGNED_SIZE && !(entry.size <= GATHERED_MAX && is_dense) {
             return self.large_file(index, entry, source);
         }
         let size = entry.size as usize;

@@ -2,6 +2,7 @@
 //!
 //! Slurm kills every process of a step when the step ends (proctrack/cgroup), also a flusher that is at work.
 
+mod layouts;
 mod network;
 
 use std::fs;

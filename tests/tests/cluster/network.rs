@@ -7,13 +7,13 @@ use sheaf_tests::cluster::Cluster;
 use sheaf_tests::process::Running;
 use sheaf_tests::{Engine, Scene};
 
-const SHEAF: &str = "/mnt/installed/sheaf";
-const LAYOUTS: [&str; 4] = ["node", "shared:1", "shared:2", "files"];
+pub const SHEAF: &str = "/mnt/installed/sheaf";
+pub const LAYOUTS: [&str; 4] = ["node", "shared:1", "shared:2", "files"];
 /// What each node has acknowledged before the crash; the one that is left acknowledges one more after it.
 const ENOUGH: usize = 3;
 
 /// The name of a layout's directory: no colon, which stands between patterns.
-fn place(layout: &str) -> String {
+pub fn place(layout: &str) -> String {
     layout.replace(':', "-")
 }
 

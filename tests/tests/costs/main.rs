@@ -205,7 +205,8 @@ fn install_traced(scene: &Scene, logs: &Path) -> std::path::PathBuf {
     fs::create_dir(&directory).expect("the scene is ours");
     fs::copy(artefact("libsheaf.so"), &library).expect("the scene is ours");
     let (logs, program) = (logs.display(), artefact("sheaf"));
-    let script = format!("#!/bin/sh\nexec strace -f -qq -c -o '{logs}'/$$ '{}' \"$@\"\n", program.display());
+    let script =
+        format!("#!/bin/sh\nexec strace -f -qq -c -o \"$(mktemp '{logs}'/XXXXXX)\" '{}' \"$@\"\n", program.display());
     fs::write(directory.join("sheaf"), script).expect("the scene is ours");
     fs::set_permissions(directory.join("sheaf"), fs::Permissions::from_mode(0o755)).expect("the scene is ours");
     library
@@ -242,30 +243,30 @@ os.kill(flusher, signal.SIGCONT)",
 fn await_summary(logs: &Path, files: u64) -> Vec<(String, u64)> {
     let patience = Instant::now();
     loop {
-        let logs: Vec<_> =
-            fs::read_dir(logs).expect("the scene is ours").map(|log| log.expect("ours").path()).collect();
-        let summaries = logs.iter().map(|log| fs::read_to_string(log).unwrap_or_default());
-        let whole = summaries.filter(|text| text.trim_end().ends_with(" total")).map(|text| counts(&text));
+        let logs = fs::read_dir(logs).expect("the scene is ours").map(|log| log.expect("ours").path());
+        let summaries: Vec<_> = logs.map(|log| fs::read_to_string(log).unwrap_or_default()).collect();
         let opened = |counts: &[(String, u64)]| counts.iter().find(|(name, _)| name == "open").map(|(_, calls)| *calls);
-        if let Some(found) = whole.into_iter().find(|counts| opened(counts).is_some_and(|opened| opened >= files)) {
+        let mut whole = summaries.iter().filter_map(|text| counts(text));
+        if let Some(found) = whole.find(|counts| opened(counts).is_some_and(|opened| opened >= files)) {
             return found;
         }
-        assert!(patience.elapsed() < Duration::from_secs(60), "no summary of a flusher with {files} files in {logs:?}");
+        let is_late = patience.elapsed() >= Duration::from_secs(60);
+        assert!(!is_late, "no summary of a flusher with {files} files:\n{}", summaries.join("\n"));
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// The calls in a summary of strace, by name.
-fn counts(summary: &str) -> Vec<(String, u64)> {
-    let counted = |line: &&str| line.as_bytes().iter().find(|byte| **byte != b' ').is_some_and(u8::is_ascii_digit);
-    let calls = |line: &str| {
+/// The calls in a summary of strace, by name; nothing while it is not all there. Its lines are
+/// `PERCENT SECONDS MICROSECONDS CALLS [ERRORS] NAME`, the last one of the total; what else strace has to say starts with a number that
+/// is none of percent.
+fn counts(summary: &str) -> Option<Vec<(String, u64)>> {
+    let of_line = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        (
-            fields[fields.len() - 1].to_string(),
-            fields[3].parse().unwrap_or_else(|_| panic!("a summary counts calls:\n{summary}")),
-        )
+        let is_counted = fields.first().is_some_and(|percent| percent.contains('.') && percent.parse::<f64>().is_ok());
+        is_counted.then(|| Some((fields.last()?.to_string(), fields.get(3)?.parse().ok()?)))
     };
-    summary.lines().filter(counted).map(calls).collect()
+    let counts: Vec<(String, u64)> = summary.lines().filter_map(of_line).collect::<Option<_>>()?;
+    counts.last().is_some_and(|(name, _)| name == "total").then_some(counts)
 }
 
 /// System calls of the flusher for one small file. What it makes however many there are is left out.
