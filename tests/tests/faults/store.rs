@@ -11,12 +11,14 @@ use sheaf_tests::{Engine, Scene, process};
 /// What `sheaf run` returns when the program succeeded and its files could not be published.
 const NOT_PUBLISHED: i32 = 120;
 /// The rename of a published file waits for the store; the first look into another directory must not.
-const WRITE: &str = "mv ckpt/earlier ckpt/later; for number in 1 2 3 4; do seq $number 200000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
+const RENAME: &str = "mv ckpt/earlier ckpt/later";
+const WRITE: &str = "for number in 1 2 3 4; do seq $number 200000 >ckpt/new; mv ckpt/new ckpt/state-$number; done; \
                      echo small >ckpt/set/small";
 
 /// Breaks the store, runs a program over it, mends it, and publishes.
 fn over_a_broken_store(
     (kind, engine, layout): (&str, Engine, &'static str),
+    script: &str,
     break_it: impl Fn(&Scene, &Disk),
     mend: impl Fn(&Scene, &Disk),
 ) {
@@ -29,17 +31,17 @@ fn over_a_broken_store(
     scene.drain();
     break_it(&scene, &disk);
     let mut run = scene.sheaf_command();
-    let finished = process::run(run.args(["run", "--store-timeout", "2", "--", "bash", "-c", WRITE]));
-    assert_eq!(finished.status.code(), Some(NOT_PUBLISHED), "{kind}, {engine:?}: {}", finished.describe());
+    let finished = process::run(run.args(["run", "--store-timeout", "2", "--", "bash", "-c", script]));
+    assert_eq!(finished.status.code(), Some(NOT_PUBLISHED), "{kind}, {engine:?}, {layout}: {}", finished.describe());
     mend(&scene, &disk);
     scene.drain();
-    if layout == "node" {
+    if layout != "files" {
         scene.verify();
         scene.assert_no_captured_files_on_pfs();
     }
     scene.wipe_stage();
-    scene.native(&["bash", "-c", WRITE]).expect_success();
-    assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{kind}, {engine:?}");
+    scene.native(&["bash", "-c", script]).expect_success();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{kind}, {engine:?}, {layout}");
 }
 
 /// Takes all the room there is.
@@ -60,17 +62,30 @@ fn fill(scene: &Scene) {
 
 #[test]
 fn full() {
-    let files = ("ext4", Engine::IoUring, "files");
-    for broken in [("ext4", Engine::IoUring, "node"), ("xfs", Engine::Pwrite, "node"), files] {
+    for broken in [
+        ("ext4", Engine::IoUring, "node"),
+        ("xfs", Engine::Pwrite, "node"),
+        ("ext4", Engine::IoUring, "files"),
+        ("xfs", Engine::IoUring, "shared:1"),
+        ("ext4", Engine::Pwrite, "shared:2"),
+    ] {
         let mend = |scene: &Scene, _: &Disk| fs::remove_file(scene.store().join("filler")).expect("it is there");
-        over_a_broken_store(broken, |scene, _| fill(scene), mend);
+        over_a_broken_store(broken, &format!("{RENAME}; {WRITE}"), |scene, _| fill(scene), mend);
     }
 }
 
 #[test]
 fn read_only() {
-    for (kind, engine) in [("ext4", Engine::Pwrite), ("xfs", Engine::IoUring)] {
-        over_a_broken_store((kind, engine, "node"), |_, disk| disk.remount("ro"), |_, disk| disk.remount("rw"));
+    for broken in [
+        ("ext4", Engine::Pwrite, "node"),
+        ("xfs", Engine::IoUring, "node"),
+        ("ext4", Engine::IoUring, "files"),
+        ("xfs", Engine::Pwrite, "shared:1"),
+        ("ext4", Engine::IoUring, "shared:2"),
+    ] {
+        // What layout `files` has published is an ordinary file, which cannot be renamed there, with or without Sheaf.
+        let script = if broken.2 == "files" { WRITE.to_string() } else { format!("{RENAME}; {WRITE}") };
+        over_a_broken_store(broken, &script, |_, disk| disk.remount("ro"), |_, disk| disk.remount("rw"));
     }
 }
 
