@@ -344,9 +344,14 @@ impl Writer {
     /// The same in layout `files`. What was published by an attempt that failed is published again: the outcome is the same.
     fn publish_files(&mut self, number: u64, mut batch: Batch) {
         let mut pause = RETRY_FIRST;
+        let before_bytes = self.published_bytes;
         let placed = loop {
             let Some(files) = &mut self.files else { return };
+            // What an attempt that failed has written does not count: `sheaf wait` would never give up.
+            self.published_bytes = before_bytes;
+            self.shared.written_bytes.store(before_bytes, Ordering::Relaxed);
             let outcome = files.publish(&batch.entries, &batch.sources).and_then(|placed| {
+                self.published_bytes = self.shared.written_bytes.load(Ordering::Relaxed);
                 if !placed.records.is_empty() {
                     let no_sources = vec![None; placed.records.len()];
                     self.write_segment(&placed.records, &no_sources, (0, batch.acknowledges))?;
@@ -375,7 +380,6 @@ impl Writer {
         self.release_files();
         let bytes = batch.sources.iter().flatten().map(|source| source.size()).sum();
         self.shared.count_published(batch.sources.iter().flatten().count() as u64, bytes);
-        self.published_bytes = self.shared.written_bytes.load(Ordering::Relaxed);
         self.shared.spool.batch_is_done(&self.shared, number);
         self.shared.commands.look();
     }

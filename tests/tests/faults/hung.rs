@@ -45,7 +45,7 @@ fn over_a_lasting_fault((engine, layout): (Engine, &'static str), call: &str, ac
     let everywhere = if layout == "files" { "everywhere\n" } else { "" };
     unreliable.rule(&format!("{everywhere}{call} * {action}"));
     let mut run = scene.sheaf_command();
-    run.args(["run", "--store-timeout", "2", "--", "bash", "-c", WRITE]);
+    run.args(["run", "--store-timeout", "2", "--", "bash", "-c", WRITE]).env("SHEAF_TIMEOUT", "3");
     let finished = process::run(&mut run);
     assert_eq!(finished.status.code(), Some(NOT_PUBLISHED), "{what}: {}", finished.describe());
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{what}: while it lasts");
@@ -98,6 +98,39 @@ fn errors_last() {
         ((Engine::IoUring, "files"), "fsync", libc::EIO),
     ] {
         over_a_lasting_fault(side, call, &error.to_string());
+    }
+}
+
+/// What is written again and again, because it cannot be synced, is no progress: whoever waits for progress would never give up.
+#[test]
+fn what_was_written_in_vain_does_not_count() {
+    for layout in ["files", "node"] {
+        let (scene, unreliable) = used_before(Engine::Pwrite, layout);
+        scene.preloaded(&["bash", "-c", WRITE]).expect_success();
+        scene.drain();
+        unreliable.rule(&format!("everywhere\nfsync * {}", libc::EIO));
+        let before = unreliable.log().len();
+        const LARGE: &str = "seq 60000 >ckpt/large";
+        scene.native(&["bash", "-c", LARGE]).expect_success();
+        let script = format!("{LARGE}; read line <gate");
+        let gate = scene.captured_directory().join("gate");
+        process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+        let program = process::start(scene.preloaded_command("bash").args(["-c", &script]));
+        let deadline = Instant::now() + process::LIMIT;
+        let has_failed = || unreliable.log()[before..].iter().filter(|call| call.starts_with("fsync Fail")).count();
+        while has_failed() < 3 {
+            assert!(Instant::now() < deadline, "{layout}: nothing is tried");
+            std::thread::yield_now();
+        }
+        let report = scene.sheaf(&["status", "--json"]).expect_success();
+        let status: serde_json::Value = serde_json::from_slice(&report.stdout).expect("one JSON text");
+        let once_bytes = fs::metadata(scene.native_directory().join("ckpt/large")).expect("the scene is ours").len();
+        let written_bytes = status["written_bytes"].as_u64().expect("a flusher lives");
+        assert!(written_bytes < 2 * once_bytes, "{layout}: {written_bytes}");
+        unreliable.rule("");
+        fs::write(&gate, "\n").expect("the program reads it");
+        program.finish().expect_success();
+        assert_recovers(&scene, layout);
     }
 }
 
