@@ -23,6 +23,7 @@ rsync                                        rsync
 strace                                       strace
 fio                                          fio
 mkfs.xfs                                     xfsprogs
+mkfs.btrfs                                   btrfs-progs
 git                                          git
 sqlite3                                      sqlite3
 zip                                          zip

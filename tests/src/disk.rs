@@ -21,7 +21,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes an empty file system of a kind (`ext4`, `xfs`) in the file `image` and mounts it over `place`.
+    /// Makes an empty file system of a kind (`ext4`, `xfs`, `btrfs`) in the file `image` and mounts it over `place`.
     pub fn new(kind: &str, image: &Path, place: &Path) -> Disk {
         let file = fs::File::create_new(image).expect("a new image");
         file.set_len(SIZE_BYTES).expect("a sparse file");
