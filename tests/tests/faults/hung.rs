@@ -101,6 +101,45 @@ fn errors_last() {
     }
 }
 
+/// Layout `files`: the call that gives a file its real name hangs, a program goes on with the name, and then the call is done after all.
+#[test]
+fn a_rename_that_is_done_late() {
+    for script in [
+        "rm ckpt/state",
+        "mv ckpt/state ckpt/other",
+        "seq 5 >ckpt/next; mv ckpt/next ckpt/state",
+        "seq 7 >ckpt/state",
+        "mv ckpt/earlier ckpt/state",
+    ] {
+        let (scene, unreliable) = used_before(Engine::Pwrite, "files");
+        scene.preloaded(&["bash", "-c", WRITE]).expect_success();
+        scene.drain();
+        const BEFORE: &str = "seq 9000 >ckpt/state";
+        for script in [BEFORE, script] {
+            scene.native(&["bash", "-c", script]).expect_success();
+        }
+        let before = unreliable.log().len();
+        unreliable.rule("everywhere\nrename * hang\nrename-with-flags * hang");
+        let mut write = scene.preloaded_command("bash");
+        process::run(write.args(["-c", BEFORE]).env("SHEAF_ON_EXIT", "leave")).expect_success();
+        let deadline = Instant::now() + process::LIMIT;
+        while !unreliable.log()[before..].iter().any(|call| call.starts_with("rename") && call.ends_with("Hang")) {
+            assert!(Instant::now() < deadline, "{script}: nothing is published");
+            std::thread::yield_now();
+        }
+        let mut change = scene.preloaded_command("bash");
+        let mut program = process::start(change.args(["-c", script]).env("SHEAF_TIMEOUT", "1"));
+        // It may have to wait for the directory, as natively.
+        program.wait_for(Duration::from_secs(2));
+        unreliable.rule("");
+        program.finish().expect_success();
+        scene.drain();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{script}");
+        scene.wipe_stage();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{script}: the stage is lost");
+    }
+}
+
 /// What is written again and again, because it cannot be synced, is no progress: whoever waits for progress would never give up.
 #[test]
 fn what_was_written_in_vain_does_not_count() {
