@@ -32,7 +32,7 @@ pub use reader::{ReadAt, ReadError, Recovered, Segment, Stop, identify, recover,
 pub use salvage::{Salvaged, published_behind, salvage};
 pub use segment::{ALIGNED_SIZE, FIRST_SEQUENCE, INDEX_NAME, PlanError, SegmentPlan, void_head};
 pub use shared::{
-    Part, Range, RangeState, SharedContent, Walked, archive_end, file_of, is_removed, ranges, recover_shared,
+    Part, Range, RangeState, SharedContent, Walked, archive_end, data_from, file_of, is_removed, ranges, recover_shared,
 };
 pub use tar_view::TarNames;
 

@@ -5,7 +5,12 @@
 //! gets the same, is decided elsewhere. Nothing here may panic on hostile bytes, or believe a number that it has not checked.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use super::entry::Identity;
 use super::format_entry::{self, FormatError, reserved_header, short_uuid};
@@ -186,6 +191,30 @@ pub fn archive_end(source: &dyn ReadAt, from: u64) -> io::Result<u64> {
     }
 }
 
+/// Where data lies from the end of an archive on, if there is any: whoever writes data to a file that nodes share has a durable header
+/// before it, so a header is damaged then, unless somebody has come in between.
+///
+/// # Errors
+/// From the file system.
+pub fn data_from(file: &File, end: u64) -> io::Result<Option<u64>> {
+    let start = match rustix::fs::seek(file, SeekFrom::Data(end)) {
+        Err(Errno::NXIO) => return Ok(None),
+        start => start.unwrap_or(end),
+    };
+    // A file system that knows no holes calls zeros data; what somebody has written begins with something else.
+    let mut bytes = vec![0; 16 * BLOCK as usize];
+    let mut count = 0;
+    while count < bytes.len() {
+        match file.read_at(&mut bytes[count..], start + count as u64) {
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes[..count].iter().any(|byte| *byte != 0).then_some(start))
+}
+
 /// All ranges of a file that can be told, with their states.
 ///
 /// # Errors
@@ -284,6 +313,14 @@ pub fn recover_shared(
     loop {
         let at = walked.end;
         walked.end = match place(source, at, length)? {
+            // What ends the archive may be what was lost.
+            Place::End if all => match next_range(source, file, at, length)? {
+                Some(next) => {
+                    damaged.get_or_insert(at);
+                    next
+                }
+                None => break,
+            },
             Place::End | Place::Short => break,
             Place::Range(range, state) => {
                 let end = range.end();

@@ -16,8 +16,8 @@ use serde::Serialize;
 use super::offline::{self, Progress};
 use super::{COULD_NOT, FOUND_A_PROBLEM, Failure};
 use crate::aggregate::{
-    BLOCK, Damage, FormatError, ReadAt, ReadError, Record, Recovered, Segment, Stop, Walked, check_record, is_removed,
-    published_behind, recover, recover_from, recover_shared,
+    BLOCK, Damage, FormatError, ReadAt, ReadError, Record, Recovered, Segment, Stop, Walked, archive_end, check_record,
+    data_from, is_removed, published_behind, recover, recover_from, recover_shared,
 };
 use crate::store::{AggregateFile, aggregate_files, open_file};
 
@@ -184,6 +184,18 @@ fn verify_shared(path: &Path, progress: &Progress, report: &mut Report) -> Resul
     if let Some(offset) = content.damaged {
         let what = "what is here says whose it is no more; tar readers do not get past it".to_owned();
         report.damage.push(Finding { offset, path: None, what });
+    }
+    // Somebody may have gone on meanwhile.
+    let mut end = content.end;
+    while let Some(offset) = data_from(file.file(), end)? {
+        match archive_end(file.file(), end) {
+            Ok(next) if next > end => end = next,
+            _ => {
+                let what = format!("data behind the archive's end at byte {end}: what says whose it is, is gone");
+                report.damage.push(Finding { offset, path: None, what });
+                break;
+            }
+        }
     }
     let length = file.file().metadata()?.len();
     if length < content.end + BLOCK {

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::fstat;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::aggregate::{BLOCK, Identity, Range, RangeState, archive_end, file_of, ranges, shared_format_entry};
+use crate::aggregate::{
+    BLOCK, Identity, Range, RangeState, archive_end, data_from, file_of, ranges, shared_format_entry,
+};
 use crate::engine::{Target, sync_directory};
 use crate::stage::transient::mounts_of;
 use crate::store::{LARGE, Lock, RESERVING, give_up, lock_byte, open_file, open_to_change};
@@ -159,6 +161,11 @@ fn reserve_at(target: &Target, from: u64, limit: Duration) -> io::Result<(fs::Fi
             }
             Lock::Held(lock) => {
                 let end = archive_end(&lock, from)?;
+                // What is there is somebody's, whose header is damaged, or hidden from this node by its file system.
+                if let Some(at) = data_from(&lock, end)? {
+                    let text = format!("the shared file is damaged: it ends at byte {end}, and has data at byte {at}");
+                    return Err(io::Error::other(text));
+                }
                 return Ok((lock, end));
             }
             Lock::Unknown => return Err(no_locks(path)),

@@ -38,7 +38,13 @@ fn tool(scene: &Scene, choice: &str, arguments: &[&str]) -> Finished {
 
 #[test]
 fn a_damaged_newest_version_is_refused_or_replaced_by_an_older_one() {
-    let scene = Scene::new(Engine::IoUring);
+    for layout in ["node", "shared:1"] {
+        newest_version_is_damaged(layout);
+    }
+}
+
+fn newest_version_is_damaged(layout: &'static str) {
+    let scene = Scene::new(Engine::IoUring).in_layout(layout);
     // What lives beside the older version keeps its aggregate.
     scene.preloaded(&["bash", "-c", "seq 2000 >ckpt/state; seq 100000 140000 >ckpt/keep"]).expect_success();
     scene.drain();
@@ -142,4 +148,44 @@ fn salvaging_gets_what_lies_behind_damage() {
     assert_eq!(verdict(), Some(1));
     fs::write(&aggregate, &whole).expect("the scene is ours");
     scene.verify();
+}
+
+/// In a file that nodes share: what lies behind damage is salvaged, also after all nodes have gone on, who see each other's files.
+#[test]
+fn nobody_writes_over_what_lies_behind_damage() {
+    let scene = Scene::new(Engine::IoUring).in_layout("shared:1");
+    let (aggregate, starts) = three_segments(&scene);
+    let whole = fs::read(&aggregate).expect("the scene is ours");
+    let file = |name: &str, last: u32| (name.to_owned(), numbers(last));
+    let all = [file("a", 9000), file("b", 8000), file("c", 7000)];
+    let without = |lost: usize| {
+        all.iter().enumerate().filter(|(index, _)| *index != lost).map(|(_, file)| file.clone()).collect()
+    };
+    assert_eq!(extracted(&scene, &[]), (Some(0), all.to_vec()));
+    for (what, lost, place, bytes) in [
+        ("a range is gone", 1, starts[1] - BLOCK, vec![0; 2 * BLOCK]),
+        ("a head is gone", 1, starts[1], vec![0; 512]),
+        ("a head has other bytes", 1, starts[1] + 1030, vec![0xff; 40]),
+        ("data", 1, starts[1] + 2 * BLOCK + 100, vec![b'!']),
+        ("a table of contents", 2, starts[2] - 1, vec![whole[starts[2] - 1] ^ 1]),
+    ] {
+        write(&aggregate, place, &bytes);
+        assert_eq!(tool(&scene, "refuse", &["verify"]).status.code(), Some(1), "{what}");
+        let salvaged: Vec<_> = without(lost);
+        assert_eq!(extracted(&scene, &["--salvage"]), (Some(1), salvaged.clone()), "{what}");
+        // More than any of them.
+        scene.preloaded(&["bash", "-c", "seq 20000 >ckpt/d"]).expect_success();
+        scene.drain();
+        scene.wipe_stage();
+        assert_eq!(scene.preloaded(&["cat", "ckpt/d"]).expect_success().stdout, numbers(20000), "{what}");
+        scene.drain();
+        scene.wipe_stage();
+        assert_eq!(extracted(&scene, &["--salvage"]), (Some(1), salvaged), "{what}, and all went on");
+        scene
+            .store_aggregates()
+            .iter()
+            .filter(|other| **other != aggregate)
+            .for_each(|other| fs::remove_file(other).expect("ours"));
+        fs::write(&aggregate, &whole).expect("the scene is ours");
+    }
 }
