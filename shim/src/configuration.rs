@@ -616,23 +616,10 @@ pub fn is_at_or_below(path: &[u8], directory: &[u8]) -> bool {
 }
 
 impl Configuration {
-    /// Whether `is_found` finds what it looks for in one of the directories in which segments wait for the store; none with one tier.
-    /// They are named anew each time, because hardly anybody asks.
+    /// Whether segments may wait for the store in a further tier. None is looked at: it may hang, and only the flusher has a bound for that.
     #[cold]
-    pub fn any_spool(&self, is_found: impl Fn(&CStr) -> bool) -> bool {
-        let tiers = variable(c"SHEAF_STAGE").unwrap_or(DEFAULT_TIER);
-        if configuration::entries(tiers).nth(1).is_none() {
-            return false;
-        }
-        let Some(mut scratch) = Scratch::claim() else { return true };
-        let mut digits = [0; 10];
-        let (user, name) = (decimal(self.user, &mut digits), layout::hex_name(self.store.to_bytes()));
-        let spool = &mut scratch.other;
-        configuration::entries(tiers).any(|tier| {
-            let parts = [trim_end(tier), b"/sheaf-", user, b"/", &name, layout::SPOOL_SUFFIX.as_bytes()];
-            spool.truncate(0);
-            parts.iter().any(|part| spool.push(part).is_err()) || is_found(spool.c_str())
-        })
+    pub fn has_further_tier(&self) -> bool {
+        configuration::entries(variable(c"SHEAF_STAGE").unwrap_or(DEFAULT_TIER)).nth(1).is_some()
     }
 
     /// If an absolute path starts with a fixed prefix, as spelled or as resolved: the resolved prefix, and how many

@@ -3,7 +3,7 @@
 //! Only the flusher knows names that are nowhere but in aggregates. When none can be asked, nothing here may say that
 //! there are none unless a look has shown it: a program that believes so starts from zero, over its checkpoints.
 
-use core::ffi::{CStr, c_int};
+use core::ffi::c_int;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
@@ -26,7 +26,7 @@ static TOLD: AtomicI32 = AtomicI32::new(0);
 /// The process that has said that what it gets may be older than what the store holds.
 static AGE_TOLD: AtomicI32 = AtomicI32::new(0);
 
-/// Whether there is a store, or something that waits for one, as far as can be seen: then a directory without a mirror may hold
+/// Whether there is a store, or perhaps something that waits for one, as far as can be seen: then a directory without a mirror may hold
 /// names that this node has not seen.
 pub fn exists(configuration: &Configuration) -> bool {
     if SEEN.load(Ordering::Relaxed) {
@@ -36,7 +36,7 @@ pub fn exists(configuration: &Configuration) -> bool {
     if look.is_ok() {
         SEEN.store(true, Ordering::Relaxed);
     }
-    !is_absent(look) || configuration.any_spool(|spool| !is_absent(system::access(spool, libc::F_OK)))
+    !is_absent(look) || configuration.has_further_tier()
 }
 
 /// What a call fails with whose answer depends on what the store holds at `path`, when nobody could say for `error`;
@@ -89,24 +89,20 @@ fn is_absent<T>(look: Result<T>) -> bool {
     matches!(look, Err(Errno(libc::ENOENT | libc::ENOTDIR)))
 }
 
-/// Whether the store, or what waits for it, has an aggregate, or cannot be looked at.
+/// Whether the store has an aggregate, or cannot be looked at.
 fn may_hold_names(configuration: &Configuration) -> bool {
-    may_have_aggregate(configuration.store) || configuration.any_spool(may_have_aggregate)
-}
-
-fn may_have_aggregate(directory: &CStr) -> bool {
-    match system::open_own(directory, FLAGS, 0) {
-        Ok(directory) => has_aggregate(directory.number()).unwrap_or(true),
+    match system::open_own(configuration.store, FLAGS, 0) {
+        Ok(store) => has_aggregate(store.number()).unwrap_or(true),
         look => !is_absent(look),
     }
 }
 
-fn has_aggregate(directory: c_int) -> Result<bool> {
+fn has_aggregate(store: c_int) -> Result<bool> {
     let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
     let memory = scratch.other.as_memory();
     loop {
         // SAFETY: the kernel writes no more than there is room for.
-        let length = unsafe { system::getdents(directory, memory.as_mut_ptr(), memory.len())? };
+        let length = unsafe { system::getdents(store, memory.as_mut_ptr(), memory.len())? };
         if length == 0 {
             return Ok(false);
         }

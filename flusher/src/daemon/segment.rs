@@ -228,7 +228,9 @@ impl Stream<'_> {
     fn file(&mut self, index: usize, entry: &Entry, source: &Source) -> Result<FileChecksums, SegmentError> {
         let is_dense =
             matches!(entry.extents.as_slice(), [extent] if extent.offset == 0 && extent.length == entry.size);
-        if entry.size >= ALIGNED_SIZE && !(entry.size <= GATHERED_MAX && is_dense) {
+        // A limit to the rate holds between writes, which must not become larger then.
+        let is_gathered = entry.size <= GATHERED_MAX && is_dense && self.pace.throttle.is_none();
+        if entry.size >= ALIGNED_SIZE && !is_gathered {
             return self.large_file(index, entry, source);
         }
         let size = entry.size as usize;

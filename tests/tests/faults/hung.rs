@@ -77,12 +77,7 @@ fn whatever_changes_the_store_hangs() {
 /// As above, where nodes share aggregates, and where each file is published under its own name.
 #[test]
 fn whatever_changes_the_store_hangs_in_other_layouts() {
-    for (side, call) in [
-        ((Engine::IoUring, "shared:1"), "write"),
-        ((Engine::Pwrite, "shared:2"), "fsync"),
-        ((Engine::Pwrite, "files"), "write"),
-        ((Engine::IoUring, "files"), "fsync"),
-    ] {
+    for (side, call) in [((Engine::IoUring, "shared:1"), "write"), ((Engine::IoUring, "files"), "fsync")] {
         over_a_lasting_fault(side, call, "hang");
     }
 }
@@ -91,10 +86,8 @@ fn whatever_changes_the_store_hangs_in_other_layouts() {
 #[test]
 fn errors_last() {
     for (side, call, error) in [
-        ((Engine::IoUring, "shared:1"), "write", libc::EIO),
         ((Engine::Pwrite, "shared:2"), "fsync", libc::EIO),
         ((Engine::Pwrite, "shared:1"), "write", libc::EDQUOT),
-        ((Engine::Pwrite, "files"), "write", libc::EDQUOT),
         ((Engine::IoUring, "files"), "fsync", libc::EIO),
     ] {
         over_a_lasting_fault(side, call, &error.to_string());
@@ -104,13 +97,7 @@ fn errors_last() {
 /// Layout `files`: the call that gives a file its real name hangs, a program goes on with the name, and then the call is done after all.
 #[test]
 fn a_rename_that_is_done_late() {
-    for script in [
-        "rm ckpt/state",
-        "mv ckpt/state ckpt/other",
-        "seq 5 >ckpt/next; mv ckpt/next ckpt/state",
-        "seq 7 >ckpt/state",
-        "mv ckpt/earlier ckpt/state",
-    ] {
+    for script in ["rm ckpt/state", "mv ckpt/state ckpt/other", "seq 5 >ckpt/next; mv ckpt/next ckpt/state"] {
         let (scene, unreliable) = used_before(Engine::Pwrite, "files");
         scene.preloaded(&["bash", "-c", WRITE]).expect_success();
         scene.drain();
@@ -140,37 +127,35 @@ fn a_rename_that_is_done_late() {
     }
 }
 
-/// What is written again and again, because it cannot be synced, is no progress: whoever waits for progress would never give up.
+/// Layout `files`: what is written again and again, because it cannot be synced, is no progress: whoever waits for progress would never give up.
 #[test]
 fn what_was_written_in_vain_does_not_count() {
-    for layout in ["files", "node"] {
-        let (scene, unreliable) = used_before(Engine::Pwrite, layout);
-        scene.preloaded(&["bash", "-c", WRITE]).expect_success();
-        scene.drain();
-        unreliable.rule(&format!("everywhere\nfsync * {}", libc::EIO));
-        let before = unreliable.log().len();
-        const LARGE: &str = "seq 60000 >ckpt/large";
-        scene.native(&["bash", "-c", LARGE]).expect_success();
-        let script = format!("{LARGE}; read line <gate");
-        let gate = scene.captured_directory().join("gate");
-        process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
-        let program = process::start(scene.preloaded_command("bash").args(["-c", &script]));
-        let deadline = Instant::now() + process::LIMIT;
-        let has_failed = || unreliable.log()[before..].iter().filter(|call| call.starts_with("fsync Fail")).count();
-        while has_failed() < 3 {
-            assert!(Instant::now() < deadline, "{layout}: nothing is tried");
-            std::thread::yield_now();
-        }
-        let report = scene.sheaf(&["status", "--json"]).expect_success();
-        let status: serde_json::Value = serde_json::from_slice(&report.stdout).expect("one JSON text");
-        let once_bytes = fs::metadata(scene.native_directory().join("ckpt/large")).expect("the scene is ours").len();
-        let written_bytes = status["written_bytes"].as_u64().expect("a flusher lives");
-        assert!(written_bytes < 2 * once_bytes, "{layout}: {written_bytes}");
-        unreliable.rule("");
-        fs::write(&gate, "\n").expect("the program reads it");
-        program.finish().expect_success();
-        assert_recovers(&scene, layout);
+    const LARGE: &str = "seq 60000 >ckpt/large";
+    let (scene, unreliable) = used_before(Engine::Pwrite, "files");
+    scene.preloaded(&["bash", "-c", WRITE]).expect_success();
+    scene.drain();
+    unreliable.rule(&format!("everywhere\nfsync * {}", libc::EIO));
+    let before = unreliable.log().len();
+    scene.native(&["bash", "-c", LARGE]).expect_success();
+    let script = format!("{LARGE}; read line <gate");
+    let gate = scene.captured_directory().join("gate");
+    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+    let program = process::start(scene.preloaded_command("bash").args(["-c", &script]));
+    let deadline = Instant::now() + process::LIMIT;
+    let has_failed = || unreliable.log()[before..].iter().filter(|call| call.starts_with("fsync Fail")).count();
+    while has_failed() < 3 {
+        assert!(Instant::now() < deadline, "nothing is tried");
+        std::thread::sleep(Duration::from_millis(5));
     }
+    let report = scene.sheaf(&["status", "--json"]).expect_success();
+    let status: serde_json::Value = serde_json::from_slice(&report.stdout).expect("one JSON text");
+    let once_bytes = fs::metadata(scene.native_directory().join("ckpt/large")).expect("the scene is ours").len();
+    let written_bytes = status["written_bytes"].as_u64().expect("a flusher lives");
+    assert!(written_bytes < 2 * once_bytes, "{written_bytes}");
+    unreliable.rule("");
+    fs::write(&gate, "\n").expect("the program reads it");
+    program.finish().expect_success();
+    assert_recovers(&scene, "files");
 }
 
 /// The whole file system stops while the program runs. Names that the program has not used since are looked for there,

@@ -67,7 +67,6 @@ fn full() {
         ("xfs", Engine::Pwrite, "node"),
         ("ext4", Engine::IoUring, "files"),
         ("xfs", Engine::IoUring, "shared:1"),
-        ("ext4", Engine::Pwrite, "shared:2"),
     ] {
         let mend = |scene: &Scene, _: &Disk| fs::remove_file(scene.store().join("filler")).expect("it is there");
         over_a_broken_store(broken, &format!("{RENAME}; {WRITE}"), |scene, _| fill(scene), mend);
@@ -81,7 +80,6 @@ fn read_only() {
         ("xfs", Engine::IoUring, "node"),
         ("ext4", Engine::IoUring, "files"),
         ("xfs", Engine::Pwrite, "shared:1"),
-        ("ext4", Engine::IoUring, "shared:2"),
     ] {
         // What layout `files` has published is an ordinary file, which cannot be renamed there, with or without Sheaf.
         let script = if broken.2 == "files" { WRITE.to_string() } else { format!("{RENAME}; {WRITE}") };
