@@ -76,8 +76,6 @@ pub const CEILING: &str = "ceiling";
 pub const NAMES: &str = "names";
 /// Text file with directories of further tiers, one a line.
 pub const SPOOLS: &str = "spools";
-/// What the directory in a tier in which segments wait for the store has behind the name of a stage of that store.
-pub const SPOOL_SUFFIX: &str = ".spool";
 /// Text file with the store's absolute path.
 pub const IDENTITY: &str = "identity";
 /// Text file: 32 hexadecimal digits, random.

@@ -185,7 +185,7 @@ impl Settings {
     /// Where segments of this store and user wait in a tier, whether there are any or not.
     pub fn spool_directory(&self, tier: &Path) -> PathBuf {
         let mut name = self.stage_directory(tier).into_os_string();
-        name.push(layout::SPOOL_SUFFIX);
+        name.push(spool::SUFFIX);
         name.into()
     }
 

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -202,17 +201,10 @@ pub fn data_from(file: &File, end: u64) -> io::Result<Option<u64>> {
         start => start.unwrap_or(end),
     };
     // A file system that knows no holes calls zeros data; what somebody has written begins with something else.
-    let mut bytes = vec![0; 16 * BLOCK as usize];
-    let mut count = 0;
-    while count < bytes.len() {
-        match file.read_at(&mut bytes[count..], start + count as u64) {
-            Ok(0) => break,
-            Ok(more) => count += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(bytes[..count].iter().any(|byte| *byte != 0).then_some(start))
+    let count = file.length()?.saturating_sub(start).min(16 * BLOCK);
+    let mut bytes = vec![0; count as usize];
+    ReadAt::read_exact_at(file, &mut bytes, start)?;
+    Ok(bytes.iter().any(|byte| *byte != 0).then_some(start))
 }
 
 /// All ranges of a file that can be told, with their states.

@@ -15,6 +15,8 @@ use sheaf_common::{layout, room};
 
 use super::{check_private, make_private};
 
+/// What the directory's name has behind that of a stage of the same store.
+pub const SUFFIX: &str = ".spool";
 /// How long the directory may be another flusher's that has just ended.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Name suffix of what waits.

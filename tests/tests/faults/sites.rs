@@ -142,10 +142,10 @@ fn every_call_on_the_store_fails_once() {
     let mut wrong = Vec::new();
     // With the tests, some calls, with one error each.
     let sides = [
-        ((Engine::IoUring, "shared:1"), 0.03),
-        (FILES, 0.03),
-        ((Engine::IoUring, "node"), 0.06),
-        ((Engine::Pwrite, "node"), 0.06),
+        ((Engine::IoUring, "shared:1"), 0.05),
+        (FILES, 0.05),
+        ((Engine::IoUring, "node"), 0.1),
+        ((Engine::Pwrite, "node"), 0.1),
     ];
     for (side, share) in sides {
         let calls = calls(side);
