@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::BLOCK;
@@ -16,10 +18,12 @@ use super::entry::{Attributes, Entry, Extent, HeaderPlace, Identity, Kind, Recor
 use super::format_entry::{self, FormatError, reserved_header};
 use super::raw::{
     EXTENT_SIZE, HEAD_OFFSET, HEAD_VOID, Head, LAYOUT_EXTENTS, LAYOUT_HIDDEN, RECORD_SIZE, RawExtent, RawRecord,
-    TRAILER_MAGIC, TRAILER_SIZE, Trailer,
+    TRAILER_MAGIC, TRAILER_SEALED, TRAILER_SIZE, Trailer,
 };
+use super::salvage::{head_in, trailer_in};
 use super::segment::{FIRST_SEQUENCE, expected_head, segment_name};
 use super::tar_header::{SECTOR, padded};
+use crate::engine::forget_cached;
 
 /// Bytes at offsets.
 pub trait ReadAt {
@@ -43,11 +47,33 @@ pub trait ReadAt {
     /// # Errors
     /// As asking a file.
     fn length(&self) -> io::Result<u64>;
+
+    /// Where data begins from a place on, holes left out as far as they can be told.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_exact_at`].
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        Ok((from < self.length()?).then_some(from))
+    }
+
+    /// Has what is read next be what is there by then.
+    fn forget(&self) {}
 }
 
 impl ReadAt for File {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(self, SeekFrom::Data(from)) {
+            Err(Errno::NXIO) => Ok(None),
+            start => Ok(Some(start.unwrap_or(from))),
+        }
+    }
+
+    fn forget(&self) {
+        forget_cached(self);
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -56,6 +82,11 @@ impl ReadAt for File {
 }
 
 impl ReadAt for [u8] {
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        let rest = usize::try_from(from).ok().and_then(|start| self.get(start..)).unwrap_or_default();
+        Ok(rest.iter().position(|byte| *byte != 0).map(|place| from + place as u64))
+    }
+
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let start = usize::try_from(offset).ok();
         let bytes = start.and_then(|start| self.get(start..start.checked_add(buffer.len())?));
@@ -76,6 +107,10 @@ impl ReadAt for Vec<u8> {
     fn length(&self) -> io::Result<u64> {
         self[..].length()
     }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        self[..].next_data(from)
+    }
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for &T {
@@ -85,6 +120,14 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
 
     fn length(&self) -> io::Result<u64> {
         (**self).length()
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        (**self).next_data(from)
+    }
+
+    fn forget(&self) {
+        (**self).forget();
     }
 }
 
@@ -231,12 +274,58 @@ pub fn recover_from(source: &dyn ReadAt, end: u64, next_sequence: u64) -> Result
                 recovered.next_sequence += 1;
                 recovered.segments.push(segment);
             }
+            Ok(Step::Stop(Stop::Unpublished)) if was_published(source, &recovered.identity, at)? => {
+                // Unless its writer has come to it since it was looked at, and to the next one.
+                source.forget();
+                if is_zero(source, at.offset)? {
+                    break Stop::Damaged("its HEAD is lost".to_owned());
+                }
+            }
             Ok(Step::Stop(stop)) => break stop,
             Err(Failure::Damage(reason)) => break Stop::Damaged(reason.to_owned()),
             Err(Failure::Io(error)) => return Err(error.into()),
         }
     };
     Ok(recovered)
+}
+
+/// Whether a segment that looks unpublished has lost its first sector: a later one of the same aggregate was begun to be sealed with,
+/// or, as far as what is left tells where that is, published. It takes no search: what is lost without either is found by
+/// [`super::published_behind`] alone.
+fn was_published(source: &dyn ReadAt, identity: &Identity, at: SegmentAt) -> io::Result<bool> {
+    let length = source.length()?;
+    if seal_at(source, identity, length)?.is_some_and(|start| start > at.offset) {
+        return Ok(true);
+    }
+    let head = head_at(source, at.offset)?.filter(|head| head.uuid == identity.uuid);
+    let next = head.and_then(|head| at.offset.checked_add(head.length.get()));
+    let fits = |next: &u64| next.checked_add(BLOCK).is_some_and(|end| end <= length);
+    let Some(next) = next.filter(fits) else { return Ok(false) };
+    let is_next = |head: Head| head.uuid == identity.uuid && head.sequence.get() == at.sequence + 1;
+    Ok(head_at(source, next)?.is_some_and(is_next) && !is_zero(source, next)?)
+}
+
+/// Where the segment begins that an aggregate was sealed with, published or not: the trailer at its end tells.
+fn seal_at(source: &dyn ReadAt, identity: &Identity, length: u64) -> io::Result<Option<u64>> {
+    let Some(end) = length.checked_sub(BLOCK).filter(|end| *end >= 2 * BLOCK) else { return Ok(None) };
+    let mut last = [0; TRAILER_SIZE];
+    source.read_exact_at(&mut last, end - TRAILER_SIZE as u64)?;
+    let trailer = trailer_in(&last).filter(|trailer| trailer.uuid == identity.uuid);
+    let sealing = trailer.filter(|trailer| trailer.flags.get() & TRAILER_SEALED != 0);
+    Ok(sealing.and_then(|trailer| end.checked_sub(trailer.length.get())))
+}
+
+fn head_at(source: &dyn ReadAt, offset: u64) -> io::Result<Option<Head>> {
+    let mut block = vec![0; BLOCK as usize];
+    source.read_exact_at(&mut block, offset)?;
+    Ok(head_in(&block))
+}
+
+/// Whether the first sector at a place is zero.
+pub(super) fn is_zero(source: &dyn ReadAt, offset: u64) -> io::Result<bool> {
+    let mut sector = [0; SECTOR as usize];
+    source.read_exact_at(&mut sector, offset)?;
+    Ok(sector.iter().all(|byte| *byte == 0))
 }
 
 /// Where a segment must be, and which.

@@ -13,8 +13,7 @@ use super::checksum::crc32c;
 use super::entry::Identity;
 use super::format_entry::FormatError;
 use super::raw::{HEAD_MAGIC, HEAD_OFFSET, HEAD_VOID, Head, TRAILER_MAGIC, TRAILER_SIZE, Trailer};
-use super::reader::{ReadAt, ReadError, Segment, identify, listed};
-use super::tar_header::SECTOR;
+use super::reader::{ReadAt, ReadError, Segment, identify, is_zero, listed};
 
 /// What salvaging found.
 #[derive(Clone, Debug)]
@@ -87,13 +86,6 @@ pub fn published_behind(source: &dyn ReadAt, identity: &Identity, stop: u64) -> 
     Ok(None)
 }
 
-/// Whether the first sector at a place is zero.
-fn is_zero(source: &dyn ReadAt, offset: u64) -> io::Result<bool> {
-    let mut sector = [0; SECTOR as usize];
-    source.read_exact_at(&mut sector, offset)?;
-    Ok(sector.iter().all(|byte| *byte == 0))
-}
-
 /// The uuid of the first HEAD in a file.
 fn first_uuid(source: &dyn ReadAt) -> io::Result<Option<[u8; 16]>> {
     let mut block = vec![0; BLOCK as usize];
@@ -106,13 +98,15 @@ fn first_uuid(source: &dyn ReadAt) -> io::Result<Option<[u8; 16]>> {
     Ok(None)
 }
 
-fn head_in(block: &[u8]) -> Option<Head> {
+/// The HEAD in a block, if it is one.
+pub(super) fn head_in(block: &[u8]) -> Option<Head> {
     let bytes = &block[HEAD_OFFSET..HEAD_OFFSET + size_of::<Head>()];
     let head = Head::read_from_bytes(bytes).ok()?;
     (head.magic == HEAD_MAGIC && head.crc.get() == crc32c(&bytes[..bytes.len() - 4])).then_some(head)
 }
 
-fn trailer_in(block: &[u8]) -> Option<Trailer> {
+/// The trailer at the end of these bytes, if there is one.
+pub(super) fn trailer_in(block: &[u8]) -> Option<Trailer> {
     let bytes = &block[block.len() - TRAILER_SIZE..];
     let trailer = Trailer::read_from_bytes(bytes).ok()?;
     (trailer.magic == TRAILER_MAGIC && trailer.crc.get() == crc32c(&bytes[..TRAILER_SIZE - 4])).then_some(trailer)

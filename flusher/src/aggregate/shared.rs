@@ -5,11 +5,7 @@
 //! gets the same, is decided elsewhere. Nothing here may panic on hostile bytes, or believe a number that it has not checked.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 
 use super::entry::Identity;
 use super::format_entry::{self, FormatError, reserved_header, short_uuid};
@@ -190,21 +186,33 @@ pub fn archive_end(source: &dyn ReadAt, from: u64) -> io::Result<u64> {
     }
 }
 
-/// Where data lies from the end of an archive on, if there is any: whoever writes data to a file that nodes share has a durable header
-/// before it, so a header is damaged then, unless somebody has come in between.
+/// Where data lies behind the end of an archive, if there is any: whoever writes data to a file that nodes share has a durable header
+/// before it, so a header is damaged then, unless somebody has come in between. The block at the end may be a header that a power
+/// failure has left half written: it is nobody's.
 ///
 /// # Errors
 /// From the file system.
-pub fn data_from(file: &File, end: u64) -> io::Result<Option<u64>> {
-    let start = match rustix::fs::seek(file, SeekFrom::Data(end)) {
-        Err(Errno::NXIO) => return Ok(None),
-        start => start.unwrap_or(end),
-    };
+pub fn data_from(source: &dyn ReadAt, end: u64) -> io::Result<Option<u64>> {
+    let Some(start) = source.next_data(end.saturating_add(BLOCK))? else { return Ok(None) };
     // A file system that knows no holes calls zeros data; what somebody has written begins with something else.
-    let count = file.length()?.saturating_sub(start).min(16 * BLOCK);
+    let count = source.length()?.saturating_sub(start).min(16 * BLOCK);
     let mut bytes = vec![0; count as usize];
-    ReadAt::read_exact_at(file, &mut bytes, start)?;
+    source.read_exact_at(&mut bytes, start)?;
     Ok(bytes.iter().any(|byte| *byte != 0).then_some(start))
+}
+
+/// As [`place`], but for an end that is none: a header is lost there.
+fn place_or_lost(source: &dyn ReadAt, at: u64, file_length: u64) -> io::Result<Place> {
+    let found = place(source, at, file_length)?;
+    if !matches!(found, Place::End) || data_from(source, at)?.is_none() {
+        return Ok(found);
+    }
+    // Unless somebody has begun a range since it was looked at.
+    source.forget();
+    match place(source, at, source.length()?)? {
+        Place::End => Ok(Place::Damaged),
+        found => Ok(found),
+    }
 }
 
 /// All ranges of a file that can be told, with their states.
@@ -214,7 +222,7 @@ pub fn data_from(file: &File, end: u64) -> io::Result<Option<u64>> {
 pub fn ranges(source: &dyn ReadAt) -> io::Result<Vec<(Range, RangeState)>> {
     let (length, mut at, mut found) = (source.length()?, BLOCK, Vec::new());
     loop {
-        match place(source, at, length)? {
+        match place_or_lost(source, at, length)? {
             Place::End | Place::Short => return Ok(found),
             Place::Range(range, state) => {
                 at = range.end();
@@ -304,15 +312,7 @@ pub fn recover_shared(
     let mut damaged = None;
     loop {
         let at = walked.end;
-        walked.end = match place(source, at, length)? {
-            // What ends the archive may be what was lost.
-            Place::End if all => match next_range(source, file, at, length)? {
-                Some(next) => {
-                    damaged.get_or_insert(at);
-                    next
-                }
-                None => break,
-            },
+        walked.end = match place_or_lost(source, at, length)? {
             Place::End | Place::Short => break,
             Place::Range(range, state) => {
                 let end = range.end();
@@ -374,7 +374,7 @@ pub fn file_of(source: &dyn ReadAt) -> Result<[u8; 16], ReadError> {
 /// # Errors
 /// When the file cannot be read.
 pub fn is_removed(source: &dyn ReadAt, first: u64, uuid: [u8; 16]) -> io::Result<bool> {
-    Ok(match place(source, first, source.length()?)? {
+    Ok(match place_or_lost(source, first, source.length()?)? {
         Place::End => true,
         Place::Range(range, state) => state != RangeState::Published || range.identity.uuid != uuid,
         Place::Begun(_) | Place::Hidden(_) | Place::Short | Place::Damaged => false,
@@ -610,6 +610,8 @@ mod tests {
         let first = shared.announce(&one);
         let end = shared.end;
         let range = shared.reserve(&mut one, first, "a", b"a", 1);
+        // Nothing else is written before it is durable.
+        shared.put(range.offset + range.start, &vec![0; (range.length - range.start) as usize]);
         let whole = shared.bytes.clone();
         for sectors in 0..8u32 {
             for kept in [(1u32 << sectors) - 1, !((1 << sectors) - 1)] {
@@ -646,6 +648,37 @@ mod tests {
             let of = |name: &str| found.iter().find(|(node, _)| node == name).map(|(_, paths)| &paths[..]);
             assert_eq!(of("node2"), Some(&["a2".to_owned(), "b2".to_owned()][..]), "byte {at}");
             assert!(of("node1").is_none_or(|paths| ["a".to_owned(), "b".to_owned()].starts_with(paths)), "byte {at}");
+        }
+    }
+
+    /// A header of zeros looks like the archive's end: what lies behind it tells that it is none.
+    #[test]
+    fn a_header_that_is_gone_does_not_end_the_archive() {
+        let (mut one, mut two) = (Builder::new(1), Builder::new(2));
+        let mut shared = Shared::new();
+        let first = shared.announce(&one);
+        let a = shared.reserve(&mut one, first, "a", b"x", 1);
+        shared.set(&a, RangeState::Published);
+        let second = shared.announce(&two);
+        let b = shared.reserve(&mut two, second, "b", b"y", 2);
+        shared.set(&b, RangeState::Published);
+        let whole = shared.bytes.clone();
+        for (lost, expected) in [
+            (first, expected(&[("node1", &["a"]), ("node2", &["b"])])),
+            (a.offset, expected(&[("node1", &[]), ("node2", &["b"])])),
+            (second, expected(&[("node1", &["a"]), ("node2", &["b"])])),
+            (b.offset, expected(&[("node1", &["a"]), ("node2", &[])])),
+        ] {
+            for bytes in [SECTOR, BLOCK] {
+                shared.bytes.clone_from(&whole);
+                shared.put(lost, &vec![0; bytes as usize]);
+                let content = recover_shared(&shared.bytes, &mut Walked::default(), &|_| None, false).unwrap();
+                // What is left of the text tells whose it was.
+                let is_told =
+                    content.damaged == Some(lost) || content.parts.iter().any(|part| part.recovered.stop != Stop::End);
+                assert!(is_told, "{lost}");
+                assert_eq!(shared.all(), expected, "byte {lost}, {bytes} bytes");
+            }
         }
     }
 

@@ -222,6 +222,21 @@ fn an_aggregate_that_grows_while_it_is_read_is_not_damaged() {
     }
 }
 
+/// What was published behind it tells that a HEAD is lost, or the index that the aggregate was sealed with.
+#[test]
+fn a_head_that_is_lost_does_not_look_unpublished() {
+    let builder = sample();
+    let whole = builder.finished();
+    let last = builder.published.len() - 1;
+    for (index, segment) in builder.published.iter().enumerate() {
+        let mut lost = whole.clone();
+        lost[segment.offset as usize..][..512].fill(0);
+        let found = recover(&lost).unwrap();
+        assert_eq!(found.segments, builder.published[..index]);
+        assert_eq!(matches!(found.stop, Stop::Damaged(_)), index != last, "{index}: {:?}", found.stop);
+    }
+}
+
 #[test]
 fn an_unpublished_segment_is_invisible() {
     let mut builder = sample();
