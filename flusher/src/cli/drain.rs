@@ -7,15 +7,14 @@ use std::time::Duration;
 use clap::Args;
 use sheaf_common::protocol::Kind;
 
+use super::Failure;
 use super::environment::Location;
-use super::{Failure, publication};
-use crate::client::{self, Client, ClientError};
+use super::publication::{self, Monitor, Use};
+use crate::client::{self, ClientError};
+use crate::settings::Settings;
 
-/// How often it is checked that a flusher that waits for its programs is alive. Each look restarts its way out, so it
-/// must not come often.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// When it is looked first, to say what is waited for.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether a flusher lives, and what it waits for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a flusher that listens no more may take to seal its aggregate and end.
 const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -37,9 +36,9 @@ pub fn run(arguments: &DrainArgs) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     };
     match publication::publish(&settings, &stage, Kind::Drain, false) {
-        Ok(_) => until_gone(&stage)?,
+        Ok(_) => until_gone(&settings, &stage)?,
         Err(ClientError::Refused(_, rustix::io::Errno::IO)) => {
-            until_gone(&stage)?;
+            until_gone(&settings, &stage)?;
             return Err(Failure::new(format!(
                 "files in the stage {} or in a further tier cannot be read and stay there; the rest is published. `sheaf \
                  drain` tries again; what is kept as *.damaged can be given to `sheaf extract --salvage`",
@@ -52,16 +51,20 @@ pub fn run(arguments: &DrainArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for the end of a flusher that has been told to drain. It stays for as long as its programs live.
-fn until_gone(stage: &Path) -> Result<(), Failure> {
+/// Waits for the end of a flusher that has been told to drain. It stays for as long as its programs live; if there are none,
+/// [`Settings::store_timeout`] bounds the time in which the store takes nothing.
+fn until_gone(settings: &Settings, stage: &Path) -> Result<(), Failure> {
+    let mut monitor = Monitor::new(settings, stage);
     let mut said = false;
-    while !client::wait_for_end(stage, if said { LOOK_INTERVAL } else { FIRST_LOOK })? {
-        match Client::connect(stage).and_then(|client| client.request(Kind::Status, &[])) {
-            Ok(_) if said => {}
-            Ok(_) => {
-                said = true;
-                eprintln!("sheaf: everything is published; waiting for programs that may still capture");
+    while !client::wait_for_end(stage, LOOK_INTERVAL)? {
+        match monitor.look() {
+            Ok(Use::Programs) => {
+                if !std::mem::replace(&mut said, true) {
+                    eprintln!("sheaf: everything is published; waiting for programs that may still capture");
+                }
+                monitor.begin();
             }
+            Ok(Use::Unused) => {}
             Err(ClientError::NoFlusher(_) | ClientError::Closed(_)) => {
                 if client::wait_for_end(stage, LEAVE_LIMIT)? {
                     return Ok(());

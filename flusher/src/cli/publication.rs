@@ -34,7 +34,11 @@ pub fn publish(settings: &Settings, stage: &Path, kind: Kind, as_client: bool) -
             if as_client {
                 client.request(Kind::Hello, &[])?;
             }
-            client.request_with_progress(kind, &[], &mut |_| monitor.look())
+            client.request_with_progress(kind, &[], &mut |_| match monitor.look() {
+                Err(stuck @ ClientError::Stuck(..)) => Err(stuck),
+                // Whether it lives shows by what it says of the request itself.
+                _ => Ok(()),
+            })
         });
         match result {
             Ok(reply) => return Ok(reply.value),
@@ -44,8 +48,17 @@ pub fn publish(settings: &Settings, stage: &Path, kind: Kind, as_client: bool) -
     }
 }
 
-/// What is shown while a request takes its time.
-struct Monitor<'stage> {
+/// What keeps a flusher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Programs that capture, or have a file open for writing.
+    Programs,
+    /// Its own work, if anything.
+    Unused,
+}
+
+/// What is shown while something takes its time, and how long that may be.
+pub(super) struct Monitor<'stage> {
     settings: &'stage Settings,
     stage: &'stage Path,
     /// What the store has taken so far, and since when it is no more than that.
@@ -56,30 +69,39 @@ struct Monitor<'stage> {
 }
 
 impl<'stage> Monitor<'stage> {
-    fn new(settings: &'stage Settings, stage: &'stage Path) -> Self {
+    /// For the flusher of a stage.
+    pub(super) fn new(settings: &'stage Settings, stage: &'stage Path) -> Self {
         Monitor { settings, stage, written_bytes: 0, since: Instant::now(), bar: None, errors_said: HashSet::new() }
     }
 
-    /// A flusher begins, with nothing written.
-    fn begin(&mut self) {
+    /// A flusher begins, with nothing written; or it may take its time anew.
+    pub(super) fn begin(&mut self) {
         (self.written_bytes, self.since) = (0, Instant::now());
     }
 
-    /// Asks for the flusher's state and shows it; an error when the store has taken nothing for too long.
-    fn look(&mut self) -> Result<(), ClientError> {
+    /// Asks for the flusher's state and shows it.
+    ///
+    /// # Errors
+    /// [`ClientError::Stuck`] when the store has taken nothing for too long; else when there is no answer.
+    pub(super) fn look(&mut self) -> Result<Use, ClientError> {
         let reply = Client::connect(self.stage).and_then(|client| client.request(Kind::Status, &[]));
-        if let Some(status) = reply.ok().and_then(|reply| serde_json::from_slice::<Value>(&reply.payload).ok()) {
-            self.show(&status);
+        let status = reply.map(|reply| serde_json::from_slice::<Value>(&reply.payload).unwrap_or_default());
+        if let Ok(status) = &status {
+            self.show(status);
             let written_bytes = status["written_bytes"].as_u64().unwrap_or(0);
             if written_bytes > self.written_bytes {
                 (self.written_bytes, self.since) = (written_bytes, Instant::now());
             }
         }
         let timeout = self.settings.store_timeout;
-        match self.since.elapsed() < timeout {
-            true => Ok(()),
-            false => Err(ClientError::Stuck(self.settings.store.clone(), timeout)),
+        if self.since.elapsed() >= timeout {
+            return Err(ClientError::Stuck(self.settings.store.clone(), timeout));
         }
+        let is_used = |name: &str, status: &Value| status[name].as_u64().unwrap_or(0) > 0;
+        status.map(|status| match is_used("clients", &status) || is_used("unfinished", &status) {
+            true => Use::Programs,
+            false => Use::Unused,
+        })
     }
 
     /// The work on a terminal, every error anywhere and once.

@@ -4,6 +4,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use sheaf_tests::scene::artefact;
 use sheaf_tests::unreliable::Unreliable;
 use sheaf_tests::{Engine, Scene, process};
 
@@ -156,6 +157,34 @@ fn what_was_written_in_vain_does_not_count() {
     fs::write(&gate, "\n").expect("the program reads it");
     program.finish().expect_success();
     assert_recovers(&scene, "files");
+}
+
+/// `sheaf drain` waits for programs as long as they live. When they are gone, and what the last one has left cannot be published, it
+/// waits for the store no longer than for anything else.
+#[test]
+fn what_the_last_program_leaves_is_not_waited_for_without_end() {
+    let (scene, unreliable) = used_before(Engine::IoUring, "node");
+    let gate = scene.captured_directory().join("gate");
+    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+    let script = format!("{WRITE}; echo ready >ready; read line <gate; seq 30000 >ckpt/late; kill -9 $$");
+    let program = process::start(scene.preloaded_command("bash").args(["-c", &script]));
+    let program = program.await_file(&scene.captured_directory().join("ready"));
+    let said = scene.captured_directory().join("said");
+    let mut drain = scene.preloaded_command("bash");
+    drain.args(["-c", "exec \"$0\" drain 2>said"]).arg(artefact("sheaf"));
+    let mut drain = process::start(drain.env_remove("LD_PRELOAD").env("SHEAF_STORE_TIMEOUT", "2"));
+    let deadline = Instant::now() + process::LIMIT;
+    while !fs::read_to_string(&said).is_ok_and(|text| text.contains("waiting for programs")) {
+        assert!(Instant::now() < deadline && !drain.wait_for(Duration::from_millis(5)), "it does not wait");
+    }
+    unreliable.rule("write * hang");
+    fs::write(&gate, "\n").expect("the program reads it");
+    program.finish();
+    let drained = drain.finish();
+    assert_eq!(drained.status.code(), Some(NOT_DRAINED), "{}", drained.describe());
+    unreliable.rule("");
+    scene.native(&["bash", "-c", &format!("{WRITE}; seq 30000 >ckpt/late")]).expect_success();
+    assert_recovers(&scene, "node");
 }
 
 /// The whole file system stops while the program runs. Names that the program has not used since are looked for there,
