@@ -256,6 +256,51 @@ fn sign_segment(segment: &mut [u8], own: &Own, sequence: u64) {
     put(segment, length - 4, &crc.to_le_bytes());
 }
 
+/// Where the ranges of a file begin that several nodes write to, as their texts tell.
+pub fn ranges(bytes: &[u8]) -> Vec<usize> {
+    let (mut found, mut at) = (Vec::new(), BLOCK);
+    while let Some(length) = bytes.get(at..at + BLOCK).and_then(|block| range_number(block, "length")) {
+        found.push(at);
+        at += length as usize;
+    }
+    found
+}
+
+/// A number that a range's text tells.
+pub fn range_number(block: &[u8], key: &str) -> Option<u64> {
+    let text = std::str::from_utf8(&block[SECTOR..]).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?.parse().ok()
+}
+
+/// Gives a line of a range's text another value, and makes its checksum right.
+pub fn change_range(block: &mut [u8], key: &str, value: &str) {
+    let text = String::from_utf8_lossy(&block[SECTOR..BLOCK - 16]).into_owned();
+    let is_it = |line: &str| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(' '));
+    let changed = |line: &str| if is_it(line) { format!("{key} {value}\n") } else { format!("{line}\n") };
+    let mut text: Vec<u8> = text.trim_end().lines().flat_map(|line| changed(line).into_bytes()).collect();
+    text.resize(BLOCK - 16 - SECTOR, b'\n');
+    let sum = format!("crc32c {:08x}\n", crc32c(&text));
+    put(block, SECTOR, &text);
+    put(block, BLOCK - 16, sum.as_bytes());
+}
+
+/// Gives a tar header another name, as long as the one before at most, and size, and makes its checksum right.
+pub fn change_header(sector: &mut [u8], name: &dyn Fn(&str) -> String, size: u64) {
+    let length = sector[..100].iter().position(|byte| *byte == 0).unwrap_or(100);
+    let changed = name(&String::from_utf8_lossy(&sector[..length]));
+    sector[..100].fill(0);
+    put(sector, 0, changed.as_bytes());
+    if size < 1 << 33 {
+        put(sector, 124, format!("{size:011o}\0").as_bytes());
+    } else {
+        put(sector, 124, &[0x80, 0, 0, 0]);
+        put(sector, 128, &size.to_be_bytes());
+    }
+    sector[148..156].fill(b' ');
+    let sum: u32 = sector[..SECTOR].iter().map(|byte| u32::from(*byte)).sum();
+    put(sector, 148, format!("{sum:06o}\0 ").as_bytes());
+}
+
 /// What an aggregate's own members have in common.
 struct Own {
     template: [u8; SECTOR],

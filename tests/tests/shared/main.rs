@@ -3,6 +3,7 @@
 //! Each node is a host name and a stage of its own on this machine. At every moment each file is an archive that stock tar readers
 //! walk to its end, and nothing that a node has published is lost or changed by another.
 
+mod hostile;
 mod kills;
 mod room;
 
