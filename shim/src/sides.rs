@@ -18,18 +18,20 @@ use crate::told;
 /// Pause between two attempts.
 const PAUSE_MS: u64 = 1;
 
-/// Names stay on their side until this is dropped.
-pub struct Held(Descriptor);
+/// Names stay on their side until this is dropped; not without the lock.
+pub struct Held(Option<Descriptor>);
 
 impl Drop for Held {
     fn drop(&mut self) {
         // A child that was made meanwhile has the descriptor, too, and would keep the lock.
-        let _ = system::flock(self.0.number(), libc::LOCK_UN);
+        if let Some(file) = &self.0 {
+            let _ = system::flock(file.number(), libc::LOCK_UN);
+        }
     }
 }
 
 /// Holds all names, where that is needed. Without the lock, because somebody has kept it for as long as a flusher may be silent, the
-/// call goes on.
+/// call goes on; it may have taken that long, so what was looked at before is to be looked at again in any case.
 pub fn hold(configuration: &Configuration) -> Option<Held> {
     if !told::publishes_files(configuration) {
         return None;
@@ -44,11 +46,11 @@ pub fn hold(configuration: &Configuration) -> Option<Held> {
     let begin_ns = system::now_ns();
     loop {
         match system::flock(file.number(), libc::LOCK_SH | libc::LOCK_NB) {
-            Ok(()) => return Some(Held(file)),
+            Ok(()) => return Some(Held(Some(file))),
             Err(Errno(libc::EAGAIN)) if !flusher::is_over(begin_ns, configuration.timeout_ms) => {
                 system::sleep_ms(PAUSE_MS);
             }
-            Err(_) => return None,
+            Err(_) => return Some(Held(None)),
         }
     }
 }

@@ -241,8 +241,11 @@ fn file_system(path: &Path) -> (String, bool) {
 struct Trial(PathBuf);
 
 impl Trial {
-    fn new(directory: &Path) -> Trial {
-        Trial(directory.join(format!(".sheaf-doctor-{}", std::process::id())))
+    /// Processes of several nodes have the same numbers.
+    fn new(directory: &Path) -> io::Result<Trial> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        Ok(Trial(directory.join(format!(".sheaf-doctor-{:016x}", u64::from_ne_bytes(random)))))
     }
 }
 
@@ -255,7 +258,7 @@ impl Drop for Trial {
 
 /// Whether a lease is refused while a writer is there, and granted when it is gone.
 fn leases_work(tier: &Path) -> io::Result<bool> {
-    let trial = Trial::new(tier);
+    let trial = Trial::new(tier)?;
     let writer = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&trial.0)?;
     let reader = File::open(&trial.0)?;
     let while_written = lease::take_read(reader.as_fd());
@@ -271,9 +274,8 @@ fn store(settings: &Settings) -> Finding {
         return bad(subject, "no directory above it exists");
     };
     let name = file_system(directory).0;
-    let trial = Trial::new(directory);
-    let written = Target::create(&trial.0).and_then(|target| {
-        let target = Arc::new(target);
+    let written = Trial::new(directory).and_then(|trial| {
+        let target = Arc::new(Target::create(&trial.0)?);
         write_block(&target)?;
         Ok(target.is_direct())
     });

@@ -22,6 +22,13 @@ use crate::store::{LARGE, Lock, RESERVING, give_up, lock_byte, open_file, open_t
 
 /// The file grows by this, as a hole: most reservations then find it long enough.
 const GROWTH: u64 = 16 << 20;
+/// What is left of void ranges, a block of each, may take this of a file in any case, and a part of what is published in it, but no
+/// more than a limit: else the next part begins another file, so that this one is removed one day.
+const VOID_ALWAYS: u64 = 64 << 10;
+const VOID_PART: u64 = 8;
+const VOID_MOST: u64 = 16 << 20;
+/// Nor does a part begin in a file of more ranges: each reader walks over all of them.
+const RANGES_MAX: usize = 16_384;
 /// How names of files end that have none yet: without a dot.
 const ASIDE: &str = "-new";
 /// How long to wait before a lock that somebody has is tried again: at first, and at most.
@@ -208,7 +215,9 @@ fn newest_file(store: &Path, slot: u64, identity: &Identity) -> io::Result<PathB
     loop {
         let path = store.join(format!("{prefix}{number}.tar"));
         match open_file(&path) {
-            Ok(file) if file.metadata()?.len() < LARGE && file_of(&file).is_ok() => return Ok(path),
+            Ok(file) if file.metadata()?.len() < LARGE && file_of(&file).is_ok() && !is_worn(&file)? => {
+                return Ok(path);
+            }
             // Another node's own aggregate may have the name, if that is what the node is called.
             Ok(_) => number += 1,
             Err(error) if error.kind() == io::ErrorKind::NotFound => match make(store, &path, identity) {
@@ -218,6 +227,15 @@ fn newest_file(store: &Path, slot: u64, identity: &Identity) -> io::Result<PathB
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether so much in a file is void that it is better left to go.
+fn is_worn(file: &fs::File) -> io::Result<bool> {
+    let all = ranges(file)?;
+    let of = |wanted: RangeState| all.iter().filter(move |(_, state)| *state == wanted).map(|(range, _)| range);
+    let void = of(RangeState::Void).count() as u64 * BLOCK;
+    let published: u64 = of(RangeState::Published).map(|range| range.length).sum();
+    Ok(all.len() > RANGES_MAX || void > VOID_MOST.min(VOID_ALWAYS + published / VOID_PART))
 }
 
 /// The name of a shared file that has none yet. GlusterFS places files by a hash of their names, and takes `.NAME.anything` for `NAME`
@@ -271,6 +289,29 @@ mod tests {
             [(0, 25), (0, 26), (0, 27), (8, 1)].map(|(major, minor)| has_local_locks(mounts, makedev(major, minor)));
         assert_eq!(local, [true, false, true, false]);
         assert!(!locks_are_local(Path::new("/")).unwrap());
+    }
+
+    /// As a job that rotates small checkpoints leaves it, or a node that has had nothing to say for months.
+    #[test]
+    fn no_part_begins_in_a_file_of_little_but_void_ranges() {
+        for (state, count, is_worn) in [
+            (RangeState::Void, VOID_ALWAYS / BLOCK, false),
+            (RangeState::Void, VOID_ALWAYS / BLOCK + 1, true),
+            (RangeState::Published, RANGES_MAX as u64, false),
+            (RangeState::Published, RANGES_MAX as u64 + 1, true),
+        ] {
+            let store = tempfile::tempdir_in("/dev/shm").unwrap();
+            let identity = crate::aggregate::tests::Builder::new(0).identity;
+            let path = newest_file(store.path(), 1, &identity).unwrap();
+            let file = open_to_change(&path).unwrap();
+            let uuid = file_of(&file).unwrap();
+            for number in 1..=count {
+                let range = Range::announcement(&identity, uuid, number * BLOCK);
+                std::os::unix::fs::FileExt::write_all_at(&file, &range.block(state), range.offset).unwrap();
+            }
+            let next = newest_file(store.path(), 1, &identity).unwrap();
+            assert_eq!(next != path, is_worn, "{state:?} {count}");
+        }
     }
 
     #[test]

@@ -79,6 +79,20 @@ fn files_that_were_written_past_sheaf_are_reported() {
     assert_eq!(scene.sheaf(&["report", "--exclude", &escaped.to_string_lossy()]).status.code(), Some(0));
 }
 
+/// On nodes that look at the same time, processes have the same numbers: what one tries is not in the other's way.
+#[test]
+fn doctors_of_two_nodes() {
+    let scene = Scene::new(Engine::IoUring);
+    for directory in [scene.checkpoints(), scene.tier().to_owned()] {
+        for number in 1..20 {
+            fs::write(directory.join(format!(".sheaf-doctor-{number}")), "another node's").expect("the scene is ours");
+        }
+    }
+    let mut doctor = scene.preloaded_command("unshare");
+    doctor.env_remove("LD_PRELOAD").args(["--pid", "--fork"]).arg(artefact("sheaf")).arg("doctor");
+    process::run(&mut doctor).expect_success();
+}
+
 #[test]
 fn doctor_finds_this_machine_fit() {
     let scene = Scene::new(Engine::IoUring);

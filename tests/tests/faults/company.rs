@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use sheaf_tests::disk::{Disk, as_root};
 use sheaf_tests::scene::artefact;
-use sheaf_tests::{Engine, Scene, process};
+use sheaf_tests::{Engine, Scene, process, snapshot};
 
 /// A program that writes files of its own name, in its own stage.
 fn writer(scene: &Scene, name: &str, stage: &Path) -> Command {
@@ -52,10 +52,30 @@ fn a_stage_removes_nothing_that_another_of_the_node_has_published() {
     scene.verify();
 }
 
+/// Each engine, and each layout.
+const SIDES: [(Engine, &str); 5] = [
+    (Engine::IoUring, "node"),
+    (Engine::Pwrite, "node"),
+    (Engine::IoUring, "shared:1"),
+    (Engine::Pwrite, "shared:2"),
+    (Engine::Pwrite, "files"),
+];
+
+/// What flushers have left when they have ended is whole, and in layout `files` under the files' own names.
+fn assert_published(scene: &Scene, layout: &str) {
+    if layout == "files" {
+        let real = snapshot::take(&scene.checkpoints()).expect("the scene is ours");
+        assert_eq!(real, scene.native_snapshot(), "without Sheaf");
+        return;
+    }
+    scene.verify();
+    scene.assert_no_captured_files_on_pfs();
+}
+
 #[test]
 fn two_nodes_of_one_name_and_two_jobs_with_one_store() {
-    for engine in [Engine::IoUring, Engine::Pwrite] {
-        let scene = Scene::new(engine);
+    for (engine, layout) in SIDES {
+        let scene = Scene::new(engine).in_layout(layout);
         let stages = ["one", "other"].map(|name| scene.tier().join(name));
         stages.iter().for_each(|stage| fs::create_dir(stage).expect("the tier is ours"));
         let programs = [("a", &stages[0]), ("b", &stages[1])]
@@ -70,18 +90,23 @@ fn two_nodes_of_one_name_and_two_jobs_with_one_store() {
         for drain in drains {
             drain.finish().expect_success();
         }
-        scene.verify();
-        scene.assert_no_captured_files_on_pfs();
-        assert_eq!(scene.store_aggregates().len(), 2, "each flusher has an aggregate of its own");
         native(&scene, &["a", "b"]);
-        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{engine:?}, from the aggregates alone");
+        assert_published(&scene, layout);
+        let aggregates = scene.store_aggregates().len();
+        match layout {
+            "node" => assert_eq!(aggregates, 2, "each flusher has an aggregate of its own"),
+            "shared:1" => assert_eq!(aggregates, 1, "both write to one file"),
+            "shared:2" => assert!((1..=2).contains(&aggregates), "{aggregates} files"),
+            _ => assert_eq!(aggregates, 0, "there are no aggregates"),
+        }
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{engine:?}, {layout}, from the store alone");
     }
 }
 
 #[test]
 fn many_flushers_for_one_stage() {
-    for engine in [Engine::IoUring, Engine::Pwrite] {
-        let scene = Scene::new(engine);
+    for (engine, layout) in SIDES {
+        let scene = Scene::new(engine).in_layout(layout);
         let flusher = |_| {
             let mut command = scene.sheaf_command();
             command.arg("flusher").stdin(Stdio::null());
@@ -93,11 +118,10 @@ fn many_flushers_for_one_stage() {
         program.finish().expect_success();
         scene.drain();
         flushers.into_iter().for_each(|flusher| drop(flusher.finish().expect_success()));
-        scene.verify();
-        scene.assert_no_captured_files_on_pfs();
         native(&scene, &["a"]);
+        assert_published(&scene, layout);
         scene.wipe_stage();
-        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{engine:?}");
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{engine:?}, {layout}");
     }
 }
 
@@ -135,23 +159,22 @@ fn another_user() {
 /// A node with its stage on a disk ends everything, starts again, and nobody but an epilog looks after the stage.
 #[test]
 fn a_node_that_comes_back_with_its_stage() {
-    for (kind, engine) in [("ext4", Engine::IoUring), ("xfs", Engine::Pwrite)] {
+    for (kind, (engine, layout)) in ["ext4", "xfs"].into_iter().cycle().zip(SIDES) {
         let scratch = Scene::new(engine);
         let place = scratch.root().join("stage");
         fs::create_dir(&place).expect("the scene is ours");
         let disk = Disk::new(kind, &scratch.root().join("image"), &place);
-        let scene = Scene::staged_in(&place, engine);
+        let scene = Scene::staged_in(&place, engine).in_layout(layout);
         process::run(&mut writer(&scene, "a", scene.tier())).expect_success();
         scene.sheaf(&["wait"]).expect_success();
         process::run(writer(&scene, "b", scene.tier()).env("SHEAF_ON_EXIT", "leave")).expect_success();
         scene.kill_everything();
         disk.recover();
         scene.drain();
-        scene.verify();
-        scene.assert_no_captured_files_on_pfs();
-        scene.wipe_stage();
         native(&scene, &["a", "b"]);
-        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{kind}, {engine:?}");
+        assert_published(&scene, layout);
+        scene.wipe_stage();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{kind}, {engine:?}, {layout}");
         scene.kill_everything();
     }
 }

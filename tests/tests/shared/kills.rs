@@ -68,7 +68,8 @@ fn killed_at_every_step_another_node_goes_on() {
     // Every node's every file, over all these deaths.
     let all: String = (1..=round).map(|round| format!("seq {round} 9000 | cmp - ckpt/one-{round}; ")).collect();
     nodes.seen_in_the_store(&format!("set -e; {all}"));
-    assert_eq!(nodes.shared_files().len(), 1);
+    // Nobody has come to write to a file of its own. When there are many void ranges in one that is shared, another begins.
+    assert_eq!(nodes.shared_files(), nodes.scene.store_aggregates());
 }
 
 /// Holds the lock of whoever reserves, as a node does that hangs.
