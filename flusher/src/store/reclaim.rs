@@ -23,6 +23,7 @@ use crate::aggregate::{
     BLOCK, Entry, FIRST_SEQUENCE, FLAG_MOVED, FLAG_RENAMED, Identity, Kind, Segment, SegmentPlan, TarNames,
 };
 use crate::engine::sync_directory;
+use crate::stage::tracker::is_at_or_below;
 
 /// What is not worth an aggregate's end, in bytes: it is held against tiny checkpoints that would make and remove files
 /// all the time.
@@ -410,8 +411,9 @@ fn replay_without<'a, 'b>(
             !copied && apply(&mut view)
         };
         if stays {
-            // A copy stands right behind its original. With others of the same time it might stand behind these.
-            if at_the_same_time(all, index).any(|other| !is_copy(other, step)) {
+            // A copy stands right behind its original. With others of the same time it might stand behind these: clocks tick
+            // every few milliseconds, and nodes write their checkpoints at once.
+            if at_the_same_time(all, index).any(|other| !is_copy(other, step) && !commute(other, step)) {
                 return refuse("two records have the same time");
             }
             staying.push(step);
@@ -432,6 +434,22 @@ fn is_copy(one: &Step<'_>, other: &Step<'_>) -> bool {
     let (first, second) = (&one.record.entry, &other.record.entry);
     let same_target = first.kind == Kind::File || first.target == second.target;
     (first.is_moved() || second.is_moved()) && first.kind == second.kind && first.path == second.path && same_target
+}
+
+/// Whether two records give the same in either order, as far as that is plain: they are about names that have nothing to do with each
+/// other. What concerns a file by any of its names is not.
+fn commute(one: &Step<'_>, other: &Step<'_>) -> bool {
+    let [first, second] = [one, other].map(|step| &step.record.entry);
+    let names = |entry: &Entry| match entry.kind {
+        Kind::File | Kind::Directory | Kind::Symlink | Kind::Unlink | Kind::RemoveDirectory => {
+            Some([entry.path.clone(), entry.path.clone()])
+        }
+        Kind::Rename => Some([entry.path.clone(), entry.target.clone()]),
+        _ => None,
+    };
+    let (Some(first), Some(second)) = (names(first), names(second)) else { return false };
+    let touch = |one: &[u8], other: &[u8]| is_at_or_below(one, other) || is_at_or_below(other, one);
+    !first.iter().any(|name| second.iter().any(|other| touch(name, other)))
 }
 
 /// Whether two views show the same. Directories of which only names below them tell go without saying.

@@ -183,19 +183,26 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_is_ever_seen_of_reclaiming(actions in actions()) {
+    fn nothing_is_ever_seen_of_reclaiming(actions in actions(), tick in 1u64..5) {
         let scratch = tempfile::tempdir().unwrap();
         let (all, kept) = (scratch.path().join("all"), scratch.path().join("kept"));
         fs::create_dir(&all).unwrap();
         fs::create_dir(&kept).unwrap();
         let nodes = |directory: &Path| [Writing::new(directory, 1), Writing::new(directory, 2)];
         let (mut never, mut nodes) = (nodes(&all), nodes(&kept));
+        let mut clocks = [0; 2];
         for (number, action) in actions.into_iter().enumerate() {
             let index = |first: bool| usize::from(!first);
             match action {
                 Action::Record(first, kind, path, target) => {
+                    // Of the same names only at times of their own: else chance decides. A node's clock never stands still.
+                    let of_node = |path: String| if tick > 1 { format!("{}/{path}", index(first)) } else { path };
+                    let mut item = item(kind, &of_node(path), &of_node(target), number as u64 + 1);
+                    let now = (number as u64 / tick + 1) * 1000;
+                    clocks[index(first)] = now.max(clocks[index(first)] + 1);
+                    item.0.operation_time_ns = clocks[index(first)];
                     for writing in [&mut never[index(first)], &mut nodes[index(first)]] {
-                        writing.waiting.push(item(kind, &path, &target, number as u64 + 1));
+                        writing.waiting.push(item.clone());
                     }
                 }
                 Action::Publish(first) => {
@@ -257,6 +264,30 @@ fn a_rotating_program_leaves_nothing_to_copy() {
     // What is alive, and the renames that brought it where it is.
     assert_eq!(node.reclaim(0), Some(3 + 2 + 1));
     assert_eq!(shown(scratch.path()).len(), 3);
+}
+
+/// Nodes that write their checkpoints at once do so within one tick of their clocks.
+#[test]
+fn what_other_nodes_do_at_the_same_time_is_in_nobodys_way() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (Writing::new(scratch.path(), 1), Writing::new(scratch.path(), 2));
+    second.waiting.extend([item(Kind::File, "b.new", "", 10), item(Kind::Rename, "b.new", "b", 11)]);
+    first.waiting.extend([item(Kind::File, "a.new", "", 10), item(Kind::Rename, "a.new", "a", 11)]);
+    first.publish();
+    second.publish();
+    first.roll();
+    second.waiting.push(item(Kind::File, "later", "", 20));
+    second.publish();
+    assert_eq!(first.reclaim(0), Some(2));
+    // Of two that concern one name nobody can tell where a copy would stand.
+    second.waiting.push(item(Kind::File, "c", "", 30));
+    second.publish();
+    first.waiting.push(item(Kind::File, "c/below", "", 30));
+    first.publish();
+    second.waiting.push(item(Kind::File, "later", "", 40));
+    second.publish();
+    let which = first.aggregates.len() - 1;
+    assert_eq!(first.reclaim(which), None);
 }
 
 #[test]
