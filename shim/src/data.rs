@@ -207,21 +207,27 @@ struct Attempts {
     begin_ns: u64,
     /// Whether a descriptor that can write has been written to once more after EBADF.
     again: bool,
+    /// How often there was no room although the file system has some: a quota, which no room there helps against.
+    in_vain: u32,
 }
+
+/// How often room may have been made by somebody between a call that found none and a look.
+const IN_VAIN_MOST: u32 = 3;
 
 impl Attempts {
     fn new() -> Attempts {
-        Attempts { begin_ns: system::now_ns(), again: false }
+        Attempts { begin_ns: system::now_ns(), again: false, in_vain: 0 }
     }
 
     /// Makes another attempt promising after an error that the program must not see: with room in the stage, with the file
     /// elsewhere, or when it is, or was, on the move. False when the program is to see the error.
     fn promise(&mut self, configuration: &Configuration, fd: c_int, number: c_int, wanted_bytes: u64) -> bool {
         match number {
+            _ if is_full(number) && !is_staged(configuration, fd) => false,
             _ if is_full(number) => {
-                is_staged(configuration, fd)
-                    && (room::ask(configuration, fd, wanted_bytes, self.begin_ns)
-                        || spill::move_file(configuration, fd).is_ok())
+                self.in_vain += u32::from(!has_no_room(fd, wanted_bytes as size_t));
+                self.in_vain <= IN_VAIN_MOST && room::ask(configuration, fd, wanted_bytes, self.begin_ns)
+                    || spill::move_file(configuration, fd).is_ok()
             }
             libc::EBADF | libc::EINVAL if spill::is_under_way() => spill::wait(),
             // The move ended between the call and this look. Some calls say so of every file that is appended to.
@@ -244,7 +250,7 @@ fn go_on(fd: c_int, first: ssize_t, count: size_t, write: impl Fn(usize) -> ssiz
     let mut attempts = Attempts::new();
     let mut done = first.max(0) as usize;
     let mut number = if first < 0 { errno } else { 0 };
-    if first == 0 || first > 0 && !(is_staged(configuration, fd) && has_no_room(fd, count - done)) {
+    if first == 0 || first > 0 && !(is_staged(configuration, fd) && is_for_want_of_room(fd, done, count)) {
         system::set_errno(errno);
         return first;
     }
@@ -286,7 +292,16 @@ fn again(fd: c_int, errno: c_int, wanted_bytes: u64, call: &mut dyn FnMut() -> s
     -1
 }
 
-/// Whether a short write was short for want of room.
+/// Whether a write to a regular file came to less than it was asked for because it found no room. Where the file system says that it
+/// has some, there may be a quota; other reasons are the most that one call takes, and the length that files may have.
+fn is_for_want_of_room(fd: c_int, done: usize, count: usize) -> bool {
+    has_no_room(fd, count - done) || count <= WRITTEN_MOST && system::may_write_any_length()
+}
+
+/// Most bytes of one write(2).
+const WRITTEN_MOST: usize = 0x7fff_f000;
+
+/// Whether the file system has less room than this.
 fn has_no_room(fd: c_int, rest: size_t) -> bool {
     system::space_of(fd).is_ok_and(|space| space.free_bytes < rest as u64)
 }

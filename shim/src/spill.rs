@@ -332,7 +332,11 @@ impl Move {
             let _ = replaced::mark_whatever_comes(configuration, real);
         }
         system::rename((AT_FDCWD, temporary), (AT_FDCWD, real), 0)?;
-        self.take_name_away(configuration, tree, aside);
+        if let Err(error) = self.take_name_away(configuration, tree, aside) {
+            // What stays in the tree is what counts.
+            let _ = system::unlink(real);
+            return Err(error);
+        }
         self.descriptors.install(&descriptions)?;
         if let Some((lock, held)) = self.lock.zip(self.descriptors.all().first()) {
             // Some parallel file systems have no such locks, for no program.
@@ -343,14 +347,20 @@ impl Move {
         Ok(())
     }
 
-    /// Takes the old file out of the tree; one that has taken its name meanwhile stays.
-    fn take_name_away(&self, configuration: &Configuration, tree: &CStr, aside: &mut Text) {
-        if start_in_stage(configuration, layout::SCRATCH, aside).is_err() {
-            return;
-        }
+    /// Takes the old file out of the tree; one that has taken its name meanwhile stays. On a disk that is full, or where the user has
+    /// reached a quota, nothing can be moved aside, but it can be removed.
+    fn take_name_away(&self, configuration: &Configuration, tree: &CStr, aside: &mut Text) -> Result<()> {
+        start_in_stage(configuration, layout::SCRATCH, aside).map_err(|_| Errno(libc::ENAMETOOLONG))?;
         let rename = |name: &CStr| system::rename((AT_FDCWD, tree), (AT_FDCWD, name), libc::RENAME_NOREPLACE);
-        if make_unique(aside, rename).is_err() {
-            return;
+        match make_unique(aside, rename) {
+            Ok(()) => {}
+            Err(Errno(libc::ENOENT)) => return Ok(()),
+            Err(_) => {
+                return match system::lstat(tree) {
+                    Ok(there) if is_same(&there, &self.stat) => system::unlink(tree),
+                    _ => Ok(()),
+                };
+            }
         }
         match system::lstat(aside.c_str()) {
             Ok(taken) if !is_same(&taken, &self.stat) => {
@@ -358,6 +368,7 @@ impl Move {
             }
             _ => drop(system::unlink(aside.c_str())),
         }
+        Ok(())
     }
 }
 

@@ -716,6 +716,14 @@ pub fn default_action(signal: c_int) {
     let _ = unsafe { call!(libc::SYS_rt_sigaction, signal, action.as_ptr(), 0, size_of::<Signals>()) };
 }
 
+/// Whether this process's files may have any length.
+pub fn may_write_any_length() -> bool {
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel writes its structure: two 64-bit numbers, the limit and its maximum.
+    let known = unsafe { call!(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, 0, limit.as_mut_ptr()) };
+    known.is_ok() && limit[0] == libc::RLIM_INFINITY
+}
+
 /// Lifts a limit of the calling process as far as it may be lifted; it stays as it was when that fails.
 pub fn lift_limit(resource: libc::__rlimit_resource_t) {
     let mut limit = [0u64; 2];

@@ -1,10 +1,11 @@
 //! A stage that is smaller than what programs write, and a store that is slow: every program finishes, no call comes to less
 //! than it was asked for, and all bytes are right, wherever they have ended.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sheaf_tests::disk::Memory;
+use sheaf_tests::disk::{Disk, Memory, as_root};
 use sheaf_tests::scene::workspace;
 use sheaf_tests::{Engine, Scene, process};
 
@@ -122,4 +123,37 @@ fn a_spilled_file_supersedes_what_was_published() {
 
 fn is_real(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
+}
+
+/// A stage on a disk where the user has a quota, of which the file system's free space says nothing; here one of btrfs.
+#[test]
+fn a_quota_of_the_stage() {
+    const PROGRAM: &str = "
+import os
+for number in range(12):
+    file = os.open(f'ckpt/written-{number}', os.O_WRONLY | os.O_CREAT, 0o644)
+    rest = b'%d' % number * 600000
+    while rest:
+        rest = rest[os.write(file, rest):]
+    os.close(file)
+    with open(f'ckpt/stream-{number}', 'wb') as stream:
+        for _ in range(100):
+            stream.write(b'%d' % number * 4000)
+with open('ckpt/large', 'wb', buffering=0) as large:
+    for number in range(10):
+        assert large.write(b'%d' % number * (1 << 20)) == 1 << 20
+";
+    let scratch = Scene::new(Engine::IoUring);
+    let place = scratch.root().join("stage");
+    fs::create_dir(&place).expect("the scene is ours");
+    let _disk = Disk::new("btrfs", &scratch.root().join("image"), &place);
+    process::run(as_root("btrfs").args(["quota", "enable"]).arg(&place)).expect_success();
+    process::run(as_root("btrfs").args(["qgroup", "limit", "6M"]).arg(&place)).expect_success();
+    let scene = Scene::staged_in(&place, Engine::IoUring);
+    scene.native(&["python3", "-c", PROGRAM]).expect_success();
+    scene.preloaded(&["python3", "-c", PROGRAM]).expect_success();
+    scene.drain();
+    scene.verify();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    scene.kill_everything();
 }
