@@ -61,6 +61,12 @@ impl Disk {
         process::run(as_root("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.place)).expect_success();
     }
 
+    /// Gives whoever uses a disk of btrfs a quota, as `6M`, or none (`none`). The free space of the file system does not show it.
+    pub fn limit(&self, limit: &str) {
+        process::run(as_root("btrfs").args(["quota", "enable"]).arg(&self.place)).expect_success();
+        process::run(as_root("btrfs").args(["qgroup", "limit", limit]).arg(&self.place)).expect_success();
+    }
+
     /// Changes how the disk is mounted, as by `ro`.
     pub fn remount(&self, option: &str) {
         let option = format!("remount,{option}");

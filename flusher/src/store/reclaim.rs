@@ -439,17 +439,22 @@ fn is_copy(one: &Step<'_>, other: &Step<'_>) -> bool {
 /// Whether two records give the same in either order, as far as that is plain: they are about names that have nothing to do with each
 /// other. What concerns a file by any of its names is not.
 fn commute(one: &Step<'_>, other: &Step<'_>) -> bool {
-    let [first, second] = [one, other].map(|step| &step.record.entry);
-    let names = |entry: &Entry| match entry.kind {
-        Kind::File | Kind::Directory | Kind::Symlink | Kind::Unlink | Kind::RemoveDirectory => {
-            Some([entry.path.clone(), entry.path.clone()])
-        }
-        Kind::Rename => Some([entry.path.clone(), entry.target.clone()]),
-        _ => None,
+    let (Some(first), Some(second)) = (concerned(&one.record.entry), concerned(&other.record.entry)) else {
+        return false;
     };
-    let (Some(first), Some(second)) = (names(first), names(second)) else { return false };
     let touch = |one: &[u8], other: &[u8]| is_at_or_below(one, other) || is_at_or_below(other, one);
     !first.iter().any(|name| second.iter().any(|other| touch(name, other)))
+}
+
+/// The names that a record is about, the same one twice if there is no other; nothing where a file's further names may matter.
+fn concerned(entry: &Entry) -> Option<[&[u8]; 2]> {
+    match entry.kind {
+        Kind::File | Kind::Directory | Kind::Symlink | Kind::Unlink | Kind::RemoveDirectory => {
+            Some([&entry.path, &entry.path])
+        }
+        Kind::Rename => Some([&entry.path, &entry.target]),
+        _ => None,
+    }
 }
 
 /// Whether two views show the same. Directories of which only names below them tell go without saying.

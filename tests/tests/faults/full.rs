@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sheaf_tests::disk::{Disk, Memory, as_root};
+use sheaf_tests::disk::{Disk, Memory};
 use sheaf_tests::scene::workspace;
 use sheaf_tests::{Engine, Scene, process};
 
@@ -146,9 +146,8 @@ with open('ckpt/large', 'wb', buffering=0) as large:
     let scratch = Scene::new(Engine::IoUring);
     let place = scratch.root().join("stage");
     fs::create_dir(&place).expect("the scene is ours");
-    let _disk = Disk::new("btrfs", &scratch.root().join("image"), &place);
-    process::run(as_root("btrfs").args(["quota", "enable"]).arg(&place)).expect_success();
-    process::run(as_root("btrfs").args(["qgroup", "limit", "6M"]).arg(&place)).expect_success();
+    let disk = Disk::new("btrfs", &scratch.root().join("image"), &place);
+    disk.limit("6M");
     let scene = Scene::staged_in(&place, Engine::IoUring);
     scene.native(&["python3", "-c", PROGRAM]).expect_success();
     scene.preloaded(&["python3", "-c", PROGRAM]).expect_success();

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 
-use sheaf_tests::disk::{Disk, as_root};
+use sheaf_tests::disk::Disk;
 use sheaf_tests::scene::artefact;
 use sheaf_tests::{Engine, Scene, process};
 
@@ -90,16 +90,11 @@ fn read_only() {
 /// A quota of the file system is reached, as sites give one to each user or project; here one of btrfs.
 #[test]
 fn a_quota() {
-    let limit = |scene: &Scene, limit: &str| {
-        let directory = scene.checkpoints();
-        process::run(as_root("btrfs").args(["quota", "enable"]).arg(&directory)).expect_success();
-        process::run(as_root("btrfs").args(["qgroup", "limit", limit]).arg(&directory)).expect_success();
-    };
     for broken in
         [("btrfs", Engine::IoUring, "node"), ("btrfs", Engine::Pwrite, "shared:1"), ("btrfs", Engine::IoUring, "files")]
     {
         let script = format!("{RENAME}; {WRITE}");
-        over_a_broken_store(broken, &script, |scene, _| limit(scene, "3M"), |scene, _| limit(scene, "none"));
+        over_a_broken_store(broken, &script, |_, disk| disk.limit("3M"), |_, disk| disk.limit("none"));
     }
 }
 

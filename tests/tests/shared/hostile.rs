@@ -78,14 +78,16 @@ fn assert_survived(nodes: &Nodes, what: &str) {
     }
 }
 
-/// As it was written, and nothing else in the store.
-fn restore(nodes: &Nodes, shared: &Path, bytes: &[u8]) {
+/// Has everybody use the file with other bytes; afterwards it is as it was written, and nothing else is in the store.
+fn survive(nodes: &Nodes, (shared, whole): (&Path, &[u8]), bytes: &[u8], what: &str) {
+    fs::write(shared, bytes).expect("the scene is ours");
+    assert_survived(nodes, what);
     nodes.scene.kill_everything();
     nodes.scene.wipe_stage();
     for path in nodes.scene.store_aggregates() {
         fs::remove_file(path).expect("the scene is ours");
     }
-    fs::write(shared, bytes).expect("the scene is ours");
+    fs::write(shared, whole).expect("the scene is ours");
 }
 
 #[test]
@@ -109,9 +111,7 @@ fn ranges_that_say_what_cannot_be() {
             // Tar readers are told the same.
             change_header(&mut bytes[at..at + 512], &str::to_owned, number.saturating_sub(512));
         }
-        fs::write(&shared, &bytes).expect("the scene is ours");
-        assert_survived(&nodes, &format!("seed {seed}, {key} {number} at byte {at}"));
-        restore(&nodes, &shared, &whole);
+        survive(&nodes, (&shared, &whole), &bytes, &format!("seed {seed}, {key} {number} at byte {at}"));
     }
 }
 
@@ -171,9 +171,7 @@ fn ranges_that_are_somebody_elses() {
                 "thousands of parts"
             }
         };
-        fs::write(&shared, &bytes).expect("the scene is ours");
-        assert_survived(&nodes, &format!("seed {seed}, {what}: {one}, {other}"));
-        restore(&nodes, &shared, &whole);
+        survive(&nodes, (&shared, &whole), &bytes, &format!("seed {seed}, {what}: {one}, {other}"));
     }
 }
 
@@ -188,9 +186,12 @@ fn a_shared_file_that_is_cut_off() {
     let mut lengths = vec![0, 1, BLOCK / 2, BLOCK, places[2], places[3] + BLOCK, whole.len() - BLOCK];
     lengths.extend((0..3).map(|_| random.random_range(0..whole.len())));
     for length in lengths {
-        fs::write(&shared, &whole[..length]).expect("the scene is ours");
         let before = places.iter().filter(|at| **at < length).count();
-        assert_survived(&nodes, &format!("seed {seed}, {length} bytes of {}, {before} ranges", whole.len()));
-        restore(&nodes, &shared, &whole);
+        survive(
+            &nodes,
+            (&shared, &whole),
+            &whole[..length],
+            &format!("seed {seed}, {length} bytes of {}, {before} ranges", whole.len()),
+        );
     }
 }
