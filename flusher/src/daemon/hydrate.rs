@@ -7,7 +7,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::bounded;
@@ -18,46 +18,25 @@ use sheaf_common::layout::STUB_BIT;
 
 use super::Shared;
 use super::watcher::Command;
-use crate::aggregate::{Attributes, CHUNK};
+use crate::aggregate::Attributes;
 use crate::settings::Damaged;
 use crate::stage::lease::{self, Lease};
 use crate::stage::mirror;
 use crate::stage::room::Room;
 use crate::stage::tracker::attributes;
-use crate::store::{DataLoss, Version, VersionReader};
+use crate::store::{DataLoss, Helpers, Version, VersionReader};
 
 /// How often room is made for a file that finds none.
 const ROOM_ATTEMPTS: u32 = 4;
-
-/// Threads that help with one file, and with all files at once. Each has 4 MiB of memory.
-const HELPERS_OF_ONE: usize = 3;
-const HELPERS_MAX: usize = 8;
-/// What a thread is worth being started for, in bytes.
-const HELPED_MIN: u64 = 2 * CHUNK;
 
 /// Inodes that are being hydrated: one thread does it, with some help, the others wait for it.
 #[derive(Debug, Default)]
 pub struct Hydrations {
     running: Mutex<HashSet<u64>>,
     done: Condvar,
-    /// How many threads help at the moment.
-    helpers: AtomicUsize,
+    helpers: Helpers,
     /// Bytes brought back so far by all: while it grows, the store answers.
     pub bytes: AtomicU64,
-}
-
-impl Hydrations {
-    /// Runs `job` with as many helpers as a file of this size is worth, and as are free.
-    fn with_helpers<T>(&self, size_bytes: u64, job: impl FnOnce(usize) -> T) -> T {
-        let wanted = (size_bytes / HELPED_MIN).min(HELPERS_OF_ONE as u64) as usize;
-        let take = |busy: usize| Some(busy + wanted.min(HELPERS_MAX - busy));
-        let busy =
-            self.helpers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).expect("it always gives a number");
-        let helpers = wanted.min(HELPERS_MAX - busy);
-        let result = job(helpers);
-        self.helpers.fetch_sub(helpers, Ordering::Relaxed);
-        result
-    }
 }
 
 /// Makes the file at `path` resident.
@@ -160,8 +139,7 @@ fn fill(shared: &Shared, inode: u64, writer: &File) -> io::Result<Option<Version
             shared.hydrations.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             Ok(())
         };
-        let copy = |helpers| reader.copy_unordered(helpers, &take);
-        shared.hydrations.with_helpers(reader.version().size, copy)
+        reader.copy_unordered(&shared.hydrations.helpers, &take)
     };
     let Err(error) = fill_from(&reader) else { return Ok(None) };
     let is_damage = error.get_ref().is_some_and(|inner| inner.is::<DataLoss>());

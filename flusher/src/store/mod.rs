@@ -32,7 +32,7 @@ pub use cut::{Choice, Cut, Hidden, NO_LIMIT, cuts};
 pub use file::AggregateFile;
 pub use lock::{Lock, lock_store, try_lock};
 pub use merge::Note;
-pub use read::{DataLoss, Located, VersionReader};
+pub use read::{DataLoss, Helpers, Located, VersionReader};
 pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, WATERMARKS_MAX, next_victim};
 pub use refresh::{Changed, refresh};
 use shared::lock_place;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -12,6 +12,32 @@ use super::file::AggregateFile;
 use super::{Aggregate, Store, Version, open_file};
 use crate::aggregate::{ChunkBuffer, DataError, FileData};
 use crate::settings::Damaged;
+
+/// Threads that help with one file, and with all files at once. Each has 4 MiB of memory.
+const HELPERS_OF_ONE: u64 = 7;
+const HELPERS_MAX: usize = 8;
+/// What a thread is worth being started for, in chunks.
+const HELPED_CHUNKS: u64 = 2;
+
+/// How many threads help readers at the moment.
+#[derive(Debug, Default)]
+pub struct Helpers(AtomicUsize);
+
+/// One of them, until it is dropped.
+struct Helper<'a>(&'a Helpers);
+
+impl Helpers {
+    fn take(&self) -> Option<Helper<'_>> {
+        let take = |busy: usize| (busy < HELPERS_MAX).then_some(busy + 1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().map(|_| Helper(self))
+    }
+}
+
+impl Drop for Helper<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Data that cannot be had intact.
 #[derive(Debug)]
@@ -124,25 +150,26 @@ impl VersionReader {
         (0..file_data(&self.version).chunk_count()).try_for_each(|chunk| self.chunk(chunk, &mut buffer, &copies, out))
     }
 
-    /// As [`VersionReader::copy`] in no particular order, by this thread and `helpers` more: what is read, checked and taken
-    /// overlaps.
+    /// As [`VersionReader::copy`] in no particular order, by this thread and as many helpers as are worth it and free: what is read,
+    /// checked and taken overlaps.
     ///
     /// # Errors
     /// As there.
     pub fn copy_unordered(
         &self,
-        helpers: usize,
+        helpers: &Helpers,
         out: &(dyn Fn(u64, &[u8]) -> io::Result<()> + Sync),
     ) -> io::Result<()> {
         let (next, failure, copies) = (AtomicU64::new(0), Mutex::new(None), OnceLock::new());
         let count = file_data(&self.version).chunk_count();
-        let work = || {
+        let work = |before_each: &mut dyn FnMut(u64)| {
             let mut buffer = ChunkBuffer::default();
             loop {
                 let chunk = next.fetch_add(1, Ordering::Relaxed);
                 if chunk >= count {
                     return;
                 }
+                before_each(count - chunk);
                 let copied = self.chunk(chunk, &mut buffer, &copies, &mut |offset, bytes| out(offset, bytes));
                 if let Err(error) = copied {
                     // Nobody begins with another one.
@@ -152,11 +179,20 @@ impl VersionReader {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..helpers {
-                // Without a helper it takes longer.
-                let _ = std::thread::Builder::new().name("hydrate".into()).spawn_scoped(scope, work);
-            }
-            work();
+            let mut started = 0;
+            // Looked for again and again: other files' helpers become free.
+            work(&mut |left| {
+                while started < HELPERS_OF_ONE && left >= (started + 1) * HELPED_CHUNKS {
+                    let Some(helper) = helpers.take() else { return };
+                    let help = move || {
+                        let _busy = helper;
+                        work(&mut |_| ());
+                    };
+                    // Without a helper it takes longer.
+                    let _ = std::thread::Builder::new().name("hydrate".into()).spawn_scoped(scope, help);
+                    started += 1;
+                }
+            });
         });
         failure.into_inner().map_or(Ok(()), Err)
     }
