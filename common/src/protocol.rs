@@ -24,6 +24,8 @@ pub const IN_PROGRESS: i32 = -1;
 pub const PROGRESS_INTERVAL_MS: u64 = 1000;
 /// In the value of a reply to [`Kind::Hello`]: the stage ends with the job, and this client is the first to hear of it.
 pub const STAGE_IS_TRANSIENT: u64 = 1 << 63;
+/// In the value of an answer to [`Kind::Hello`]: several nodes wrote to one file at the same time, and nobody has been told.
+pub const HAS_CONTESTED: u64 = 1 << 62;
 /// Silence after which the tools give the flusher up, in milliseconds. Programs do so after SHEAF_TIMEOUT.
 pub const SILENCE_LIMIT_MS: u64 = 30_000;
 
@@ -32,7 +34,7 @@ pub const SILENCE_LIMIT_MS: u64 = 30_000;
 #[repr(u16)]
 pub enum Kind {
     /// "I capture": the flusher stays while the peer process lives. No payload. Value, of the two that follow, too: how many
-    /// names a cut hides, if nobody has been told, and [`STAGE_IS_TRANSIENT`].
+    /// names a cut hides, if nobody has been told, [`STAGE_IS_TRANSIENT`] and [`HAS_CONTESTED`].
     Hello = 1,
     /// Make the tree's mirror of a directory (payload: canonical path), with stubs for what the store holds in it.
     /// `ENOENT` when the directory does not exist, neither on the parallel file system nor in the store.

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use sheaf_common::configuration::Level;
 use sheaf_common::layout;
-use sheaf_common::protocol::{IN_PROGRESS, Kind, REPLY_HEADER, Reply, Request, STAGE_IS_TRANSIENT};
+use sheaf_common::protocol::{HAS_CONTESTED, IN_PROGRESS, Kind, REPLY_HEADER, Reply, Request, STAGE_IS_TRANSIENT};
 
 use crate::configuration::Configuration;
 use crate::listing;
@@ -549,9 +549,19 @@ fn ask(configuration: &Configuration, socket: &Descriptor, kind: Kind, payload: 
 
 /// There is news, and this process is the first that hears of it.
 fn tell(configuration: &Configuration, news: u64) {
-    let files = news & !STAGE_IS_TRANSIENT;
+    let files = news & !(STAGE_IS_TRANSIENT | HAS_CONTESTED);
     if files > 0 {
         tell_what_is_hidden(configuration, files);
+    }
+    if news & HAS_CONTESTED != 0 {
+        log::say(
+            configuration,
+            Level::Warn,
+            format_args!(
+                "sheaf: several nodes wrote to the same file at the same time: nobody has the whole of it, and reading it gives an \
+                 error; 'sheaf status' says which, SHEAF_PATHS can leave such files alone"
+            ),
+        );
     }
     if news & STAGE_IS_TRANSIENT != 0 {
         log::say(

@@ -1,6 +1,7 @@
 //! What a segment is made of, as the writer gives it and as a reader gets it back.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::BLOCK;
 use super::checksum::FileChecksums;
@@ -25,6 +26,12 @@ pub const FLAG_ENDED: u32 = 8;
 pub const FLAG_CONTINUED: u32 = 16;
 /// Of a watermark: it says something else, that somebody was told that what the node had done up to its time is safe.
 pub const FLAG_ACKNOWLEDGED: u32 = 32;
+/// Of a file: several nodes wrote to it at the same time, and this is what one of them wrote.
+pub const FLAG_CONTESTED: u32 = 64;
+
+/// How long a file had been written to, as flags: milliseconds, or with the highest bit seconds; 0 when it is not known.
+const WRITING_SHIFT: u32 = 16;
+const WRITING_SECONDS: u32 = 1 << 15;
 
 /// The aggregate that something belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +151,7 @@ pub struct Entry {
     /// Number of the staged inode.
     pub inode: u64,
     /// [`FLAG_UNCLOSED`], [`FLAG_MOVED`], [`FLAG_RENAMED`], [`FLAG_ENDED`], [`FLAG_CONTINUED`],
-    /// [`FLAG_ACKNOWLEDGED`].
+    /// [`FLAG_ACKNOWLEDGED`], [`FLAG_CONTESTED`], [`Entry::writing_flags`].
     pub flags: u32,
 }
 
@@ -207,6 +214,26 @@ impl Entry {
     /// Whether tar data goes with it.
     pub fn has_data(&self) -> bool {
         matches!(self.kind, Kind::File | Kind::Index)
+    }
+
+    /// The flags that say that a file was written to for so long.
+    pub fn writing_flags(writing: Duration) -> u32 {
+        let milliseconds = writing.as_millis().max(1);
+        let value = match u32::try_from(milliseconds).ok().filter(|milliseconds| *milliseconds < WRITING_SECONDS) {
+            Some(milliseconds) => milliseconds,
+            None => WRITING_SECONDS | writing.as_secs().min(u64::from(WRITING_SECONDS) - 1) as u32,
+        };
+        value << WRITING_SHIFT
+    }
+
+    /// The time that such flags speak of, if they do.
+    pub fn writing_time(flags: u32) -> Option<Duration> {
+        let value = u64::from(flags >> WRITING_SHIFT);
+        match value.checked_sub(WRITING_SECONDS.into()) {
+            _ if value == 0 => None,
+            None => Some(Duration::from_millis(value)),
+            Some(seconds) => Some(Duration::from_secs(seconds)),
+        }
     }
 
     /// Whether it is a copy; see [`FLAG_MOVED`].
@@ -340,6 +367,17 @@ mod tests {
         for name in [&b"a"[..], b"a/.sheaf", b".sheafs/b", b"...", b"a b\n\xff"] {
             assert_eq!(check_name(name, false), Ok(()));
         }
+    }
+
+    #[test]
+    fn the_time_of_writing_keeps_its_order_of_magnitude() {
+        assert_eq!(Entry::writing_time(FLAG_UNCLOSED | FLAG_CONTESTED), None);
+        for (time_ms, kept_ms) in [(0, 1), (1, 1), (32_767, 32_767), (32_768, 32_000), (7_200_900, 7_200_000)] {
+            let flags = Entry::writing_flags(Duration::from_millis(time_ms)) | FLAG_MOVED;
+            assert_eq!(Entry::writing_time(flags), Some(Duration::from_millis(kept_ms)), "{time_ms} ms");
+            assert_eq!(flags & 0xffff, FLAG_MOVED);
+        }
+        assert_eq!(Entry::writing_time(Entry::writing_flags(Duration::MAX)), Some(Duration::from_secs(32_767)));
     }
 
     #[test]

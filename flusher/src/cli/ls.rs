@@ -153,6 +153,8 @@ struct JsonName {
     crc32c: Option<u32>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     unclosed: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    contested: bool,
 }
 
 impl JsonName {
@@ -183,6 +185,7 @@ impl JsonName {
             mtime_nanoseconds: attributes.map(|attributes| attributes.mtime_nanoseconds),
             crc32c: version.map(|version| version.checksums.whole),
             unclosed: version.is_some_and(|version| version.flags & FLAG_UNCLOSED != 0),
+            contested: version.is_some_and(|version| version.is_contested()),
         }
     }
 }

@@ -161,7 +161,7 @@ impl Merging<'_> {
 
     fn copy_part(&mut self, copies: &[Copied]) -> Result<(), Failure> {
         let open = |copy: &Copied| match &copy.version {
-            Some(version) => self.store.reader(version).map(Input::Stored),
+            Some(version) => self.store.copier(version).map(Input::Stored),
             None => Ok(Input::Nothing),
         };
         let inputs = copies.iter().map(open).collect::<io::Result<Vec<Input<'_>>>>()?;

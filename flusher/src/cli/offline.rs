@@ -60,6 +60,9 @@ fn open_by(read: impl Fn(&[PathBuf]) -> io::Result<Store>, sources: &[PathBuf]) 
     for note in store.notes() {
         eprintln!("sheaf: {note}");
     }
+    for contest in store.contests() {
+        eprintln!("sheaf: {contest}");
+    }
     if store.aggregates().next().is_none() && !store.notes().is_empty() {
         return Err(Failure::new("none of the aggregates could be read"));
     }

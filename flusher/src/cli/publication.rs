@@ -41,10 +41,22 @@ pub fn publish(settings: &Settings, stage: &Path, kind: Kind, as_client: bool) -
             })
         });
         match result {
-            Ok(reply) => return Ok(reply.value),
+            Ok(reply) => {
+                tell_contested(stage);
+                return Ok(reply.value);
+            }
             Err(ClientError::Closed(_)) if flushers < FLUSHERS_MAX => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Says which files several nodes wrote to at the same time, as far as the flusher knows, if it is still there.
+fn tell_contested(stage: &Path) {
+    let status = Client::connect(stage).and_then(|client| client.request(Kind::Status, &[]));
+    let status = status.map(|reply| serde_json::from_slice::<Value>(&reply.payload).unwrap_or_default());
+    if let Some(contested) = status.unwrap_or_default()["contested"].as_str() {
+        eprintln!("sheaf: {contested}");
     }
 }
 

@@ -202,6 +202,9 @@ fn tell(client: &Client) {
     if let Some(hidden) = status["hidden"].as_str() {
         eprintln!("sheaf: {hidden}");
     }
+    if let Some(contested) = status["contested"].as_str() {
+        eprintln!("sheaf: {contested}");
+    }
     if status["stage_ends_with_job"] == Value::Bool(true) {
         let stage = status["stage"].as_str().unwrap_or_default();
         eprintln!("sheaf: the stage {stage} is this job's own and ends with it; what is not published by then is lost");

@@ -19,11 +19,12 @@ use crate::aggregate::{
     BLOCK, Damage, FormatError, ReadAt, ReadError, Record, Recovered, Segment, Stop, Walked, archive_end, check_record,
     data_from, is_removed, published_behind, recover, recover_from, recover_shared,
 };
-use crate::store::{AggregateFile, aggregate_files, open_file};
+use crate::store::{AggregateFile, Store, aggregate_files, open_file};
 
 /// Check every published byte of a store or of single aggregates
 ///
-/// Exit code 0: all is what was written. 1: damage was found. 2: something could not be read.
+/// Also says which files several nodes wrote to at the same time: nobody has the whole of them. Exit code 0: all is what was
+/// written. 1: damage, or such a file, was found. 2: something could not be read.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
     /// Print one JSON object
@@ -60,6 +61,8 @@ struct Finding {
 struct Reports {
     clean: bool,
     aggregates: Vec<Report>,
+    /// Files that several nodes wrote to at the same time, in words.
+    contested: Vec<String>,
 }
 
 /// Verifies; see [`VerifyArgs`].
@@ -67,13 +70,18 @@ struct Reports {
 /// # Errors
 /// When a source is not there or cannot be listed.
 pub fn run(arguments: VerifyArgs) -> Result<ExitCode, Failure> {
-    let reports = inspect(&arguments.sources)?;
+    let mut reports = inspect(&arguments.sources)?;
+    // A store that cannot be read as one has been found unreadable, or changes.
+    let contests = Store::open_all(&arguments.sources).map(|store| store.contests()).unwrap_or_default();
+    reports.contested = contests.iter().map(ToString::to_string).collect();
+    reports.clean &= reports.contested.is_empty();
     let mut out = io::stdout().lock();
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &reports)?;
         out.write_all(b"\n")?;
     } else {
         reports.aggregates.iter().try_for_each(|report| print(&mut out, report))?;
+        reports.contested.iter().try_for_each(|contest| writeln!(out, "{contest}"))?;
     }
     Ok(ExitCode::from(reports.code()))
 }
@@ -97,12 +105,12 @@ fn inspect(sources: &[PathBuf]) -> Result<Reports, Failure> {
     let aggregates: Vec<Report> = files.iter().filter_map(|file| verify(file, &progress)).collect();
     progress.finish();
     let clean = aggregates.iter().all(|report| report.damage.is_empty() && report.unreadable.is_none());
-    Ok(Reports { clean, aggregates })
+    Ok(Reports { clean, aggregates, contested: Vec::new() })
 }
 
 impl Reports {
     fn code(&self) -> u8 {
-        match self.aggregates.iter().any(|report| !report.damage.is_empty()) {
+        match !self.contested.is_empty() || self.aggregates.iter().any(|report| !report.damage.is_empty()) {
             _ if self.clean => 0,
             true => FOUND_A_PROBLEM,
             false => COULD_NOT,

@@ -36,7 +36,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use sheaf_common::configuration::{Layout, Level};
 use sheaf_common::layout;
-use sheaf_common::protocol::STAGE_IS_TRANSIENT;
+use sheaf_common::protocol::{HAS_CONTESTED, STAGE_IS_TRANSIENT};
 
 use crate::aggregate::{Entry, Kind};
 use crate::client::Client;
@@ -72,6 +72,9 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 /// How often the end is considered while nothing else happens.
 const TICK: Duration = Duration::from_millis(250);
 
+/// What a status says of contested files, at most.
+const CONTESTED_CHARS_MAX: usize = 2000;
+
 /// What the threads share.
 pub struct Shared {
     stage: Stage,
@@ -103,7 +106,7 @@ pub struct Shared {
     /// Up to which time the store says that somebody was told so.
     acknowledged_ns: AtomicU64,
     /// What a program has to be told, until one has been: how many names are not shown because nodes were lost, and
-    /// [`STAGE_IS_TRANSIENT`].
+    /// [`STAGE_IS_TRANSIENT`], and [`HAS_CONTESTED`].
     news: AtomicU64,
     spool: Spool,
     /// The newest batch that this node's view shows. What is in the spool may be all that has it.
@@ -118,6 +121,8 @@ pub struct Shared {
     /// Inodes of files that were left out of a batch and are not published since.
     unpublished: Mutex<HashSet<u64>>,
     status: Mutex<Status>,
+    /// How many contested versions the view had when that was said.
+    contested_said: AtomicU64,
     /// What goes wrong at present, by part.
     errors: Mutex<BTreeMap<&'static str, String>>,
     stage_limit: u64,
@@ -165,6 +170,8 @@ pub struct Status {
     pub error: Option<String>,
     /// What is not shown because nodes were lost.
     pub hidden: Option<String>,
+    /// Files that several nodes wrote to at the same time.
+    pub contested: Option<String>,
     #[serde(skip)]
     submitted: u64,
 }
@@ -251,7 +258,30 @@ impl Shared {
         status.in_flight = status.submitted.saturating_sub(self.published()) + segments;
         self.spool.describe(&self.settings, &mut status);
         status.spooled_bytes = bytes;
+        status.contested = self.contested();
         status
+    }
+
+    /// The files that several nodes wrote to at the same time, in words.
+    fn contested(&self) -> Option<String> {
+        let contests = self.store.read().contests();
+        let first = contests.first()?;
+        let others = contests.len() - 1;
+        let mut text = if others == 0 { String::new() } else { format!("{others} files more, and ") };
+        // A status has to fit into one message.
+        text.extend(first.to_string().chars().take(CONTESTED_CHARS_MAX));
+        Some(text)
+    }
+
+    /// Says what is contested, if there may be more of it than when that was said last.
+    fn look_for_contests(&self) {
+        let count = self.store.read().view().contested();
+        if self.contested_said.swap(count, Ordering::SeqCst) != count
+            && let Some(contested) = self.contested()
+        {
+            log::warn!("{contested}");
+            self.news.fetch_or(HAS_CONTESTED, Ordering::SeqCst);
+        }
     }
 
     /// Makes the main thread look around.
@@ -334,6 +364,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         unpublished: Mutex::default(),
         errors: Mutex::default(),
         status: Mutex::new(status),
+        contested_said: AtomicU64::new(0),
         stage_limit,
         main_wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         stage,

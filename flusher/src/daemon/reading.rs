@@ -125,6 +125,7 @@ pub fn read(shared: &Shared, is_fresh: bool) {
                 *shared.store.write() = store;
                 // Known before anything is published.
                 shared.spool.load(segments, shared.stage_uuid, false);
+                shared.look_for_contests();
                 shared.reading.advance(Known::Read);
                 shared.set_error("reading", None);
                 return shared.commands.look();

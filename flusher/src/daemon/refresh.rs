@@ -84,6 +84,7 @@ fn refresh(shared: &Shared) -> Result<(), Errno> {
     if changed.is_empty() && !shared.refreshes.has_unshown.load(Ordering::SeqCst) {
         return Ok(());
     }
+    shared.look_for_contests();
     log::debug!("other nodes have changed {} names", changed.names.len());
     let (sender, receiver) = bounded(1);
     shared.commands.send(Command::Show(changed, sender));

@@ -244,6 +244,7 @@ impl Writer {
             }
         }
         self.shared.set_error("store", None);
+        self.shared.look_for_contests();
         self.shared.forget_left_out(&batch.entries);
         self.remove_replaced(&batch.replaced);
         self.remove_replaced(&self.shared.spool.replaced(number));
@@ -310,7 +311,7 @@ impl Writer {
         let open = |(index, copy): (usize, &Copied)| match &copy.version {
             Some(version) => {
                 let located = self.shared.store.read().locate(version);
-                let opened = located.and_then(|located| located.open());
+                let opened = located.and_then(|located| located.as_it_is().open());
                 opened.map(Input::Stored).map_err(|error| Failure::Unreadable(index, error.to_string()))
             }
             None => Ok(Input::Nothing),

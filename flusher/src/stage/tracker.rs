@@ -19,10 +19,10 @@ use rustix::fs::{FileType, Stat};
 use sheaf_common::layout::{self, STUB_BIT};
 use sheaf_common::replaced::Marker;
 
-use super::Stage;
 use super::links::Links;
 use super::source::{LeaseKeeper, Opened, Source};
 use super::watch::{Change, Place, Watches};
+use super::{Stage, identity as identity_of_file};
 use crate::aggregate::{ALIGNED_SIZE, Attributes, BLOCK, Entry, Extent, FLAG_UNCLOSED, Kind};
 use crate::store::{Node, Store, Version, View, split};
 
@@ -1778,7 +1778,7 @@ impl Tracker {
             operation_time_ns: self.operation_time_ns(changed_ns.max(0) as u64),
             change_time_ns: if settled { changed_ns } else { 0 },
             inode: stat.st_ino,
-            flags,
+            flags: flags | self.writing_flags(&path, stat),
         };
         self.hold(path.clone(), Held { batch: self.batches + 1, ..Held::new(stat) });
         if stat.st_nlink == 1 {
@@ -1812,6 +1812,20 @@ impl Tracker {
             self.mark_dirty(name);
         }
         Ok(())
+    }
+
+    /// Says for how long a file has been written to that the store has nothing of yet. Since when one was written to anew that was there
+    /// before, nobody knows.
+    fn writing_flags(&self, path: &[u8], stat: &Stat) -> u32 {
+        if self.held.get(path).is_some_and(|held| held.inode == stat.st_ino) {
+            return 0;
+        }
+        let born_ns = match identity_of_file(&self.stage.tree_path(path)) {
+            Ok(found) if found.inode == stat.st_ino && found.born_ns > 0 => found.born_ns,
+            _ => return 0,
+        };
+        let writing_ns = change_time_ns(stat).saturating_sub(born_ns as i64);
+        u64::try_from(writing_ns).map_or(0, |writing_ns| Entry::writing_flags(Duration::from_nanos(writing_ns)))
     }
 
     /// The other names of a file with several, as far as they are known.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::reclaim::Copied;
 use super::{AggregateId, Directory, Link, Node, RecordedDirectory, Store, Version};
-use crate::aggregate::{Attributes, Entry, FLAG_MOVED, FLAG_UNCLOSED, Kind};
+use crate::aggregate::{Attributes, Entry, FLAG_CONTESTED, FLAG_MOVED, FLAG_UNCLOSED, Kind};
 
 impl Store {
     /// Everything in the namespace: directories, then files and links in the order in which their data lies in the
@@ -71,7 +71,7 @@ fn file(path: Vec<u8>, version: &Arc<Version>) -> Copied {
         extents: version.extents.to_vec(),
         change_time_ns: version.change_time_ns,
         inode: version.inode,
-        flags: version.flags & FLAG_UNCLOSED | FLAG_MOVED,
+        flags: version.flags & (FLAG_UNCLOSED | FLAG_CONTESTED) | FLAG_MOVED,
         ..made
     };
     Copied { entry, version: Some(version.clone()), sequence: version.sequence }

@@ -639,7 +639,7 @@ pub fn cuts(sources: &[PathBuf], skew: Duration, most: usize) -> io::Result<Vec<
 impl Group<'_> {
     fn cut_at(&self, store: &Store, all: &[Step<'_>], time_ns: u64, limits: &HashMap<[u8; 16], u64>) -> Cut {
         let uuids: HashSet<[u8; 16]> = self.aggregates().map(|aggregate| aggregate.identity.uuid).collect();
-        let mut view = View::default();
+        let mut view = store.view.emptied();
         for step in all.iter().filter(|step| counts(limits, step)) {
             view.apply(step.id, step.segment.offset, step.record);
         }

@@ -6,6 +6,7 @@
 mod aside;
 mod catalog;
 mod content;
+mod contest;
 mod cut;
 mod decision;
 mod file;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 pub(crate) use catalog::Names;
 pub use catalog::{Built, Outcome, build as build_catalog, prepare as prepare_catalog};
+pub use contest::Contest;
 pub use cut::{Choice, Cut, Hidden, NO_LIMIT, cuts};
 pub use file::AggregateFile;
 pub use lock::{Lock, lock_store, try_lock};
@@ -400,8 +402,16 @@ impl Store {
     pub fn add_own(&mut self, path: &Path, first: Option<u64>, identity: &Identity) -> io::Result<AggregateId> {
         let id = u32::try_from(self.aggregates.len()).map_err(|_| io::Error::other("too many aggregates"))?;
         self.aggregates.push(Aggregate { is_own: true, ..Aggregate::new(path, first, identity.clone()) });
+        self.tell_stages();
         self.node.clone_from(&identity.node);
         Ok(AggregateId(id))
+    }
+
+    /// Has the view know the stages of all aggregates.
+    fn tell_stages(&mut self) {
+        for aggregate in &self.aggregates[self.view.stages()..] {
+            self.view.add_stage(aggregate.identity.stage);
+        }
     }
 
     /// The same for one that lies in a spool.
@@ -471,8 +481,16 @@ impl Store {
         }
     }
 
+    /// As [`Store::reader`], for somebody who copies a version as it is: a part that several nodes have written stays one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn copier(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
+        self.locate(version)?.as_it_is().open()
+    }
+
     /// Opens a version's data. The reader is independent of the store. When the aggregate has been reclaimed since the
-    /// store was read, it reads the copy that was made before.
+    /// store was read, it reads the copy that was made before. What is contested cannot be read.
     ///
     /// # Errors
     /// When the aggregate cannot be opened.
@@ -486,9 +504,16 @@ impl Store {
     /// When it is no version of this store.
     pub fn locate(&self, version: &Arc<Version>) -> io::Result<Located> {
         let aggregate = self.aggregate(version.aggregate)?.clone();
-        let older = self.view.older(&version.recorded_path).filter(|older| !older.is_copy_of(version));
+        let contest = self.contest_of(version);
+        // Other parts of the same are no older versions of it.
+        let is_older = |older: &&Arc<Version>| match contest {
+            Some(_) => !older.is_contested() && !contest::are_of_one_time(older, version),
+            None => !older.is_copy_of(version),
+        };
+        let older = self.view.older(&version.recorded_path).filter(is_older);
         let older = older.filter_map(|older| Some((older.clone(), self.aggregate(older.aggregate).ok()?.path.clone())));
-        Ok(Located { version: version.clone(), aggregate, older: older.collect(), sources: self.sources.clone() })
+        let older = older.collect();
+        Ok(Located { version: version.clone(), aggregate, contest, older, sources: self.sources.clone() })
     }
 
     /// The segment that seals an aggregate with the index of its live names, and a last watermark. It has this sequence, and

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::file::AggregateFile;
-use super::{Aggregate, Store, Version, open_file};
+use super::{Aggregate, Contest, Store, Version, open_file};
 use crate::aggregate::{ChunkBuffer, DataError, FileData};
 use crate::settings::Damaged;
 
@@ -44,15 +44,25 @@ impl Drop for Helper<'_> {
 pub struct DataLoss {
     path: Box<[u8]>,
     aggregate: PathBuf,
-    reason: DataError,
+    reason: Reason,
     /// When an older intact version was complete, and the aggregate that has it.
     older: Option<(u64, PathBuf)>,
+}
+
+/// Why data cannot be had.
+#[derive(Debug)]
+enum Reason {
+    Data(DataError),
+    Contested(Contest),
 }
 
 impl fmt::Display for DataLoss {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.escape_ascii();
-        write!(formatter, "/{path} in aggregate {}: {}; ", self.aggregate.display(), self.reason)?;
+        match &self.reason {
+            Reason::Data(reason) => write!(formatter, "/{path} in aggregate {}: {reason}; ", self.aggregate.display())?,
+            Reason::Contested(contest) => write!(formatter, "{contest}; ")?,
+        }
         match &self.older {
             None => formatter.write_str("no older intact version of it is known"),
             Some((time_ns, aggregate)) => write!(
@@ -73,12 +83,18 @@ impl std::error::Error for DataLoss {}
 pub struct Located {
     pub(super) version: Arc<Version>,
     pub(super) aggregate: Aggregate,
+    pub(super) contest: Option<Contest>,
     pub(super) older: Vec<(Arc<Version>, PathBuf)>,
     /// Where the store is, to look for another copy.
     pub(super) sources: Vec<PathBuf>,
 }
 
 impl Located {
+    /// The same for somebody who copies it as it is; see [`Store::copier`].
+    pub fn as_it_is(self) -> Located {
+        Located { contest: None, ..self }
+    }
+
     /// Opens it, or the copy that was made before its aggregate was reclaimed.
     ///
     /// # Errors
@@ -88,7 +104,7 @@ impl Located {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let now = Store::open_all(&self.sources)?;
                 let copy = now.view.twins(&self.version).next().cloned().ok_or(error)?;
-                now.locate(&copy)?.open_here()
+                Located { contest: self.contest.clone(), ..now.locate(&copy)? }.open_here()
             }
             result => result,
         }
@@ -99,6 +115,7 @@ impl Located {
             version: self.version.clone(),
             path: self.aggregate.path.clone(),
             file: self.aggregate.open()?.into(),
+            contest: self.contest.clone(),
             older: self.older.clone(),
             sources: self.sources.clone(),
         })
@@ -111,6 +128,7 @@ pub struct VersionReader {
     version: Arc<Version>,
     path: PathBuf,
     file: AggregateFile,
+    contest: Option<Contest>,
     older: Vec<(Arc<Version>, PathBuf)>,
     /// Where the store is, to look for another copy.
     sources: Vec<PathBuf>,
@@ -137,7 +155,7 @@ impl VersionReader {
         let (version, path) = self.older.iter().find(|(version, path)| is_intact(version, path))?;
         let file = open_file(path).ok()?.into();
         let (version, path, sources) = (version.clone(), path.clone(), self.sources.clone());
-        Some(VersionReader { version, path, file, older: Vec::new(), sources })
+        Some(VersionReader { version, path, file, contest: None, older: Vec::new(), sources })
     }
 
     /// Hands out all data in order, as offsets in the file and bytes; holes are left out. What cannot be had intact is read
@@ -146,6 +164,7 @@ impl VersionReader {
     /// # Errors
     /// What `out` returns, or an error with a [`DataLoss`] inside when the data cannot be had intact.
     pub fn copy(&self, out: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        self.refuse_contested()?;
         let (mut buffer, copies) = (ChunkBuffer::default(), OnceLock::new());
         (0..file_data(&self.version).chunk_count()).try_for_each(|chunk| self.chunk(chunk, &mut buffer, &copies, out))
     }
@@ -160,6 +179,7 @@ impl VersionReader {
         helpers: &Helpers,
         out: &(dyn Fn(u64, &[u8]) -> io::Result<()> + Sync),
     ) -> io::Result<()> {
+        self.refuse_contested()?;
         let (next, failure, copies) = (AtomicU64::new(0), Mutex::new(None), OnceLock::new());
         let count = file_data(&self.version).chunk_count();
         let work = |before_each: &mut dyn FnMut(u64)| {
@@ -212,7 +232,7 @@ impl VersionReader {
         if let Err(reason) = data.read_chunk(&self.file, chunk, buffer) {
             let mut copies = copies.get_or_init(|| self.copies()).iter();
             if !copies.any(|(version, file)| file_data(version).read_chunk(file, chunk, buffer).is_ok()) {
-                return Err(self.loss(reason));
+                return Err(self.loss(Reason::Data(reason)));
             }
         }
         let start = chunk * crate::aggregate::CHUNK;
@@ -234,9 +254,17 @@ impl VersionReader {
         store.view().twins(&self.version).filter_map(open).collect()
     }
 
-    fn loss(&self, reason: DataError) -> io::Error {
+    fn refuse_contested(&self) -> io::Result<()> {
+        self.contest.as_ref().map_or(Ok(()), |contest| Err(self.loss(Reason::Contested(contest.clone()))))
+    }
+
+    fn loss(&self, reason: Reason) -> io::Error {
         let intact = self.older.iter().find(|(version, path)| is_intact(version, path));
-        let kind = if matches!(&reason, DataError::Io(_)) { io::ErrorKind::Other } else { io::ErrorKind::InvalidData };
+        let kind = if matches!(&reason, Reason::Data(DataError::Io(_))) {
+            io::ErrorKind::Other
+        } else {
+            io::ErrorKind::InvalidData
+        };
         let older = intact.map(|(version, path)| (version.operation_time_ns, path.clone()));
         let path = self.version.recorded_path.clone();
         io::Error::new(kind, DataLoss { path, aggregate: self.path.clone(), reason, older })

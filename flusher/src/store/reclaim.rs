@@ -271,7 +271,7 @@ impl Planner {
         all.retain(|step| counts(&self.store.limits, step));
         let everything = if self.store.limits.is_empty() { Vec::new() } else { steps(&self.history) };
         let is_cut = all.len() < everything.len() && !self.nobody_else_writes;
-        let mut whole = View::default();
+        let mut whole = view.emptied();
         if is_cut {
             if everything.iter().any(|step| step.id == victim && !counts(&self.store.limits, step)) {
                 return refuse("it holds what was cut off when nodes were lost");
@@ -281,14 +281,14 @@ impl Planner {
             }
             live.extend(origins(&whole, victim));
         }
-        let (copies, without) = replay_without(&all, victim, &live)?;
+        let (copies, without) = replay_without(&all, victim, &live, view.emptied())?;
         self.check_settled(&all, victim, (&live, &copies), self.settled_ns(aggregate, own, &all))?;
         if !is_same(view, &without) {
             return refuse("what is dead in it still decides what other records mean");
         }
         if is_cut {
             // What was cut off counts again if no node turns out to be lost.
-            let (needed, without) = replay_without(&everything, victim, &live)?;
+            let (needed, without) = replay_without(&everything, victim, &live, view.emptied())?;
             let places = |steps: &[&Step<'_>]| steps.iter().map(|step| step.record.sequence).collect::<Vec<_>>();
             if places(&needed) != places(&copies) || !is_same(&whole, &without) {
                 return refuse("what was cut off when nodes were lost may need it");
@@ -336,7 +336,7 @@ impl Planner {
         }
         let newer = |step: &&Step<'_>| step.id == victim && step.time_ns() > settled_ns;
         let is_dropped = all.iter().filter(newer).count() > staying.iter().copied().filter(newer).count();
-        let mut then = View::default();
+        let mut then = self.store.view.emptied();
         for step in all.iter().take_while(|step| step.time_ns() <= settled_ns) {
             then.apply(step.id, step.segment.offset, step.record);
         }
@@ -351,7 +351,7 @@ impl Planner {
     /// # Errors
     /// As [`Store::reader`].
     pub fn reader(&self, version: &Arc<Version>) -> io::Result<VersionReader> {
-        self.store.reader(version)
+        self.store.copier(version)
     }
 
     /// Takes note that copies have been published in this segment of an aggregate.
@@ -395,8 +395,9 @@ fn replay_without<'a, 'b>(
     all: &'b [Step<'a>],
     victim: AggregateId,
     live: &HashSet<u64>,
+    empty: View,
 ) -> Result<(Vec<&'b Step<'a>>, View), Refusal> {
-    let (mut view, mut staying) = (View::default(), Vec::new());
+    let (mut view, mut staying) = (empty, Vec::new());
     for (index, step) in all.iter().enumerate() {
         let apply = |view: &mut View| view.apply(step.id, step.segment.offset, step.record);
         if step.id != victim {

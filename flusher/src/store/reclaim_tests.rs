@@ -29,12 +29,15 @@ fn shown(directory: &Path) -> BTreeMap<String, String> {
             Node::Symlink(link) => format!("link {:?} {:?}", link.target, link.attributes),
             Node::File(version) => {
                 let mut bytes = Vec::new();
-                let taken = store.reader(version).unwrap().copy(&mut |_, data| {
+                let taken = store.copier(version).unwrap().copy(&mut |_, data| {
                     bytes.extend_from_slice(data);
                     Ok(())
                 });
                 taken.unwrap();
-                format!("file {bytes:?} {:?} {} {names:?}", version.attributes, version.operation_time_ns)
+                let (attributes, time_ns) = (&version.attributes, version.operation_time_ns);
+                let is_contested = store.reader(version).unwrap().copy(&mut |_, _| Ok(())).is_err();
+                assert_eq!(is_contested, version.is_contested());
+                format!("file {bytes:?} {attributes:?} {time_ns} {names:?} {is_contested}")
             }
         };
         shown.insert(String::from_utf8(path).unwrap(), text);
@@ -49,12 +52,18 @@ struct Writing {
     aggregates: Vec<(PathBuf, Builder)>,
     waiting: Vec<Item>,
     made: u8,
+    /// Whether it says which stage is its own, and everybody has published everything when something is reclaimed.
+    has_stage: bool,
 }
 
 impl Writing {
     fn new(directory: &Path, number: u8) -> Writing {
+        Writing::with_stage(directory, number, false)
+    }
+
+    fn with_stage(directory: &Path, number: u8, has_stage: bool) -> Writing {
         let (directory, aggregates, waiting) = (directory.to_owned(), Vec::new(), Vec::new());
-        let mut writing = Writing { directory, number, aggregates, waiting, made: 0 };
+        let mut writing = Writing { directory, number, aggregates, waiting, made: 0, has_stage };
         writing.roll();
         writing
     }
@@ -64,6 +73,7 @@ impl Writing {
         // Whichever comes first in the order of equal times must not matter.
         let mut builder = Builder::new(self.made.wrapping_mul(97) ^ self.number);
         builder.identity.node = format!("node{}", self.number);
+        builder.identity.stage = if self.has_stage { [self.number; 16] } else { [0; 16] };
         self.aggregates.push((self.directory.join(format!("n{}-{}.tar", self.number, self.made)), builder));
         self.save();
     }
@@ -89,7 +99,10 @@ impl Writing {
             self.roll();
         }
         let before = shown(&self.directory);
-        let planner = Planner::read(&self.directory, Duration::ZERO).unwrap();
+        let mut planner = Planner::read(&self.directory, Duration::ZERO).unwrap();
+        if self.has_stage {
+            planner.nobody_else_writes();
+        }
         let (uuid, own) = (self.aggregates[victim].1.identity.uuid, self.aggregates.last().unwrap().1.identity.uuid);
         let plan = planner.plan(uuid, &HashSet::new(), Some(own)).ok()?;
         // In several segments: a crash may come between any two.
@@ -105,7 +118,7 @@ impl Writing {
         let files: Vec<_> = open.view().iter().filter_map(|(path, node)| Some((path, file_of(node)?))).collect();
         fs::remove_file(path).unwrap();
         for (path, version) in files {
-            let read = open.reader(&version).and_then(|reader| reader.copy(&mut |_, _| Ok(())));
+            let read = open.copier(&version).and_then(|reader| reader.copy(&mut |_, _| Ok(())));
             assert!(read.is_ok(), "{}: {read:?}", path.escape_ascii());
         }
         assert_eq!(shown(&self.directory), before, "the original is gone");
@@ -183,12 +196,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_is_ever_seen_of_reclaiming(actions in actions(), tick in 1u64..5) {
+    fn nothing_is_ever_seen_of_reclaiming(actions in actions(), tick in 1u64..5, has_stages: bool) {
         let scratch = tempfile::tempdir().unwrap();
         let (all, kept) = (scratch.path().join("all"), scratch.path().join("kept"));
         fs::create_dir(&all).unwrap();
         fs::create_dir(&kept).unwrap();
-        let nodes = |directory: &Path| [Writing::new(directory, 1), Writing::new(directory, 2)];
+        let nodes = |directory: &Path| [1, 2].map(|number| Writing::with_stage(directory, number, has_stages));
         let (mut never, mut nodes) = (nodes(&all), nodes(&kept));
         let mut clocks = [0; 2];
         for (number, action) in actions.into_iter().enumerate() {
@@ -201,6 +214,11 @@ proptest! {
                     let now = (number as u64 / tick + 1) * 1000;
                     clocks[index(first)] = now.max(clocks[index(first)] + 1);
                     item.0.operation_time_ns = clocks[index(first)];
+                    item.0.inode = number as u64 % 4;
+                    if kind == Kind::File && number % 3 > 0 {
+                        // At the same time as what the other node does.
+                        item.0.flags = Entry::writing_flags(Duration::from_secs(2));
+                    }
                     for writing in [&mut never[index(first)], &mut nodes[index(first)]] {
                         writing.waiting.push(item.clone());
                     }
@@ -211,7 +229,12 @@ proptest! {
                     }
                 }
                 Action::Roll(first) => nodes[index(first)].roll(),
-                Action::Reclaim(first, which) => drop(nodes[index(first)].reclaim(which)),
+                Action::Reclaim(first, which) => {
+                    if has_stages {
+                        never.iter_mut().chain(&mut nodes).for_each(Writing::publish);
+                    }
+                    let _ = nodes[index(first)].reclaim(which);
+                }
             }
         }
         for writing in never.iter_mut().chain(&mut nodes) {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use proptest::prelude::*;
@@ -59,7 +60,8 @@ fn shown(store: &Store) -> Vec<String> {
             let mut names = store.view().names(node);
             names.sort();
             let names = if names.len() > 1 { names } else { Vec::new() };
-            format!("{path:?} file {} {:?} {names:?}", version.operation_time_ns, version.attributes.mode)
+            let (time_ns, mode) = (version.operation_time_ns, version.attributes.mode);
+            format!("{path:?} file {time_ns} {mode:?} {names:?} {}", version.is_contested())
         }
         Node::Symlink(link) => format!("{path:?} link {} {:?}", link.operation_time_ns, link.attributes.mode),
         Node::Directory(Directory { recorded }) => {
@@ -141,6 +143,11 @@ proptest! {
                         record.target.clear();
                     }
                     record.attributes.mode = 0o600 + (number % 8) as u32;
+                    record.inode = number as u64 % 4;
+                    if kind == Kind::File && number % 3 > 0 {
+                        // At the same time as what other nodes do.
+                        record.flags = Entry::writing_flags(Duration::from_secs(2));
+                    }
                     nodes[node].waiting.push((record, content));
                 }
                 Action::Publish(node) => {

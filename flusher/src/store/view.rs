@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use super::contest::are_of_one_time;
 use crate::aggregate::{
-    ALIGNED_SIZE, Attributes, BLOCK, Entry, Extent, FileChecksums, Kind, PATH_MAX, Record, check_name,
+    ALIGNED_SIZE, Attributes, BLOCK, Entry, Extent, FLAG_CONTESTED, FileChecksums, Kind, PATH_MAX, Record, check_name,
 };
 
 /// A tar header, and a record of a TOC, in bytes.
@@ -47,7 +48,7 @@ pub struct Version {
     pub change_time_ns: i64,
     /// When it was complete.
     pub operation_time_ns: u64,
-    /// Flags of its record.
+    /// Flags of its record, and [`FLAG_CONTESTED`] if other records make it so.
     pub flags: u32,
 }
 
@@ -56,6 +57,11 @@ impl Version {
     /// bears it in its access time.
     pub fn mark_ns(&self) -> u32 {
         self.checksums.whole % 1_000_000_000
+    }
+
+    /// Whether several nodes wrote to it at the same time: it is a part of what was written.
+    pub fn is_contested(&self) -> bool {
+        self.flags & FLAG_CONTESTED != 0
     }
 
     /// Whether both are the same version, wherever the data lies. No two operations of a node have the same time.
@@ -76,7 +82,8 @@ impl Version {
 
     /// This copy with what was set on the original since.
     fn with_attributes_of(&self, original: &Version) -> Arc<Version> {
-        Arc::new(Version { attributes: original.attributes.clone(), ..self.clone() })
+        let flags = self.flags | original.flags & FLAG_CONTESTED;
+        Arc::new(Version { attributes: original.attributes.clone(), flags, ..self.clone() })
     }
 }
 
@@ -193,12 +200,16 @@ impl Slot {
 
 /// The resolved namespace.
 pub struct View {
+    /// The stages of the aggregates, all zero where that is not known.
+    stages: Vec<[u8; 16]>,
     slots: Vec<Slot>,
     free: Vec<Place>,
     /// The places of versions that have, or had, several names.
     linked: HashMap<(AggregateId, u64), Vec<Place>>,
     older: HashMap<Box<[u8]>, Vec<Arc<Version>>>,
     newest_operation_time_ns: u64,
+    /// How often a contested version was put at a path.
+    contested: u64,
     /// What was recorded and has given way to something else, or to nothing.
     superseded: u64,
 }
@@ -212,17 +223,34 @@ impl fmt::Debug for View {
 impl Default for View {
     fn default() -> View {
         View {
+            stages: Vec::new(),
             slots: vec![Slot::new(Node::Directory(Directory::default()), ROOT)],
             free: Vec::new(),
             linked: HashMap::new(),
             older: HashMap::new(),
             newest_operation_time_ns: 0,
+            contested: 0,
             superseded: 0,
         }
     }
 }
 
 impl View {
+    /// An empty one, of the same aggregates.
+    pub(super) fn emptied(&self) -> View {
+        View { stages: self.stages.clone(), ..View::default() }
+    }
+
+    /// Takes note of the stage of the next aggregate, in the order of their numbers.
+    pub(super) fn add_stage(&mut self, stage: [u8; 16]) {
+        self.stages.push(stage);
+    }
+
+    /// Of how many aggregates the stage is known.
+    pub(super) fn stages(&self) -> usize {
+        self.stages.len()
+    }
+
     /// Applies the next record. Records that make no sense where they stand change nothing; yields whether it may have
     /// changed something.
     pub fn apply(&mut self, aggregate: AggregateId, segment_offset: u64, record: &Record) -> bool {
@@ -233,7 +261,11 @@ impl View {
         }
         match entry.kind {
             Kind::File => {
-                let Some(version) = version(aggregate, segment_offset, record) else { return false };
+                let Some(mut version) = version(aggregate, segment_offset, record) else { return false };
+                if self.is_contested_at(&entry.path, &version) {
+                    version.flags |= FLAG_CONTESTED;
+                }
+                self.contested += u64::from(version.is_contested());
                 self.put(&entry.path, Node::File(Arc::new(version)));
                 true
             }
@@ -259,6 +291,30 @@ impl View {
             Kind::SetAttributes => self.set_attributes(&entry.path, &entry.attributes),
             Kind::Watermark | Kind::Index => false,
         }
+    }
+
+    /// Whether what is at a path makes a new version of it contested: it is of the same time and of another stage, or the new one only
+    /// changes what was contested.
+    fn is_contested_at(&self, path: &[u8], new: &Version) -> bool {
+        let Some(Node::File(current)) = self.get(path) else { return false };
+        if current.is_copy_of(new) {
+            return current.is_contested();
+        }
+        let is_of_other_stage = |(one, other)| matches!((one, other), (Some(one), Some(other)) if one != other);
+        let stages = (self.stage(current.aggregate), self.stage(new.aggregate));
+        is_of_other_stage(stages) && are_of_one_time(current, new)
+            || current.is_contested()
+                && [current].into_iter().chain(self.older(path)).any(|old| self.is_same_file(old, new))
+    }
+
+    /// Whether both were staged in the same inode.
+    fn is_same_file(&self, one: &Version, other: &Version) -> bool {
+        let stage = self.stage(one.aggregate);
+        one.inode == other.inode && stage.is_some() && stage == self.stage(other.aggregate)
+    }
+
+    fn stage(&self, aggregate: AggregateId) -> Option<[u8; 16]> {
+        self.stages.get(aggregate.0 as usize).copied().filter(|stage| *stage != [0; 16])
     }
 
     /// Everything there is, in no order.
@@ -370,6 +426,11 @@ impl View {
     /// The latest time of all records that were applied.
     pub fn newest_operation_time_ns(&self) -> u64 {
         self.newest_operation_time_ns
+    }
+
+    /// How many contested versions there have been.
+    pub fn contested(&self) -> u64 {
+        self.contested
     }
 
     /// How many files, links and recorded directories have given way to something else, or to nothing.
