@@ -15,6 +15,8 @@ gcc                                          gcc
 go                                           golang-go
 /usr/lib/python3/dist-packages/numpy         python3-numpy
 /usr/lib/python3/dist-packages/h5py          python3-h5py
+/usr/lib/python3/dist-packages/h5py/_debian_h5py_mpi python3-h5py-mpi
+/usr/lib/python3/dist-packages/mpi4py        python3-mpi4py
 /usr/share/python-wheels                     python3-venv
 bsdtar                                       libarchive-tools
 7zz                                          7zip

@@ -559,7 +559,7 @@ fn tell(configuration: &Configuration, news: u64) {
             Level::Warn,
             format_args!(
                 "sheaf: several nodes wrote to the same file at the same time: nobody has the whole of it, and reading it gives an \
-                 error; 'sheaf status' says which, SHEAF_PATHS can leave such files alone"
+                 error; 'sheaf status' says which, SHEAF_EXCLUDE keeps such files out"
             ),
         );
     }

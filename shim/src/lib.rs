@@ -40,6 +40,7 @@ mod moving;
 mod names;
 mod namespace;
 mod open;
+mod parallel;
 mod paths;
 mod rare;
 mod raw_syscall;

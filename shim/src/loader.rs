@@ -84,6 +84,44 @@ pub fn libraries_behind() -> Option<impl Iterator<Item = Option<Library>>> {
     Some(maps.map(|map| unsafe { Library::new(&*map) }))
 }
 
+/// The address of a function in a library behind this one, also in one that was loaded later, or for another library alone. It may
+/// wait for the loader's lock.
+pub fn find_loaded(name: &CStr) -> Option<*mut c_void> {
+    let mut search = Search { name, hash: hash(name), is_behind: false, found: None };
+    // SAFETY: `look` takes what it is given here, and the search outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
+    search.found
+}
+
+struct Search<'a> {
+    name: &'a CStr,
+    hash: u32,
+    /// Whether this library has been passed.
+    is_behind: bool,
+    found: Option<*mut c_void>,
+}
+
+/// Looks into one library; not zero ends the search.
+unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _size: usize, search: *mut c_void) -> c_int {
+    // SAFETY: dl_iterate_phdr passes a library's headers, which stay mapped while it runs, and what `find_loaded` gave it.
+    let (info, search) = unsafe { (&*info, &mut *search.cast::<Search<'_>>()) };
+    // SAFETY: as above.
+    let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+    let Some(header) = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC) else { return 0 };
+    let base = info.dlpi_addr as usize;
+    let dynamic = base.wrapping_add(header.p_vaddr as usize) as *const Dynamic;
+    if ptr::eq(dynamic, &raw const OWN_DYNAMIC) {
+        search.is_behind = true;
+    } else if search.is_behind {
+        // SAFETY: the loader's own values, from which the map is made as the loader makes it.
+        let library = unsafe { Library::new(&Map { base, name: ptr::null(), dynamic, next: ptr::null() }) };
+        if let Some(Found::Address(address)) = library.map(|library| library.find(search.name, search.hash)) {
+            search.found = Some(address);
+        }
+    }
+    search.found.is_some().into()
+}
+
 /// The loader leaves word in the program's own dynamic section, for debuggers.
 fn first_map() -> Option<*const Map> {
     // SAFETY: getauxval reads the process's own auxiliary vector.

@@ -14,6 +14,7 @@ use crate::copy;
 use crate::flusher;
 use crate::hooks::{fail, real};
 use crate::log;
+use crate::parallel;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::scratch::{Scratch, Text, TooLong, make_unique};
 use crate::system::{self, AT_FDCWD, Descriptor, Errno, Result, Stat};
@@ -491,6 +492,7 @@ fn open_unmanaged(configuration: &Configuration, entry: &mut Entry, flags: c_int
     let creates = flags & O_CREAT != 0;
     let replaced = match entry.real() {
         _ if !entry.is_checkpoint || entry.wants_directory || flags & O_TMPFILE == O_TMPFILE => return Step::Native,
+        _ if parallel::is_opening() => return Step::Native,
         None if creates => None,
         None => return Step::Native,
         Some(real) if can_be_replaced(entry, real, flags) => Some(*real),

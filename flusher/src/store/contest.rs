@@ -27,7 +27,7 @@ impl fmt::Display for Contest {
         write!(
             formatter,
             "/{path} was written by several nodes at the same time ({nodes}), each published its own part, and nobody can say what the whole \
-             is: have Sheaf leave such files alone (SHEAF_PATHS, README.md)"
+             is: keep such files out with SHEAF_EXCLUDE"
         )
     }
 }

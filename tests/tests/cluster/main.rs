@@ -4,6 +4,7 @@
 
 mod layouts;
 mod network;
+mod writers;
 
 use std::fs;
 use std::path::PathBuf;

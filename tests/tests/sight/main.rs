@@ -4,6 +4,7 @@
 
 mod agents;
 mod histories;
+mod writers;
 
 use agents::Job;
 use sheaf_tests::process;
