@@ -87,11 +87,26 @@ pub fn libraries_behind() -> Option<impl Iterator<Item = Option<Library>>> {
 /// The address of a function in a library behind this one, also in one that was loaded later, or for another library alone. It may
 /// wait for the loader's lock.
 pub fn find_loaded(name: &CStr) -> Option<*mut c_void> {
+    // Not bound when this library is loaded: that would cost every program's start. The C library was loaded with the program,
+    // so its entry in the list stays.
+    const ITERATE: &CStr = c"dl_iterate_phdr";
+    let iterate =
+        libraries_behind()?.flatten().find_map(|library| match library.find(ITERATE, const { hash(ITERATE) }) {
+            Found::Address(address) => Some(address),
+            _ => None,
+        })?;
+    // SAFETY: the function of this name, whose C declaration the type repeats.
+    let iterate = unsafe { core::mem::transmute::<*mut c_void, Iterate>(iterate) };
     let mut search = Search { name, hash: hash(name), is_behind: false, found: None };
     // SAFETY: `look` takes what it is given here, and the search outlives the call.
-    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut search).cast()) };
+    unsafe { iterate(look, (&raw mut search).cast()) };
     search.found
 }
+
+/// Looks into one library, and ends the search if that yields anything but zero.
+type Look = unsafe extern "C" fn(*mut libc::dl_phdr_info, usize, *mut c_void) -> c_int;
+/// dl_iterate_phdr(3).
+type Iterate = unsafe extern "C" fn(Look, *mut c_void) -> c_int;
 
 struct Search<'a> {
     name: &'a CStr,
@@ -101,7 +116,7 @@ struct Search<'a> {
     found: Option<*mut c_void>,
 }
 
-/// Looks into one library; not zero ends the search.
+/// See [`Look`].
 unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _size: usize, search: *mut c_void) -> c_int {
     // SAFETY: dl_iterate_phdr passes a library's headers, which stay mapped while it runs, and what `find_loaded` gave it.
     let (info, search) = unsafe { (&*info, &mut *search.cast::<Search<'_>>()) };
