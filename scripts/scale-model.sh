@@ -21,6 +21,12 @@ operations as there are files, at least, every time. One file for all ranks, wit
 takes one open per rank. Here a node takes the calls below once, whatever the number of its processes, and one open for each
 aggregate that it reads data from.
 
+The second table is of nodes that write: each begins an aggregate, publishes two checkpoints of ten names, and its end, while all others do.
+A file per process takes at least a create and a close for each of the names, by as many files; one file for all ranks an open for each
+rank, a barrier and a prefix sum before each checkpoint, and it is whole only when the slowest has written. Here nobody waits for
+anybody. What grows is what a node of `shared:M` reads to find the end of its file: all that others have reserved since it looked last. So M is
+to be large enough for about a hundred nodes to a file.
+
 END
     echo "$table"
 } >tests/SCALE.md

@@ -6,6 +6,7 @@
 mod measures;
 mod page;
 mod readme;
+mod reserve;
 mod result;
 mod scale;
 mod site;
@@ -42,6 +43,9 @@ enum Action {
     },
     /// Make stores of many simulated nodes, and print what reading them takes.
     Scale(scale::Scale),
+    /// Have many simulated nodes write to a store; started by `scale`.
+    #[command(hide = true)]
+    Reserve(reserve::Reserve),
     /// One of the measured programs; started by `run`.
     #[command(subcommand, hide = true)]
     Work(work::Work),
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
         Action::Run(options) => run(&options),
         Action::Readme { results, readme } => readme::update(&results, &readme),
         Action::Scale(options) => scale::run(&options),
+        Action::Reserve(options) => reserve::run(&options),
         Action::Work(work) => return work::main(work),
     };
     match outcome {

@@ -24,6 +24,13 @@ const FILE_BYTES: u64 = 1 << 20;
 /// When the first operation happened.
 const START_NS: u64 = 1_700_000_000_000_000_000;
 
+/// Calls that are counted: what a metadata server sees of who reads, and reading.
+const READING: &str = "%file,getdents64,read,pread64,fsync";
+/// And of who writes.
+const WRITING: &str = "%file,getdents64,read,pread64,fsync,fdatasync,fallocate,ftruncate,fcntl";
+/// More do not write at once here: each has a file open.
+const WRITERS_MAX: u64 = 1000;
+
 /// Measures stores of simulated nodes and prints a table.
 #[derive(Debug, clap::Args)]
 pub struct Scale {
@@ -89,8 +96,38 @@ pub fn run(options: &Scale) -> Result<(), Failure> {
         row("`sheaf prune --dry-run`", &cost(&store, &["prune", "--dry-run", "--all-nodes", &path])?);
         fs::remove_dir_all(&store)?;
     }
-    println!("{table}");
+    println!("{table}\n\n{}", writing(options)?);
     Ok(())
+}
+
+/// What nodes do on a store to write to it: for each, when there are so many.
+fn writing(options: &Scale) -> Result<Table, Failure> {
+    let mut table = Table::new();
+    let columns = ["nodes", "layout", "files in the store", "calls of each node", "read by each, KiB", "seconds"];
+    table.load_preset(ASCII_MARKDOWN).set_header(columns);
+    for &nodes in options.nodes.iter().filter(|nodes| **nodes <= WRITERS_MAX) {
+        for shared in [0, 1, 16] {
+            let store = options.directory.join(format!("writing-{nodes}-{shared}"));
+            let place = store.to_string_lossy().into_owned();
+            let (count_nodes, count_files) = (nodes.to_string(), shared.to_string());
+            let arguments = ["reserve", "--nodes", &count_nodes, "--shared", &count_files, "--store", &place];
+            let (operations, read_bytes) = count(&store, &std::env::current_exe()?, WRITING, &arguments)?;
+            let files = fs::read_dir(&store)?.count();
+            fs::remove_dir_all(&store)?;
+            let since = Instant::now();
+            Command::new(std::env::current_exe()?).args(arguments).status()?;
+            table.add_row([
+                nodes.to_string(),
+                if shared == 0 { "node".to_owned() } else { format!("shared:{shared}") },
+                files.to_string(),
+                format!("{:.1}", operations as f64 / nodes as f64),
+                format!("{:.1}", read_bytes as f64 / nodes as f64 / 1024.0),
+                format!("{:.2}", since.elapsed().as_secs_f64()),
+            ]);
+            fs::remove_dir_all(&store)?;
+        }
+    }
+    Ok(table)
 }
 
 fn make_aggregate(store: &Path, node: u64) -> Result<(), Failure> {
@@ -157,7 +194,7 @@ fn write_segment(file: &File, plan: &SegmentPlan, end: u64) -> Result<u64, Failu
 /// Runs the program twice, from the same state: with its calls counted, and as it is.
 fn cost(store: &Path, arguments: &[&str]) -> Result<Cost, Failure> {
     let catalogs = catalogs(store)?;
-    let (operations, read_bytes) = count(store, arguments)?;
+    let (operations, read_bytes) = count(store, &program()?, READING, arguments)?;
     if arguments[0] == "catalog" {
         self::catalogs(store)?.into_iter().try_for_each(|(path, _)| fs::remove_file(path))?;
         catalogs.iter().try_for_each(|(path, bytes)| fs::write(path, bytes))?;
@@ -180,15 +217,15 @@ fn catalogs(store: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, Failure> {
 }
 
 /// The calls that name the store or what is in it but for reading, and the bytes that were read there.
-fn count(store: &Path, arguments: &[&str]) -> Result<(usize, u64), Failure> {
+fn count(store: &Path, program: &Path, calls: &str, arguments: &[&str]) -> Result<(usize, u64), Failure> {
     // A log of each thread: in a common one, calls are torn apart.
     let logs = tempfile::tempdir()?;
     let mut strace = Command::new("strace");
-    strace.args(["-ff", "-qq", "-y", "-s", "0", "-e", "trace=%file,getdents64,read,pread64,fsync", "-o"]);
+    strace.args(["-ff", "-qq", "-y", "-s", "0", "-e", &format!("trace={calls}"), "-o"]);
     strace.arg(logs.path().join("of"));
-    let status = strace.arg(program()?).args(arguments).stdout(Stdio::null()).status()?;
+    let status = strace.arg(program).args(arguments).stdout(Stdio::null()).status()?;
     if !status.success() {
-        return Err(format!("`sheaf {}` ended with {status}", arguments.join(" ")).into());
+        return Err(format!("`{}` ended with {status}", arguments.join(" ")).into());
     }
     let store = store.to_string_lossy();
     let (mut operations, mut read_bytes) = (0, 0);

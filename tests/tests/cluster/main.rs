@@ -2,6 +2,7 @@
 //!
 //! Slurm kills every process of a step when the step ends (proctrack/cgroup), also a flusher that is at work.
 
+mod campaign;
 mod layouts;
 mod network;
 mod writers;
@@ -179,6 +180,50 @@ fn the_epilog_drains_as_its_user_what_a_cancelled_job_left() {
         let read = site.cluster.run(&[&USER[..], &srun, &RUN, &["cat", &path]].concat()).expect_success();
         assert!(read.stdout == expected, "{file} differs");
     }
+}
+
+#[test]
+fn the_prolog_drains_what_was_left_before_the_next_job_of_the_user_starts() {
+    let prolog = workspace().join("scripts/slurm/prolog.sh");
+    let site = Site::new("Prolog=/mnt/local/prolog");
+    let expected = site.native("write");
+    // Before there is anything to drain, too.
+    for node in NODES {
+        let text = format!("printf '#!/bin/sh\nSHEAF={SHEAF} exec {}\n' >$0; chmod 755 $0", prolog.display());
+        site.cluster.on(node, &["sh", "-c", &text, "/mnt/local/prolog"]).expect_success();
+    }
+    assert_eq!(site.ranks("n0,n1", &[PRELOAD], &[], "write").expect_success().text(), expected);
+    // The job itself has nothing to do with Sheaf.
+    site.cluster.run(&["srun", "--chdir=/mnt/shared", "-N2", "-w", "n0,n1", "true"]).expect_success();
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n3"), site.scene.native_snapshot());
+}
+
+#[test]
+#[ignore = "takes two minutes, which is as short as a time limit can be; scripts/long-tests.sh"]
+fn the_time_limit_ends_a_job_and_nothing_is_lost() {
+    let site = Site::new("");
+    let written = |node: &str, name: &str| {
+        let write = format!("seq 200000 >ckpt/{node}{name}");
+        process::run(site.scene.native_command("sh").args(["-c", &write])).expect_success();
+    };
+    let stays = "seq 200000 >ckpt/$SLURMD_NODENAME-stays; while :; do sleep 0.1; done";
+    let limited = |nodes: &str, more: &[&str], script: &str| {
+        let srun = ["srun", "--chdir=/mnt/shared", "--time=1", "-N2", "-w", nodes];
+        site.cluster.start(&[&srun[..], more, &RUN, &["bash", "-c", script]].concat())
+    };
+    // One is told before, and writes what it has; the other is ended.
+    let (told, ended) = (limited("n0,n1", &["--signal=USR1@30"], TOLD), limited("n2,n3", &[], stays));
+    told.finish().expect_success();
+    assert!(!ended.finish().status.success(), "it was ended");
+    for node in ["n0", "n1"] {
+        written(node, "");
+    }
+    for node in ["n2", "n3"] {
+        written(node, "-stays");
+    }
+    site.wipe_stages();
+    assert_eq!(site.seen_on("n3"), site.scene.native_snapshot());
 }
 
 #[test]

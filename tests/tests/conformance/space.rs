@@ -323,7 +323,7 @@ struct MemoryGroup {
 }
 
 impl MemoryGroup {
-    fn new(limit_bytes: u64) -> MemoryGroup {
+    fn new(name: &str, limit_bytes: u64) -> MemoryGroup {
         let (first, second) = (Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup"));
         let is_first = first.join("memory.limit_in_bytes").exists();
         let (root, limit) = if is_first { (first, "memory.limit_in_bytes") } else { (second, "memory.max") };
@@ -331,7 +331,7 @@ impl MemoryGroup {
             fs::write(root.join("cgroup.subtree_control"), "+memory")
                 .expect("root may have groups with a memory limit");
         }
-        let directory = root.join(format!("sheaf-test-{}", std::process::id()));
+        let directory = root.join(format!("sheaf-test-{name}-{}", std::process::id()));
         fs::create_dir(&directory).expect("root may make a group");
         let group = MemoryGroup { directory };
         fs::write(group.directory.join(limit), limit_bytes.to_string()).expect("a group takes a limit");
@@ -378,7 +378,7 @@ impl Drop for MemoryGroup {
 #[test]
 fn a_memory_group_smaller_than_the_data() {
     let scene = Scene::new(Engine::IoUring);
-    let group = MemoryGroup::new(160 << 20);
+    let group = MemoryGroup::new("small", 160 << 20);
     let script = "
 import os
 block = bytes(range(256)) * 4096
@@ -394,5 +394,29 @@ for number in range(24):
     scene.drain();
     assert_eq!(group.kills(), 0);
     scene.verify();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+}
+
+/// A job that takes more memory than it may is killed, with whatever of it the kernel chooses, and has lost nothing that it wrote.
+#[test]
+fn what_is_killed_for_want_of_memory_has_lost_nothing() {
+    let scene = Scene::new(Engine::IoUring);
+    let group = MemoryGroup::new("killed", 160 << 20);
+    let script = "
+import sys
+block = bytes(range(256)) * 4096
+for number in range(8):
+    with open(f'ckpt/state-{number}', 'wb') as file:
+        file.write(block * 4 + b'%d' % number)
+hog = [bytearray(b'x' * (1 << 20)) for _ in range(int(sys.argv[1]))]";
+    scene.native(&["python3", "-c", script, "0"]).expect_success();
+    let mut command = scene.sheaf_command();
+    command.args(["run", "--", "python3", "-c", script, "10000"]);
+    let killed = process::run(&mut group.command(&command));
+    assert_eq!(killed.status.code(), Some(128 + libc::SIGKILL), "{}", killed.describe());
+    assert!(group.kills() > 0);
+    scene.drain();
+    scene.verify();
+    scene.wipe_stage();
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
 }
