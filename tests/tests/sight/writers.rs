@@ -121,6 +121,9 @@ fn a_stub_that_turns_out_to_be_a_part() {
 fn a_file_that_is_written_while_another_node_writes_it() {
     let job = Job::new(&[]);
     let (mut here, mut there) = (job.agent("here"), job.agent("there"));
+    here.act("write('ckpt/log', 'older')");
+    publish(&job, &["here", "there"]);
+    here.act("os.remove('ckpt/log')");
     let begin = "globals().update(log=open('ckpt/log', 'w')) or log.write('begun\\n') and log.flush()";
     here.act(begin);
     let pass = "time.sleep(1.2)";
@@ -137,6 +140,9 @@ fn a_file_that_is_written_while_another_node_writes_it() {
     let mut next = job.agent("next");
     assert_eq!(next.ask("read('ckpt/log')"), "EIO");
     assert_eq!(next.ask("read('ckpt/turn')"), "'of there'");
+    // Who asks for what there was before gets neither part.
+    let mut older = job.program("older", "cat");
+    assert_eq!(process::run(older.arg("ckpt/log").env("SHEAF_DAMAGED", "older")).expect_success().text(), "older");
 }
 
 /// Reclaiming would make a part the whole, if it took the other one away.
