@@ -1,6 +1,6 @@
 """Parallel HDF5 as simulations use it: all ranks write one file by MPI-IO, and each two of its own, one of them by MPI-IO, too.
 
-`write` writes; `read` shows what is in the shared file.
+HDF5 calls MPI_File_open for both; Fortran's bindings would call PMPI_File_open. `write` writes; `read` shows what is in the shared file.
 """
 import sys
 

@@ -33,6 +33,22 @@ pub fn forbid(command: &mut Command, number: libc::c_long) {
     unsafe { command.pre_exec(move || install(&filter, 0).map(drop)) };
 }
 
+/// Makes the command run where fallocate(2) reserves nothing, as where a file system cannot; it frees ranges as ever.
+pub fn forbid_reserving(command: &mut Command) {
+    let jump = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let filter = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        libc::sock_filter { code: jump, jt: 0, jf: 3, k: libc::SYS_fallocate as u32 },
+        // The lower half of the second argument, the mode.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 24),
+        libc::sock_filter { code: jump, jt: 0, jf: 1, k: 0 },
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EOPNOTSUPP as u32),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    // SAFETY: as in `forbid`.
+    unsafe { command.pre_exec(move || install(&filter, 0).map(drop)) };
+}
+
 /// Makes the command run where somebody listens to system calls already. Nothing is announced to the listener, which
 /// the command inherits.
 pub fn listen(command: &mut Command) {

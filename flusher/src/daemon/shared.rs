@@ -18,7 +18,7 @@ use crate::aggregate::{
 };
 use crate::engine::{Target, sync_directory};
 use crate::stage::transient::mounts_of;
-use crate::store::{LARGE, Lock, RESERVING, give_up, lock_byte, open_file, open_to_change};
+use crate::store::{LARGE, Lock, RESERVING, free_void, give_up, lock_byte, open_file, open_to_change};
 
 /// The file grows by this, as a hole: most reservations then find it long enough.
 const GROWTH: u64 = 16 << 20;
@@ -215,8 +215,13 @@ fn newest_file(store: &Path, slot: u64, identity: &Identity) -> io::Result<PathB
     loop {
         let path = store.join(format!("{prefix}{number}.tar"));
         match open_file(&path) {
-            Ok(file) if file.metadata()?.len() < LARGE && file_of(&file).is_ok() && !is_worn(&file)? => {
-                return Ok(path);
+            Ok(file) if file.metadata()?.len() < LARGE && file_of(&file).is_ok() => {
+                let all = ranges(&file)?;
+                if !is_worn(&all) {
+                    free_void(&path, &all, &identity.node);
+                    return Ok(path);
+                }
+                number += 1;
             }
             // Another node's own aggregate may have the name, if that is what the node is called.
             Ok(_) => number += 1,
@@ -229,13 +234,12 @@ fn newest_file(store: &Path, slot: u64, identity: &Identity) -> io::Result<PathB
     }
 }
 
-/// Whether so much in a file is void that it is better left to go.
-fn is_worn(file: &fs::File) -> io::Result<bool> {
-    let all = ranges(file)?;
+/// Whether so much in a file of these ranges is void that it is better left to go.
+fn is_worn(all: &[(Range, RangeState)]) -> bool {
     let of = |wanted: RangeState| all.iter().filter(move |(_, state)| *state == wanted).map(|(range, _)| range);
     let void = of(RangeState::Void).count() as u64 * BLOCK;
     let published: u64 = of(RangeState::Published).map(|range| range.length).sum();
-    Ok(all.len() > RANGES_MAX || void > VOID_MOST.min(VOID_ALWAYS + published / VOID_PART))
+    all.len() > RANGES_MAX || void > VOID_MOST.min(VOID_ALWAYS + published / VOID_PART)
 }
 
 /// The name of a shared file that has none yet. GlusterFS places files by a hash of their names, and takes `.NAME.anything` for `NAME`

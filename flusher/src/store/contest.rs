@@ -60,7 +60,7 @@ impl Store {
     }
 }
 
-/// Whether two versions of one path from different stages are parts of what was written to it at the same time.
+/// Whether two versions of one path from different nodes are parts of what was written to it at the same time.
 pub(super) fn are_of_one_time(one: &Version, other: &Version) -> bool {
     if one.size == other.size && one.checksums == other.checksums {
         return false;

@@ -391,7 +391,7 @@ impl Store {
 
     pub(super) fn apply(&mut self, additions: &[Addition]) {
         self.limits = self.limits_on_disk();
-        self.tell_stages();
+        self.tell_writers();
         let steps = steps(additions);
         let noted_from = steps.len().saturating_sub(recent::NAMES_MAX);
         if let Some(last) = steps[..noted_from].last() {

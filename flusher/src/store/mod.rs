@@ -38,7 +38,7 @@ pub use read::{DataLoss, Helpers, Located, VersionReader};
 pub use reclaim::{Candidate, Cause, Copied, LARGE, Plan, Planner, Refusal, WATERMARKS_MAX, next_victim};
 pub use refresh::{Changed, refresh};
 use shared::lock_place;
-pub(crate) use shared::{RESERVING, give_up, lock_byte, open_to_change, remove_part};
+pub(crate) use shared::{RESERVING, free_void, give_up, lock_byte, open_to_change, remove_part};
 pub use spool::SpooledSegment;
 pub(crate) use view::split;
 pub use view::{AggregateId, Directory, Iter, Link, Live, Node, RecordedDirectory, Version, View};
@@ -402,15 +402,15 @@ impl Store {
     pub fn add_own(&mut self, path: &Path, first: Option<u64>, identity: &Identity) -> io::Result<AggregateId> {
         let id = u32::try_from(self.aggregates.len()).map_err(|_| io::Error::other("too many aggregates"))?;
         self.aggregates.push(Aggregate { is_own: true, ..Aggregate::new(path, first, identity.clone()) });
-        self.tell_stages();
+        self.tell_writers();
         self.node.clone_from(&identity.node);
         Ok(AggregateId(id))
     }
 
-    /// Has the view know the stages of all aggregates.
-    fn tell_stages(&mut self) {
-        for aggregate in &self.aggregates[self.view.stages()..] {
-            self.view.add_stage(aggregate.identity.stage);
+    /// Has the view know who wrote the aggregates.
+    fn tell_writers(&mut self) {
+        for aggregate in &self.aggregates[self.view.writers()..] {
+            self.view.add_writer(&aggregate.identity.node, aggregate.identity.stage);
         }
     }
 

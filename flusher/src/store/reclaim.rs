@@ -20,7 +20,8 @@ use super::shared::{lock_place, remove_part};
 use super::view::{Moved, version};
 use super::{Aggregate, AggregateId, Live, Node, Sealed, Store, Version, VersionReader, View};
 use crate::aggregate::{
-    BLOCK, Entry, FIRST_SEQUENCE, FLAG_MOVED, FLAG_RENAMED, Identity, Kind, Segment, SegmentPlan, TarNames,
+    BLOCK, Entry, FIRST_SEQUENCE, FLAG_CONTESTED, FLAG_MOVED, FLAG_RENAMED, Identity, Kind, Segment, SegmentPlan,
+    TarNames,
 };
 use crate::engine::sync_directory;
 use crate::stage::tracker::is_at_or_below;
@@ -499,6 +500,11 @@ fn copy_of(step: &Step<'_>, view: &View, names: &HashMap<u64, Vec<u8>>) -> Copie
     let is_shown_elsewhere = entry.kind == Kind::File && !entry.target.is_empty();
     if !in_place && !is_shown_elsewhere {
         entry.flags |= FLAG_RENAMED;
+    }
+    let name = names.get(&step.record.sequence);
+    if matches!(name.and_then(|name| view.get(name)), Some(Node::File(version)) if version.is_contested()) {
+        // Who copies it may be another stage, or nobody's, and what contests it may go with its name.
+        entry.flags |= FLAG_CONTESTED;
     }
     Copied { entry, version: data, sequence: step.record.sequence }
 }

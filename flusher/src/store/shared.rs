@@ -12,7 +12,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, fallocate, fstat};
 
 use super::lock::{Lock, lock_aggregate};
-use crate::aggregate::{BLOCK, Range, RangeState, ranges};
+use crate::aggregate::{BLOCK, Range, RangeState, ReadAt, ranges};
 use crate::engine::{forget_cached, sync_directory};
 
 /// The byte that is locked by whoever reserves a range.
@@ -87,14 +87,28 @@ pub fn remove_part(path: &Path, uuid: [u8; 16]) -> io::Result<()> {
 /// From the file system.
 pub fn give_up(file: &File, range: &Range) -> io::Result<()> {
     file.write_all_at(&range.header(RangeState::Void), range.offset)?;
-    // Room that cannot be given back now is so with the file.
-    let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let _ = range
-        .length
-        .checked_sub(BLOCK)
-        .filter(|length| *length > 0)
-        .map(|length| fallocate(file, how, range.offset + BLOCK, length));
+    free(file, range);
     Ok(())
+}
+
+/// Gives the room of a void range back. What cannot be now is so with the file.
+fn free(file: &File, range: &Range) {
+    let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    if let Some(length) = range.length.checked_sub(BLOCK).filter(|length| *length > 0) {
+        let _ = fallocate(file, how, range.offset + BLOCK, length);
+    }
+}
+
+/// Gives the room of a node's void ranges back, where whoever made them void died before he did.
+pub fn free_void(path: &Path, all: &[(Range, RangeState)], node: &str) {
+    let Ok(file) = open_to_change(path) else { return };
+    let has_data = |range: &Range| {
+        let data = file.next_data(range.offset + BLOCK);
+        data.is_ok_and(|data| data.is_some_and(|data| data < range.offset + range.length))
+    };
+    let is_void = |(range, state): &&(Range, RangeState)| *state == RangeState::Void && range.identity.node == node;
+    let full = all.iter().filter(is_void).map(|(range, _)| range).filter(|range| has_data(range));
+    full.for_each(|range| free(&file, range));
 }
 
 /// Removes a shared file in which nothing is needed, and nobody is about to write anything.

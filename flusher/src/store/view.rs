@@ -198,10 +198,17 @@ impl Slot {
     }
 }
 
+/// Who wrote an aggregate: a node, and the stage from which, all zero where that is not known.
+#[derive(Clone)]
+struct Writer {
+    node: Box<str>,
+    stage: [u8; 16],
+}
+
 /// The resolved namespace.
 pub struct View {
-    /// The stages of the aggregates, all zero where that is not known.
-    stages: Vec<[u8; 16]>,
+    /// Who wrote the aggregates.
+    writers: Vec<Writer>,
     slots: Vec<Slot>,
     free: Vec<Place>,
     /// The places of versions that have, or had, several names.
@@ -223,7 +230,7 @@ impl fmt::Debug for View {
 impl Default for View {
     fn default() -> View {
         View {
-            stages: Vec::new(),
+            writers: Vec::new(),
             slots: vec![Slot::new(Node::Directory(Directory::default()), ROOT)],
             free: Vec::new(),
             linked: HashMap::new(),
@@ -238,17 +245,17 @@ impl Default for View {
 impl View {
     /// An empty one, of the same aggregates.
     pub(super) fn emptied(&self) -> View {
-        View { stages: self.stages.clone(), ..View::default() }
+        View { writers: self.writers.clone(), ..View::default() }
     }
 
-    /// Takes note of the stage of the next aggregate, in the order of their numbers.
-    pub(super) fn add_stage(&mut self, stage: [u8; 16]) {
-        self.stages.push(stage);
+    /// Takes note of who wrote the next aggregate, in the order of their numbers.
+    pub(super) fn add_writer(&mut self, node: &str, stage: [u8; 16]) {
+        self.writers.push(Writer { node: node.into(), stage });
     }
 
-    /// Of how many aggregates the stage is known.
-    pub(super) fn stages(&self) -> usize {
-        self.stages.len()
+    /// Of how many aggregates it is known who wrote them.
+    pub(super) fn writers(&self) -> usize {
+        self.writers.len()
     }
 
     /// Applies the next record. Records that make no sense where they stand change nothing; yields whether it may have
@@ -293,28 +300,29 @@ impl View {
         }
     }
 
-    /// Whether what is at a path makes a new version of it contested: it is of the same time and of another stage, or the new one only
+    /// Whether what is at a path makes a new version of it contested: it is of the same time and of another node, or the new one only
     /// changes what was contested.
     fn is_contested_at(&self, path: &[u8], new: &Version) -> bool {
         let Some(Node::File(current)) = self.get(path) else { return false };
         if current.is_copy_of(new) {
             return current.is_contested();
         }
-        let is_of_other_stage = |(one, other)| matches!((one, other), (Some(one), Some(other)) if one != other);
-        let stages = (self.stage(current.aggregate), self.stage(new.aggregate));
-        is_of_other_stage(stages) && are_of_one_time(current, new)
+        let writers = (self.writer(current.aggregate), self.writer(new.aggregate));
+        // What one node does has an order, whichever of its stages has it by now.
+        let is_of_two = matches!(writers, (Some(one), Some(other)) if one.node != other.node);
+        is_of_two && are_of_one_time(current, new)
             || current.is_contested()
                 && [current].into_iter().chain(self.older(path)).any(|old| self.is_same_file(old, new))
     }
 
     /// Whether both were staged in the same inode.
     fn is_same_file(&self, one: &Version, other: &Version) -> bool {
-        let stage = self.stage(one.aggregate);
-        one.inode == other.inode && stage.is_some() && stage == self.stage(other.aggregate)
+        let writers = (self.writer(one.aggregate), self.writer(other.aggregate));
+        one.inode == other.inode && matches!(writers, (Some(one), Some(other)) if one.stage == other.stage)
     }
 
-    fn stage(&self, aggregate: AggregateId) -> Option<[u8; 16]> {
-        self.stages.get(aggregate.0 as usize).copied().filter(|stage| *stage != [0; 16])
+    fn writer(&self, aggregate: AggregateId) -> Option<&Writer> {
+        self.writers.get(aggregate.0 as usize).filter(|writer| writer.stage != [0; 16])
     }
 
     /// Everything there is, in no order.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sheaf_tests::disk::Memory;
 use sheaf_tests::scene::{artefact, workspace};
 use sheaf_tests::unreliable::Unreliable;
-use sheaf_tests::{Engine, Scene, process};
+use sheaf_tests::{Engine, Scene, process, seccomp};
 
 use super::strangers::STRANGER;
 use super::tiers::{SCRIPTS, SLOW, assert_recovers, await_spooled, is_acknowledged, preloaded_in_little_room, status};
@@ -194,10 +194,11 @@ fn a_tier_that_is_filled_while_it_is_written_to() {
     let store = Unreliable::new(scene.root(), &scene.checkpoints());
     store.rule("fsync * hang");
     // Room cannot be reserved, and each piece is late.
-    let late = ["-f", "-e", "trace=fallocate,pwrite64", "-e", "inject=fallocate:error=EOPNOTSUPP"];
-    let late = [&late[..], &["-e", "inject=pwrite64:delay_enter=100000", "-o", "/dev/null"]].concat();
+    let late = ["-f", "-e", "trace=pwrite64", "-e", "inject=pwrite64:delay_enter=100000", "-o", "/dev/null"];
     let mut flusher = scene.sheaf_command();
-    let running = process::start(&mut scene.traced(&late, flusher.env(SLOW[1].0, SLOW[1].1).arg("flusher")));
+    let mut traced = scene.traced(&late, flusher.env(SLOW[1].0, SLOW[1].1).arg("flusher"));
+    seccomp::forbid_reserving(&mut traced);
+    let running = process::start(&mut traced);
     await_true("serving", || status(&scene)["running"] == true);
     scene.native(&["bash", "-ec", SCRIPTS[0].0]).expect_success();
     preloaded_in_little_room(&scene, SCRIPTS[0].0);
