@@ -19,6 +19,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with,
 };
+use serde_json::Value;
 use sheaf_common::configuration::VARIABLES;
 use sheaf_common::layout;
 use sheaf_common::protocol::{self, IN_PROGRESS, Kind, PAYLOAD_MAX, REPLY_HEADER, SILENCE_LIMIT_MS};
@@ -142,6 +143,15 @@ impl Client {
     /// See [`ClientError`].
     pub fn request(&self, kind: Kind, payload: &[u8]) -> Result<Reply, ClientError> {
         self.request_with_progress(kind, payload, &mut |_| Ok(()))
+    }
+
+    /// What the flusher says of itself; null when that makes no sense.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn status(&self) -> Result<Value, ClientError> {
+        let reply = self.request(Kind::Status, &[])?;
+        Ok(serde_json::from_slice(&reply.payload).unwrap_or_default())
     }
 
     /// As [`Client::request`]; `progress` is called with the bytes done so far whenever the flusher says. Its error ends

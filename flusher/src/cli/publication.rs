@@ -53,8 +53,7 @@ pub fn publish(settings: &Settings, stage: &Path, kind: Kind, as_client: bool) -
 
 /// Says which files several nodes wrote to at the same time, as far as the flusher knows, if it is still there.
 fn tell_contested(stage: &Path) {
-    let status = Client::connect(stage).and_then(|client| client.request(Kind::Status, &[]));
-    let status = status.map(|reply| serde_json::from_slice::<Value>(&reply.payload).unwrap_or_default());
+    let status = Client::connect(stage).and_then(|client| client.status());
     if let Some(contested) = status.unwrap_or_default()["contested"].as_str() {
         eprintln!("sheaf: {contested}");
     }
@@ -96,8 +95,7 @@ impl<'stage> Monitor<'stage> {
     /// # Errors
     /// [`ClientError::Stuck`] when the store has taken nothing for too long; else when there is no answer.
     pub(super) fn look(&mut self) -> Result<Use, ClientError> {
-        let reply = Client::connect(self.stage).and_then(|client| client.request(Kind::Status, &[]));
-        let status = reply.map(|reply| serde_json::from_slice::<Value>(&reply.payload).unwrap_or_default());
+        let status = Client::connect(self.stage).and_then(|client| client.status());
         if let Ok(status) = &status {
             self.show(status);
             let written_bytes = status["written_bytes"].as_u64().unwrap_or(0);

@@ -197,8 +197,7 @@ fn greet_flusher(settings: &Settings) {
 
 /// There is news of the flusher's, and this process is the first that hears of it.
 fn tell(client: &Client) {
-    let status = client.request(Kind::Status, &[]).ok();
-    let status = status.and_then(|reply| serde_json::from_slice::<Value>(&reply.payload).ok()).unwrap_or_default();
+    let status = client.status().unwrap_or_default();
     if let Some(hidden) = status["hidden"].as_str() {
         eprintln!("sheaf: {hidden}");
     }

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use sheaf_tests::scene::workspace;
 use sheaf_tests::{Finished, process};
 
-use super::{RUN, Site};
+use super::{RUN, Site, compile};
 
 const WRITERS: [&str; 3] = ["n0", "n1", "n2"];
 const OTHER: &str = "n3";
@@ -40,9 +39,7 @@ struct Outcome {
 impl Round {
     fn new() -> Round {
         let site = Site::new("");
-        let steps = site.scene.root().join("steps");
-        let source = workspace().join("tests/apps/steps.c");
-        process::run(site.scene.native_command("mpicc").arg("-O1").arg("-o").arg(&steps).arg(source)).expect_success();
+        let steps = compile(&site.scene, "steps");
         let steps = steps.to_str().expect("a path of this test's own").to_owned();
         Round { site, steps }
     }

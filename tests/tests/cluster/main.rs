@@ -28,12 +28,18 @@ struct Site {
     scene: Scene,
 }
 
+/// One of the MPI programs in tests/apps.
+fn compile(scene: &Scene, name: &str) -> PathBuf {
+    let program = scene.root().join(name);
+    let source = workspace().join(format!("tests/apps/{name}.c"));
+    process::run(scene.native_command("mpicc").arg("-O1").arg("-o").arg(&program).arg(source)).expect_success();
+    program
+}
+
 impl Site {
     fn new(configuration: &str) -> Site {
         let scene = Scene::new(Engine::IoUring);
-        let ranks = scene.root().join("ranks");
-        let source = workspace().join("tests/apps/ranks.c");
-        process::run(scene.native_command("mpicc").arg("-O1").arg("-o").arg(&ranks).arg(source)).expect_success();
+        let ranks = compile(&scene, "ranks");
         let cluster = Cluster::new(NODES.len(), &scene.captured_directory(), configuration);
         Site { cluster, ranks, scene }
     }
