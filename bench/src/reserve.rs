@@ -94,6 +94,6 @@ fn publish(appender: &mut Appender, engine: &mut dyn Engine, entries: Vec<Entry>
     let plan = appender.plan(entries).map_err(|error| format!("{error:?}"))?;
     let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
     let checksums = appender.write(engine, &plan, &inputs, pace).map_err(|error| format!("{error:?}"))?;
-    appender.publish(engine, &plan, &checksums).map_err(|error| format!("{error:?}"))?;
+    appender.publish(engine, plan, checksums).map_err(|error| format!("{error:?}"))?;
     Ok(())
 }

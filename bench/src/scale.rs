@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use sheaf_flusher::aggregate::{
-    Attributes, BLOCK, Entry, FLAG_ENDED, FileChecksummer, Identity, Kind, SegmentPlan, TarNames, format_entry,
+    Attributes, BLOCK, Entry, Extents, FLAG_ENDED, FileChecksummer, Identity, Kind, SegmentPlan, TarNames, format_entry,
 };
 use sheaf_flusher::store::Store;
 
@@ -170,7 +170,7 @@ fn entry(node: u64, step: u64, number: u64) -> Entry {
         target: Vec::new(),
         attributes: Attributes { mode: 0o644, uid: 0, gid: 0, mtime_seconds: 1_700_000_000, mtime_nanoseconds: 0 },
         size: FILE_BYTES,
-        extents: Vec::new(),
+        extents: Extents::new(),
         operation_time_ns,
         change_time_ns: operation_time_ns as i64,
         inode: node << 8 | step << 7 | number,

@@ -3,6 +3,7 @@
 //! Checksums combine, so chunks may be computed apart and in any order. Nothing here reads or writes files.
 
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
+use smallvec::SmallVec;
 
 /// Bytes of a file that one chunk checksum covers.
 pub const CHUNK: u64 = 4 << 20;
@@ -49,13 +50,16 @@ fn shift(length: u64) -> u32 {
     result
 }
 
+/// The checksums of a file's chunks; most files have one, or few.
+pub type Chunks = SmallVec<[u32; 4]>;
+
 /// The checksums of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileChecksums {
     /// Over all bytes of the file.
     pub whole: u32,
     /// Over each [`CHUNK`] of the file; the last one may be shorter.
-    pub chunks: Vec<u32>,
+    pub chunks: Chunks,
 }
 
 impl FileChecksums {
@@ -65,7 +69,7 @@ impl FileChecksums {
     }
 
     /// Puts chunk checksums that were computed apart together.
-    pub fn from_chunks(chunks: Vec<u32>, size_bytes: u64) -> FileChecksums {
+    pub fn from_chunks(chunks: Chunks, size_bytes: u64) -> FileChecksums {
         // One chunk is the whole.
         let mut whole = chunks.first().copied().unwrap_or(0);
         for (index, chunk) in chunks.iter().enumerate().skip(1) {
@@ -81,7 +85,7 @@ pub struct FileChecksummer {
     chunk: u32,
     chunk_length: u64,
     size: u64,
-    chunks: Vec<u32>,
+    chunks: Chunks,
 }
 
 impl FileChecksummer {
@@ -157,7 +161,7 @@ mod tests {
         let checksums = checksummer.finish();
         assert_eq!(checksums.whole, crc32c(&file));
         let chunks: Vec<u32> = file.chunks(CHUNK as usize).map(crc32c).collect();
-        assert_eq!(checksums.chunks, chunks);
+        assert_eq!(checksums.chunks[..], chunks[..]);
         assert_eq!(FileChecksummer::default().finish(), FileChecksums::default());
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::BLOCK;
 use super::checksum::FileChecksums;
 
@@ -128,6 +130,9 @@ pub struct Extent {
     pub length: u64,
 }
 
+/// The extents of a file; most have one.
+pub type Extents = SmallVec<[Extent; 1]>;
+
 /// One thing to record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -143,7 +148,7 @@ pub struct Entry {
     /// Bytes of a file.
     pub size: u64,
     /// Data of a file in ascending order, on whole blocks except at the end of the file.
-    pub extents: Vec<Extent>,
+    pub extents: Extents,
     /// When it happened, in nanoseconds since 1970, monotone on one node.
     pub operation_time_ns: u64,
     /// `ctime` of the staged inode in nanoseconds, or 0 when it proves nothing.
@@ -192,7 +197,7 @@ impl Entry {
             target: Vec::new(),
             attributes,
             size: 0,
-            extents: Vec::new(),
+            extents: Extents::new(),
             operation_time_ns,
             change_time_ns: 0,
             inode: 0,
@@ -247,8 +252,8 @@ impl Entry {
     }
 
     /// The one extent of a file without holes.
-    pub fn dense_extents(size: u64) -> Vec<Extent> {
-        if size == 0 { Vec::new() } else { vec![Extent { offset: 0, length: size }] }
+    pub fn dense_extents(size: u64) -> Extents {
+        (size > 0).then_some(Extent { offset: 0, length: size }).into_iter().collect()
     }
 
     /// Checks everything about an entry that does not depend on other entries.

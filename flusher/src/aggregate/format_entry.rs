@@ -57,11 +57,11 @@ pub(super) fn reserved_header(identity: &Identity, name: &[u8], size: u64) -> Ve
 }
 
 /// One of Sheaf's own members.
-pub(super) fn reserved_member(identity: &Identity, name: &[u8], size: u64) -> Member {
+pub(super) fn reserved_member<'a>(identity: &Identity, name: &'a [u8], size: u64) -> Member<'a> {
     // Never more than fits into ustar: these members have no `x` header.
     let mtime_seconds = (identity.created_ns / 1_000_000_000).min(tar_header::OCTAL_TIME_MAX) as i64;
     let attributes = Attributes { mode: 0o644, uid: 0, gid: 0, mtime_seconds, mtime_nanoseconds: 0 };
-    Member { typeflag: TYPE_FILE, path: name.to_vec(), link: Vec::new(), attributes, size }
+    Member { typeflag: TYPE_FILE, path: name.into(), link: b"".into(), attributes, size }
 }
 
 /// The first eight hexadecimal digits of the uuid: part of every reserved name, so that aggregates can be joined.

@@ -22,8 +22,8 @@ pub use check::{Damage, check_record};
 pub use checksum::{CHUNK, FileChecksummer, FileChecksums, combine, crc32c, of_zeros};
 pub use data::{ChunkBuffer, DataError, FileData};
 pub use entry::{
-    Attributes, Entry, Extent, FLAG_ACKNOWLEDGED, FLAG_CONTESTED, FLAG_CONTINUED, FLAG_ENDED, FLAG_MOVED, FLAG_RENAMED,
-    FLAG_UNCLOSED, HeaderPlace, Identity, Kind, PATH_MAX, Problem, RESERVED, Record, check_name,
+    Attributes, Entry, Extent, Extents, FLAG_ACKNOWLEDGED, FLAG_CONTESTED, FLAG_CONTINUED, FLAG_ENDED, FLAG_MOVED,
+    FLAG_RENAMED, FLAG_UNCLOSED, HeaderPlace, Identity, Kind, PATH_MAX, Problem, RESERVED, Record, check_name,
 };
 pub use format_entry::{FormatError, format_entry, shared_format_entry};
 pub(crate) use format_entry::{hexadecimal, parse_uuid};

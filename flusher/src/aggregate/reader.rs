@@ -14,7 +14,7 @@ use zerocopy::FromBytes;
 
 use super::BLOCK;
 use super::checksum::{FileChecksums, crc32c};
-use super::entry::{Attributes, Entry, Extent, HeaderPlace, Identity, Kind, Record};
+use super::entry::{Attributes, Entry, Extent, Extents, HeaderPlace, Identity, Kind, Record};
 use super::format_entry::{self, FormatError, reserved_header};
 use super::raw::{
     EXTENT_SIZE, HEAD_OFFSET, HEAD_VOID, Head, LAYOUT_EXTENTS, LAYOUT_HIDDEN, RECORD_SIZE, RawExtent, RawRecord,
@@ -618,7 +618,7 @@ fn skip_data(raw: &RawRecord, position: &mut u64) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn decode_extents(raw: &RawRecord, bytes: &[u8]) -> Result<Vec<Extent>, &'static str> {
+fn decode_extents(raw: &RawRecord, bytes: &[u8]) -> Result<Extents, &'static str> {
     if raw.layout & LAYOUT_EXTENTS == 0 {
         let size = raw.size.get();
         return if bytes.is_empty() { Ok(Entry::dense_extents(size)) } else { Err("its TOC has superfluous extents") };

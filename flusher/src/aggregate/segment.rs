@@ -133,12 +133,14 @@ impl SegmentPlan {
     fn place(&mut self, names: &mut TarNames) {
         let mut position = BLOCK;
         let mut removals = 0;
+        let mut header = Vec::new();
         for (index, entry) in self.entries.iter().enumerate() {
-            let shape = names.shape(entry, self.sequence, removals);
-            removals += usize::from(shape.may_remove(entry.kind));
+            let shape = names.shape(entry, self.sequence as u32, removals);
+            removals += u32::from(shape.may_remove(entry.kind));
             let mut placed = Placed { hidden: shape == Shape::Hidden, ..Placed::default() };
             if shape != Shape::Absent {
-                let header = encode_header(&self.identity, self.sequence, index, entry, placed.hidden, position);
+                let number = (self.sequence, index);
+                encode_header(&mut header, &self.identity, number, entry, placed.hidden, position);
                 let place = HeaderPlace { offset: position, length: header.len() as u32, crc: crc32c(&header) };
                 placed.header = Some(place);
                 position += header.len() as u64;
@@ -179,10 +181,17 @@ impl SegmentPlan {
 
     /// Where the header of entry `index` lies in the segment, and its bytes. `None` for what is only in the TOC.
     pub fn header(&self, index: usize) -> Option<(u64, Vec<u8>)> {
+        let mut header = Vec::new();
+        self.header_into(index, &mut header).map(|offset| (offset, header))
+    }
+
+    /// The same, with the bytes in the place of what `header` holds.
+    pub fn header_into(&self, index: usize, header: &mut Vec<u8>) -> Option<u64> {
         let placed = self.placed.get(index)?;
         let offset = placed.header?.offset;
-        let header = encode_header(&self.identity, self.sequence, index, &self.entries[index], placed.hidden, offset);
-        Some((offset, header))
+        let number = (self.sequence, index);
+        encode_header(header, &self.identity, number, &self.entries[index], placed.hidden, offset);
+        Some(offset)
     }
 
     /// Where the data of entry `index` starts in the segment; `None` for what has no data. The bytes up to the next
@@ -262,7 +271,7 @@ impl SegmentPlan {
             gid: entry.attributes.gid.into(),
             mtime_nanoseconds: entry.attributes.mtime_nanoseconds.into(),
             mtime_seconds: entry.attributes.mtime_seconds.into(),
-            sequence: self.record_sequence(index).into(),
+            sequence: record_sequence(self.sequence, index).into(),
             operation_time_ns: entry.operation_time_ns.into(),
             change_time_ns: entry.change_time_ns.into(),
             inode: entry.inode.into(),
@@ -281,10 +290,6 @@ impl SegmentPlan {
             path_length: (entry.path.len() as u16).into(),
             target_length: (entry.target.len() as u16).into(),
         }
-    }
-
-    fn record_sequence(&self, index: usize) -> u64 {
-        self.sequence << 32 | index as u64
     }
 
     fn trailer(&self, table_crc: u32) -> Trailer {
@@ -328,32 +333,26 @@ impl SegmentPlan {
     }
 
     /// The segment, at its place in the aggregate, as a reader will get it back once it is published.
-    pub fn segment(&self, offset: u64, checksums: &[Option<FileChecksums>]) -> Segment {
-        Segment {
-            offset,
-            length: self.length,
-            sequence: self.sequence,
-            void: false,
-            toc_offset: self.toc_offset,
-            record_count: self.entries.len() as u64,
-            records: self.records(checksums),
-        }
+    pub fn into_segment(self, offset: u64, checksums: Vec<Option<FileChecksums>>) -> Segment {
+        assert_eq!(self.entries.len(), checksums.len(), "checksums, or none, for each entry");
+        let (length, sequence, toc_offset) = (self.length, self.sequence, self.toc_offset);
+        let record_count = self.entries.len() as u64;
+        let parts = self.entries.into_iter().zip(self.placed).zip(checksums).enumerate();
+        let record = |(index, ((entry, placed), checksums)): (usize, ((Entry, Placed), _))| Record {
+            entry,
+            sequence: record_sequence(sequence, index),
+            header: placed.header,
+            hidden: placed.hidden,
+            data_offset: placed.data_offset,
+            checksums,
+        };
+        let records = parts.map(record).collect();
+        Segment { offset, length, sequence, void: false, toc_offset, record_count, records }
     }
+}
 
-    /// What a reader will get back once the segment is published.
-    pub fn records(&self, checksums: &[Option<FileChecksums>]) -> Vec<Record> {
-        let records = self.entries.iter().zip(&self.placed).enumerate();
-        records
-            .map(|(index, (entry, placed))| Record {
-                entry: entry.clone(),
-                sequence: self.record_sequence(index),
-                header: placed.header,
-                hidden: placed.hidden,
-                data_offset: placed.data_offset,
-                checksums: checksums.get(index).cloned().flatten(),
-            })
-            .collect()
-    }
+fn record_sequence(segment: u64, index: usize) -> u64 {
+    segment << 32 | index as u64
 }
 
 /// Whether the extents need not be listed.
@@ -383,33 +382,40 @@ pub(super) fn void_name(sequence: u64) -> Vec<u8> {
 }
 
 /// The tar member of an entry that is in the tar view.
-pub(super) fn member(identity: &Identity, sequence: u64, index: usize, entry: &Entry, hidden: bool) -> Member {
-    let mut path = entry.shown_path().to_vec();
-    if hidden {
-        path = format!(".sheaf/data/{}-{sequence:010}/{index}", short_uuid(identity)).into_bytes();
+pub(super) fn member<'a>(
+    identity: &Identity,
+    sequence: u64,
+    index: usize,
+    entry: &'a Entry,
+    hidden: bool,
+) -> Member<'a> {
+    let path = if hidden {
+        format!(".sheaf/data/{}-{sequence:010}/{index}", short_uuid(identity)).into_bytes().into()
     } else if entry.kind == Kind::Directory {
-        path.push(b'/');
-    }
+        [entry.shown_path(), b"/"].concat().into()
+    } else {
+        entry.shown_path().into()
+    };
     Member {
         typeflag: typeflag(entry.kind),
         path,
-        link: if entry.kind == Kind::File { Vec::new() } else { entry.target.clone() },
+        link: if entry.kind == Kind::File { b"".into() } else { entry.target[..].into() },
         attributes: entry.attributes.clone(),
         size: entry.size,
     }
 }
 
 fn encode_header(
+    header: &mut Vec<u8>,
     identity: &Identity,
-    sequence: u64,
-    index: usize,
+    (sequence, index): (u64, usize),
     entry: &Entry,
     hidden: bool,
     position: u64,
-) -> Vec<u8> {
+) {
     let aligned = entry.kind == Kind::Index || entry.size >= ALIGNED_SIZE;
     let member = member(identity, sequence, index, entry, hidden);
-    tar_header::encode(&member, aligned.then_some((position, BLOCK)))
+    tar_header::encode_into(header, &member, aligned.then_some((position, BLOCK)));
 }
 
 fn head_structure(

@@ -4,6 +4,8 @@
 //! keywords, at most one `x` header per member, and the ustar size is always the true size (base-256 from 8 GiB on).
 //! Nothing here may panic on hostile bytes.
 
+use std::borrow::Cow;
+
 use super::entry::Attributes;
 
 /// Bytes of a tar record; everything in an archive is a multiple of it.
@@ -31,13 +33,13 @@ pub const HEADER_MAX: usize = EXTENDED_BODY_MAX as usize + 2 * SECTOR as usize;
 
 /// What tar says about a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct Member<'a> {
     /// One of the `TYPE_` constants.
     pub typeflag: u8,
     /// Name, with a trailing slash for directories.
-    pub path: Vec<u8>,
+    pub path: Cow<'a, [u8]>,
     /// Text of a symbolic link, or the existing name for a hard link.
-    pub link: Vec<u8>,
+    pub link: Cow<'a, [u8]>,
     /// Mode, owner and time.
     pub attributes: Attributes,
     /// Bytes of data behind the header.
@@ -53,42 +55,43 @@ pub fn padded(length: u64) -> Option<u64> {
 ///
 /// With `alignment` (where the header will lie, and a block size), the `x` body grows by a `comment` so that the data
 /// behind the header starts on a multiple of the block size.
-pub fn encode(member: &Member, alignment: Option<(u64, u64)>) -> Vec<u8> {
-    // The body is made where it will be.
+pub fn encode(member: &Member<'_>, alignment: Option<(u64, u64)>) -> Vec<u8> {
     let mut header = Vec::with_capacity(3 * SECTOR as usize);
-    header.resize(SECTOR as usize, 0);
-    extended_records(member, &mut header);
-    if let Some((position, block)) = alignment {
-        pad_for_alignment(&mut header, position, block);
-    }
-    let size = header.len() as u64 - SECTOR;
-    if size == 0 {
-        return encode_ustar(member).to_vec();
-    }
-    let extended = Member {
-        typeflag: TYPE_EXTENDED,
-        path: extended_name(&member.path),
-        link: Vec::new(),
-        attributes: Attributes { mode: 0o644, mtime_nanoseconds: 0, ..member.attributes.clone() },
-        size,
-    };
-    header[..SECTOR as usize].copy_from_slice(&encode_ustar(&extended));
-    header.resize(header.len().next_multiple_of(SECTOR as usize), 0);
-    header.extend_from_slice(&encode_ustar(member));
+    encode_into(&mut header, member, alignment);
     header
 }
 
-/// A name for the `x` header itself, which only readers that do not know `x` would show.
-fn extended_name(path: &[u8]) -> Vec<u8> {
+/// The same, in the place of what `header` holds.
+pub fn encode_into(header: &mut Vec<u8>, member: &Member<'_>, alignment: Option<(u64, u64)>) {
+    const FIRST: usize = SECTOR as usize;
+    // The body is made where it will be.
+    header.clear();
+    header.resize(FIRST, 0);
+    extended_records(member, header);
+    if let Some((position, block)) = alignment {
+        pad_for_alignment(header, position, block);
+    }
+    let size = header.len() - FIRST;
+    if size > 0 {
+        let name = [b"PaxHeaders/", extended_name(&member.path)];
+        let attributes = Attributes { mode: 0o644, mtime_nanoseconds: 0, ..member.attributes.clone() };
+        put_ustar(&mut header[..FIRST], TYPE_EXTENDED, &name, b"", &attributes, size as u64);
+        header.resize(header.len().next_multiple_of(FIRST), 0);
+        header.resize(header.len() + FIRST, 0);
+    }
+    let last = header.len() - FIRST;
+    put_ustar(&mut header[last..], member.typeflag, &[&member.path], &member.link, &member.attributes, member.size);
+}
+
+/// What the `x` header itself is called behind "PaxHeaders/", which only readers that do not know `x` would show.
+fn extended_name(path: &[u8]) -> &[u8] {
     let path = path.strip_suffix(b"/").unwrap_or(path);
     let base = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
-    let mut name = b"PaxHeaders/".to_vec();
-    name.extend_from_slice(&base[..base.len().min(NAME_MAX - name.len())]);
-    name
+    &base[..base.len().min(NAME_MAX - b"PaxHeaders/".len())]
 }
 
 /// Appends what only an `x` header can say.
-fn extended_records(member: &Member, body: &mut Vec<u8>) {
+fn extended_records(member: &Member<'_>, body: &mut Vec<u8>) {
     let attributes = &member.attributes;
     let long_path = member.path.len() > NAME_MAX;
     let long_link = member.link.len() > NAME_MAX;
@@ -109,7 +112,7 @@ fn extended_records(member: &Member, body: &mut Vec<u8>) {
         push_record(body, b"gid", attributes.gid.to_string().as_bytes());
     }
     if attributes.mtime_nanoseconds != 0 || octal_time(attributes.mtime_seconds).is_none() {
-        push_record(body, b"mtime", decimal_time(attributes).as_bytes());
+        push_time(body, attributes);
     }
 }
 
@@ -117,15 +120,22 @@ fn octal_time(seconds: i64) -> Option<u64> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds <= OCTAL_TIME_MAX)
 }
 
-/// Seconds with their decimal fraction, as pax has it; the fraction of a negative time counts away from zero.
-fn decimal_time(attributes: &Attributes) -> String {
-    if attributes.mtime_seconds >= 0 && attributes.mtime_nanoseconds > 0 {
-        return format!("{}.{:09}", attributes.mtime_seconds, attributes.mtime_nanoseconds);
-    }
+/// The record of a time: seconds with their decimal fraction, as pax has it; the fraction of a negative time counts away from
+/// zero.
+fn push_time(body: &mut Vec<u8>, attributes: &Attributes) {
     let nanoseconds = i128::from(attributes.mtime_seconds) * 1_000_000_000 + i128::from(attributes.mtime_nanoseconds);
-    let sign = if nanoseconds < 0 { "-" } else { "" };
-    let (seconds, fraction) = (nanoseconds.abs() / 1_000_000_000, nanoseconds.abs() % 1_000_000_000);
-    if fraction == 0 { format!("{sign}{seconds}") } else { format!("{sign}{seconds}.{fraction:09}") }
+    let (seconds, fraction) = (nanoseconds.unsigned_abs() / 1_000_000_000, nanoseconds.unsigned_abs() % 1_000_000_000);
+    let mut text = [b'-'; 1 + u64::MAX.ilog10() as usize + 1 + ".123456789".len()];
+    let start = usize::from(nanoseconds >= 0);
+    let digits = decimal_digits(seconds as usize);
+    put_digits(&mut text[1..1 + digits], seconds as u64, 10);
+    let mut end = 1 + digits;
+    if fraction > 0 {
+        text[end] = b'.';
+        put_digits(&mut text[end + 1..end + 10], fraction as u64, 10);
+        end += 10;
+    }
+    push_record(body, b"mtime", &text[start..end]);
 }
 
 fn push_record(body: &mut Vec<u8>, keyword: &[u8], value: &[u8]) {
@@ -185,35 +195,36 @@ fn pad_for_alignment(header: &mut Vec<u8>, position: u64, block: u64) {
     header.push(b'\n');
 }
 
-fn encode_ustar(member: &Member) -> [u8; SECTOR as usize] {
-    let attributes = &member.attributes;
-    let mut header = [0u8; SECTOR as usize];
-    put_text(&mut header[0..100], &member.path);
+/// Fills a sector of zeros with a ustar header; `path` is in parts.
+fn put_ustar(header: &mut [u8], typeflag: u8, path: &[&[u8]], link: &[u8], attributes: &Attributes, size: u64) {
+    let header: &mut [u8; SECTOR as usize] = header.try_into().expect("a whole sector");
+    put_text(&mut header[0..100], path);
     put_octal(&mut header[100..108], u64::from(attributes.mode & 0o7777));
     put_octal(&mut header[108..116], u64::from(attributes.uid.min(OCTAL_ID_MAX)));
     put_octal(&mut header[116..124], u64::from(attributes.gid.min(OCTAL_ID_MAX)));
-    put_size(&mut header[124..136], member.size);
+    put_size(&mut header[124..136], size);
     let time = octal_time(attributes.mtime_seconds);
     put_octal(&mut header[136..148], time.unwrap_or(if attributes.mtime_seconds < 0 { 0 } else { OCTAL_TIME_MAX }));
-    header[156] = member.typeflag;
-    put_text(&mut header[157..257], &member.link);
+    header[156] = typeflag;
+    put_text(&mut header[157..257], &[link]);
     header[257..265].copy_from_slice(b"ustar\x0000");
     put_octal(&mut header[329..337], 0);
     put_octal(&mut header[337..345], 0);
-    let sum = checksum(&header);
+    let sum = checksum(header);
     put_octal(&mut header[148..155], sum.into());
     header[155] = b' ';
-    header
 }
 
 /// A text that is too long is in an `x` record; what is left of it must not look like a directory.
-fn put_text(field: &mut [u8], text: &[u8]) {
-    if text.len() <= field.len() {
-        field[..text.len()].copy_from_slice(text);
-        return;
+fn put_text(field: &mut [u8], parts: &[&[u8]]) {
+    let mut left = &mut field[..];
+    for part in parts {
+        let count = part.len().min(left.len());
+        left[..count].copy_from_slice(&part[..count]);
+        left = &mut left[count..];
     }
-    field.copy_from_slice(&text[..field.len()]);
-    if let Some(last) = field.last_mut().filter(|last| **last == b'/') {
+    let is_cut = parts.iter().map(|part| part.len()).sum::<usize>() > field.len();
+    if let Some(last) = field.last_mut().filter(|last| is_cut && **last == b'/') {
         *last = b'_';
     }
 }
@@ -244,7 +255,7 @@ fn checksum(header: &[u8; SECTOR as usize]) -> u32 {
 ///
 /// # Errors
 /// What is wrong with the header, in words.
-pub fn decode(bytes: &[u8]) -> Result<(Member, usize), &'static str> {
+pub fn decode(bytes: &[u8]) -> Result<(Member<'static>, usize), &'static str> {
     let mut member = decode_ustar(bytes)?;
     if member.typeflag != TYPE_EXTENDED {
         return Ok((member, SECTOR as usize));
@@ -267,7 +278,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Member, usize), &'static str> {
     Ok((member, next + SECTOR as usize))
 }
 
-fn decode_ustar(bytes: &[u8]) -> Result<Member, &'static str> {
+fn decode_ustar(bytes: &[u8]) -> Result<Member<'static>, &'static str> {
     let header: &[u8; SECTOR as usize] = bytes.first_chunk().ok_or("the header is cut off")?;
     if get_octal(&header[148..156]) != Some(u64::from(checksum(header))) {
         return Err("the header's checksum is wrong");
@@ -279,8 +290,8 @@ fn decode_ustar(bytes: &[u8]) -> Result<Member, &'static str> {
     let mtime_seconds = number(&header[136..148])? as i64;
     Ok(Member {
         typeflag: header[156],
-        path: get_text(&header[0..100]),
-        link: get_text(&header[157..257]),
+        path: get_text(&header[0..100]).into(),
+        link: get_text(&header[157..257]).into(),
         attributes: Attributes {
             mode: number(&header[100..108])? as u32,
             uid: number(&header[108..116])? as u32,
@@ -310,15 +321,15 @@ fn get_size(field: &[u8]) -> Option<u64> {
     high.then(|| field[4..12].iter().fold(0, |size, byte| size << 8 | u64::from(*byte)))
 }
 
-fn apply_records(member: &mut Member, mut body: &[u8]) -> Result<(), &'static str> {
+fn apply_records(member: &mut Member<'_>, mut body: &[u8]) -> Result<(), &'static str> {
     while !body.is_empty() {
         let (keyword, value, rest) = split_record(body).ok_or("a record of the x header is malformed")?;
         body = rest;
         let text = std::str::from_utf8(value).ok();
         let number = || text.and_then(|text| text.parse::<u32>().ok()).ok_or("an owner in the x header is malformed");
         match keyword {
-            b"path" => member.path = value.to_vec(),
-            b"linkpath" => member.link = value.to_vec(),
+            b"path" => member.path = value.to_vec().into(),
+            b"linkpath" => member.link = value.to_vec().into(),
             b"uid" => member.attributes.uid = number()?,
             b"gid" => member.attributes.gid = number()?,
             b"mtime" => {
@@ -360,17 +371,17 @@ fn parse_time(text: &str) -> Option<(i64, u32)> {
 mod tests {
     use super::*;
 
-    fn member() -> Member {
+    fn member() -> Member<'static> {
         Member {
             typeflag: TYPE_FILE,
-            path: b"scratch/a.dat".to_vec(),
-            link: Vec::new(),
+            path: b"scratch/a.dat".into(),
+            link: b"".into(),
             attributes: Attributes { mode: 0o640, uid: 7, gid: 8, mtime_seconds: 1_700_000_000, mtime_nanoseconds: 0 },
             size: 12,
         }
     }
 
-    fn round_trip(member: &Member) -> usize {
+    fn round_trip(member: &Member<'_>) -> usize {
         let header = encode(member, None);
         assert_eq!(decode(&header), Ok((member.clone(), header.len())));
         header.len()
@@ -379,8 +390,8 @@ mod tests {
     #[test]
     fn plain_members_need_one_sector() {
         assert_eq!(round_trip(&member()), 512);
-        assert_eq!(round_trip(&Member { path: vec![b'p'; 100], ..member() }), 512);
-        assert_eq!(round_trip(&Member { path: b"caf\xe9".to_vec(), ..member() }), 512);
+        assert_eq!(round_trip(&Member { path: vec![b'p'; 100].into(), ..member() }), 512);
+        assert_eq!(round_trip(&Member { path: b"caf\xe9".into(), ..member() }), 512);
         assert_eq!(round_trip(&Member { size: OCTAL_SIZE_MAX, ..member() }), 512);
     }
 
@@ -405,10 +416,10 @@ mod tests {
             with(|attributes| (attributes.mtime_seconds, attributes.mtime_nanoseconds) = (-2, 500_000_000)),
             with(|attributes| attributes.mtime_seconds = 1 << 40),
             with(|attributes| (attributes.uid, attributes.gid) = (u32::MAX - 1, 1 << 21)),
-            Member { path: [vec![b'd'; 99], b"/name".to_vec()].concat(), ..member() },
-            Member { path: vec![b'\xff'; 300], ..member() },
-            Member { path: vec![b'\n'; 300], ..member() },
-            Member { typeflag: TYPE_SYMLINK, link: vec![b'l'; 4095], size: 0, ..member() },
+            Member { path: [vec![b'd'; 99], b"/name".to_vec()].concat().into(), ..member() },
+            Member { path: vec![b'\xff'; 300].into(), ..member() },
+            Member { path: vec![b'\n'; 300].into(), ..member() },
+            Member { typeflag: TYPE_SYMLINK, link: vec![b'l'; 4095].into(), size: 0, ..member() },
         ] {
             assert!(round_trip(&member) >= 1536);
         }
@@ -423,7 +434,7 @@ mod tests {
     fn a_comment_aligns_the_data() {
         for path_length in [10, 99, 101, 480, 490, 495, 500, 505, 510, 1000] {
             for position in (0..16384).step_by(512) {
-                let member = Member { path: vec![b'p'; path_length], ..member() };
+                let member = Member { path: vec![b'p'; path_length].into(), ..member() };
                 let header = encode(&member, Some((position, 4096)));
                 assert!((position + header.len() as u64).is_multiple_of(4096));
                 assert!(header.len() <= 6144 + path_length);
@@ -434,7 +445,7 @@ mod tests {
 
     #[test]
     fn damage_is_an_error_and_never_a_panic() {
-        let header = encode(&Member { path: vec![b'p'; 120], ..member() }, Some((512, 4096)));
+        let header = encode(&Member { path: vec![b'p'; 120].into(), ..member() }, Some((512, 4096)));
         for length in 0..header.len() {
             assert!(decode(&header[..length]).is_err());
         }

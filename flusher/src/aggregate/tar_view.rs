@@ -35,8 +35,8 @@ impl Shape {
 enum Shown {
     /// A file; the number of the segment and of the renames and removals before it tell whether it is the live one.
     File {
-        segment: u64,
-        removals: usize,
+        segment: u32,
+        removals: u32,
     },
     /// A file that shares its data with another name.
     Linked,
@@ -67,15 +67,15 @@ impl TarNames {
         for segment in segments {
             let mut removals = 0;
             for record in &segment.records {
-                let shape = names.shape(&record.entry, segment.sequence, removals);
-                removals += usize::from(shape.may_remove(record.entry.kind));
+                let shape = names.shape(&record.entry, segment.sequence as u32, removals);
+                removals += u32::from(shape.may_remove(record.entry.kind));
             }
         }
         names
     }
 
     /// Decides on the next entry of the segment `segment`; `removals` counts the renames and removals in it so far.
-    pub(super) fn shape(&mut self, entry: &Entry, segment: u64, removals: usize) -> Shape {
+    pub(super) fn shape(&mut self, entry: &Entry, segment: u32, removals: u32) -> Shape {
         let shape = match entry.kind {
             Kind::Rename | Kind::Unlink | Kind::RemoveDirectory | Kind::SetAttributes | Kind::Watermark => {
                 Shape::Absent
@@ -109,7 +109,7 @@ impl TarNames {
     }
 
     /// A link is shown when its file is right before it in the same segment, and the name is new.
-    fn shape_hard_link(&self, entry: &Entry, segment: u64, removals: usize) -> Shape {
+    fn shape_hard_link(&self, entry: &Entry, segment: u32, removals: u32) -> Shape {
         let live = match self.get(&entry.target) {
             Some(Shown::File { segment: written, removals: then }) => written == segment && then == removals,
             _ => false,
@@ -117,7 +117,7 @@ impl TarNames {
         if live && self.get(&entry.path).is_none() { Shape::Shown } else { Shape::Absent }
     }
 
-    fn note(&mut self, entry: &Entry, segment: u64, removals: usize) {
+    fn note(&mut self, entry: &Entry, segment: u32, removals: u32) {
         let shown = match entry.kind {
             Kind::Directory => Shown::Directory,
             Kind::Symlink => Shown::Symlink,
@@ -172,7 +172,7 @@ fn stays_inside(path: &[u8], target: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::aggregate::Attributes;
+    use crate::aggregate::{Attributes, Extents};
 
     fn entry(kind: Kind, path: &str, target: &str) -> Entry {
         Entry {
@@ -181,7 +181,7 @@ mod tests {
             target: target.into(),
             attributes: Attributes::default(),
             size: 0,
-            extents: Vec::new(),
+            extents: Extents::new(),
             operation_time_ns: 0,
             change_time_ns: 0,
             inode: 0,

@@ -58,15 +58,7 @@ impl Builder {
         let start = self.bytes.len();
         let (plan, checksums) = self.prepare(entries);
         self.put(start, &plan.head());
-        self.published.push(Segment {
-            offset: start as u64,
-            length: plan.length(),
-            sequence: self.sequence,
-            void: false,
-            toc_offset: plan.toc_offset(),
-            record_count: plan.entries().len() as u64,
-            records: plan.records(&checksums),
-        });
+        self.published.push(plan.into_segment(start as u64, checksums));
         self.sequence += 1;
     }
 
@@ -105,7 +97,7 @@ pub(crate) fn entry(kind: Kind, path: &str, target: &str, time_ns: u64) -> (Entr
         target: target.into(),
         attributes,
         size: 0,
-        extents: Vec::new(),
+        extents: Extents::new(),
         operation_time_ns: time_ns,
         change_time_ns: -7,
         inode: 99,
@@ -353,7 +345,7 @@ fn reserved_and_impossible_names_are_refused_with_their_place() {
     let mut names = TarNames::default();
     let error = SegmentPlan::new(&identity, 1, entries, &mut names).unwrap_err();
     assert_eq!((error.index, error.problem), (Some(1), Problem::Reserved));
-    let huge = Entry { size: i64::MAX as u64, extents: Vec::new(), ..file("a", b"", 1).0 };
+    let huge = Entry { size: i64::MAX as u64, extents: Extents::new(), ..file("a", b"", 1).0 };
     let error = SegmentPlan::new(&identity, 1, vec![huge], &mut names).unwrap_err();
     assert_eq!((error.index, error.problem), (None, Problem::TooLarge));
 }
@@ -420,13 +412,13 @@ fn attributes_strategy() -> impl Strategy<Value = Attributes> {
     )
 }
 
-fn content_strategy() -> impl Strategy<Value = (Vec<u8>, Vec<Extent>)> {
+fn content_strategy() -> impl Strategy<Value = (Vec<u8>, Extents)> {
     let small = (0usize..1500).prop_map(|length| (pattern(length), Entry::dense_extents(length as u64)));
     let large = (32_000usize..50_000).prop_map(|length| (pattern(length), Entry::dense_extents(length as u64)));
     let sparse = (prop::collection::vec(any::<bool>(), 9..14), 1usize..=4096).prop_map(|(blocks, last)| {
         let size = (blocks.len() - 1) * BLOCK as usize + last;
         let mut content = pattern(size);
-        let mut extents: Vec<Extent> = Vec::new();
+        let mut extents = Extents::new();
         for (block, is_data) in
             content.chunks_mut(BLOCK as usize).zip(blocks).enumerate().map(|(i, (b, d))| ((i, b), d))
         {
@@ -471,7 +463,7 @@ fn entry_strategy() -> impl Strategy<Value = (Entry, Vec<u8>)> {
                 target: if has_target { target } else { Vec::new() },
                 attributes,
                 size: if is_file { content.len() as u64 } else { 0 },
-                extents: if is_file { extents } else { Vec::new() },
+                extents: if is_file { extents } else { Extents::new() },
                 operation_time_ns,
                 change_time_ns,
                 inode,

@@ -169,7 +169,7 @@ impl Merging<'_> {
         let plan = self.appender.plan(entries)?;
         let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
         let checksums = self.appender.write(self.engine.as_mut(), &plan, &inputs, pace)?;
-        self.appender.publish(self.engine.as_mut(), &plan, &checksums)?;
+        self.appender.publish(self.engine.as_mut(), plan, checksums)?;
         Ok(())
     }
 

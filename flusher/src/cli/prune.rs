@@ -182,7 +182,7 @@ impl Pruning<'_> {
         let plan = appender.plan(entries)?;
         let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
         let checksums = appender.write(engine.as_mut(), &plan, &inputs, pace)?;
-        let segment = appender.publish(engine.as_mut(), &plan, &checksums)?;
+        let segment = appender.publish(engine.as_mut(), plan, checksums)?;
         Ok(self.planner.copied(appender.place(), appender.identity(), &segment)?)
     }
 

@@ -193,8 +193,8 @@ impl Appender {
     pub fn publish(
         &mut self,
         engine: &mut dyn Engine,
-        plan: &SegmentPlan,
-        checksums: &[Option<FileChecksums>],
+        plan: SegmentPlan,
+        checksums: Vec<Option<FileChecksums>>,
     ) -> Result<Segment, WriteError> {
         match &mut self.seat {
             None => {
@@ -207,7 +207,7 @@ impl Appender {
         if self.target.is_removed() {
             return Err(self.error(&io::ErrorKind::NotFound.into()));
         }
-        let segment = plan.segment(self.end, checksums);
+        let segment = plan.into_segment(self.end, checksums);
         self.end += segment.length;
         self.sequence += 1;
         Ok(segment)
@@ -408,7 +408,7 @@ mod tests {
     use parking_lot::RwLock;
 
     use super::*;
-    use crate::aggregate::{Attributes, Kind};
+    use crate::aggregate::{Attributes, Extents, Kind};
     use crate::store::{Outcome, Store, build_catalog, refresh};
 
     fn identity() -> Identity {
@@ -427,7 +427,7 @@ mod tests {
             (plan, checksums)
         };
         let (plan, checksums) = write(&mut appender, 1);
-        appender.publish(crate::engine::probe().0.as_mut(), &plan, &checksums).unwrap();
+        appender.publish(crate::engine::probe().0.as_mut(), plan, checksums).unwrap();
         let (plan, _) = write(&mut appender, 2);
         // As far as a publication comes whose sync fails.
         appender.write_through(crate::engine::probe().0.as_mut(), appender.end, &plan.head()).unwrap();
@@ -497,7 +497,7 @@ mod tests {
             target: Vec::new(),
             attributes: Attributes::default(),
             size: 0,
-            extents: Vec::new(),
+            extents: Extents::new(),
             operation_time_ns,
             change_time_ns: 0,
             inode: 1,
@@ -507,7 +507,7 @@ mod tests {
         let plan = appender.plan(vec![entry]).unwrap();
         let pace = Pace { throttle: None, written_bytes: &AtomicU64::new(0) };
         let checksums = appender.write(engine.as_mut(), &plan, &[Input::Nothing], pace).unwrap();
-        appender.publish(engine.as_mut(), &plan, &checksums).unwrap()
+        appender.publish(engine.as_mut(), plan, checksums).unwrap()
     }
 
     #[test]

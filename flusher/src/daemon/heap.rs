@@ -8,7 +8,7 @@ pub fn share() {
     // SAFETY: sets a number of the allocator; nobody else uses it yet.
     #[cfg(target_env = "gnu")]
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_ARENA_MAX, std::env::var("AR").ok().and_then(|v| v.parse().ok()).unwrap_or(1));
     }
 }
 

@@ -210,7 +210,7 @@ impl Writer {
             }
             result => result?,
         };
-        let (id, segment) = self.publish_head(&segment_plan, &checksums)?;
+        let (id, segment) = self.publish_head(segment_plan, checksums)?;
         {
             let mut store = self.shared.store.write();
             let moved = store.publish_copies(id, &segment, victim.id, copies);

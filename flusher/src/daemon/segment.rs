@@ -142,8 +142,9 @@ pub fn write(
     let mut stream = Stream { engine, target, pace, position: offset, block: None };
     stream.copy(&plan.unpublished_head())?;
     let mut checksums = Vec::with_capacity(inputs.len());
+    let mut header = Vec::new();
     for (index, input) in inputs.iter().enumerate() {
-        if let Some((at, header)) = plan.header(index) {
+        if let Some(at) = plan.header_into(index, &mut header) {
             stream.zeros_until(offset + at)?;
             stream.copy(&header)?;
         }
@@ -404,7 +405,10 @@ mod tests {
             target: Vec::new(),
             attributes: Attributes::default(),
             size: 64 * mebibyte,
-            extents: vec![Extent { offset: 0, length: BLOCK }, Extent { offset: 32 * mebibyte, length: mebibyte }],
+            extents: [(0, BLOCK), (32 * mebibyte, mebibyte)]
+                .map(|(offset, length)| Extent { offset, length })
+                .into_iter()
+                .collect(),
             operation_time_ns: 1,
             change_time_ns: 0,
             inode: 1,

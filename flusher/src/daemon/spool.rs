@@ -669,7 +669,7 @@ impl Spooler {
         let written = appender.write(self.engine.as_mut(), &plan, &inputs, pace);
         let checksums = written.map_err(|error| segment_failure(error, &batch.entries))?;
         check_staged(&shared, &batch.entries, &batch.sources)?;
-        let segment = appender.publish(self.engine.as_mut(), &plan, &checksums)?;
+        let segment = appender.publish(self.engine.as_mut(), plan, checksums)?;
         let mut route = shared.spool.route.lock();
         let Some(first) = route.waiting.front().filter(|first| first.number == number && !first.is_stored) else {
             return Ok(false);

@@ -81,7 +81,7 @@ mod tests {
     use parking_lot::RwLock;
 
     use super::*;
-    use crate::aggregate::{Attributes, FileChecksums};
+    use crate::aggregate::{Attributes, Extents, FileChecksums};
 
     const INODE: u64 = 7;
 
@@ -92,7 +92,7 @@ mod tests {
             recorded_path: b"state"[..].into(),
             data_offset: 0,
             size: 0,
-            extents: Box::default(),
+            extents: Extents::new(),
             checksums: FileChecksums::default(),
             attributes: Attributes::default(),
             inode: INODE,

@@ -321,7 +321,7 @@ impl Writer {
         let is_all = spooled.known_left_out == self.shared.left_out_count.load(Ordering::SeqCst);
         let told = if is_all { spooled.told } else { (0, spooled.told.1) };
         let (plan, checksums) = self.write_unpublished(&entries, inputs, told)?;
-        let (id, segment) = self.publish_head(&plan, &checksums)?;
+        let (id, segment) = self.publish_head(plan, checksums)?;
         let mut store = self.shared.store.write();
         let moved = store.publish_copies(id, &segment, spooled.what.id, copies);
         self.shared.stubs.moved(&mut store, &moved);
@@ -464,7 +464,7 @@ impl Writer {
         let inputs: Vec<Input<'_>> = sources.iter().map(Input::from).collect();
         let (plan, checksums) = self.write_unpublished(entries, inputs, told)?;
         check_staged(&self.shared, entries, sources)?;
-        self.publish_head(&plan, &checksums)
+        self.publish_head(plan, checksums)
     }
 
     /// Writes a segment to the aggregate, which is made if there is none. Nobody sees it yet. What it tells is as for
@@ -497,20 +497,21 @@ impl Writer {
     /// Makes a segment that is durable visible, then durable as visible.
     pub(super) fn publish_head(
         &mut self,
-        plan: &SegmentPlan,
-        checksums: &[Option<FileChecksums>],
+        plan: SegmentPlan,
+        checksums: Vec<Option<FileChecksums>>,
     ) -> Result<(AggregateId, Segment), Failure> {
         let aggregate = self.aggregate.as_mut().expect("a segment was written to it");
         let segment = aggregate.appender.publish(self.engine.as_mut(), plan, checksums)?;
         let path = aggregate.appender.path().display();
-        log::info!("published segment {} of {path}: {} records", plan.sequence(), plan.entries().len());
+        log::info!("published segment {} of {path}: {} records", segment.sequence, segment.record_count);
         self.published_bytes = self.shared.written_bytes.load(Ordering::Relaxed);
-        match plan.entries().iter().any(Entry::is_operation) {
+        let entries = || segment.records.iter().map(|record| &record.entry);
+        match entries().any(Entry::is_operation) {
             true => aggregate.has_records = true,
             false => aggregate.watermark_bytes += segment.length,
         }
         let told = |of: u32| {
-            let words = plan.entries().iter().filter(|entry| entry.kind == Kind::Watermark);
+            let words = entries().filter(|entry| entry.kind == Kind::Watermark);
             words
                 .filter(|word| word.flags & FLAG_ACKNOWLEDGED == of)
                 .map(|word| word.operation_time_ns)
@@ -519,7 +520,7 @@ impl Writer {
         };
         if !self.is_apart {
             self.shared.watermark_ns.fetch_max(told(0), Ordering::SeqCst);
-            self.shared.newest_ns.fetch_max(newest_ns(plan.entries()), Ordering::SeqCst);
+            self.shared.newest_ns.fetch_max(newest_ns(entries()), Ordering::SeqCst);
             self.shared.acknowledged_ns.fetch_max(told(FLAG_ACKNOWLEDGED), Ordering::SeqCst);
         }
         Ok((aggregate.id, segment))
@@ -609,8 +610,8 @@ impl Writer {
 }
 
 /// When the newest of these operations happened; of copies it is not told anew.
-fn newest_ns(entries: &[Entry]) -> u64 {
-    let own = entries.iter().filter(|entry| entry.is_operation() && !entry.is_moved());
+fn newest_ns<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> u64 {
+    let own = entries.into_iter().filter(|entry| entry.is_operation() && !entry.is_moved());
     own.map(|entry| entry.operation_time_ns).max().unwrap_or(0)
 }
 

@@ -23,11 +23,13 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat, StatxFlags};
 use sheaf_common::layout;
 use sheaf_common::replaced::{FileIdentity, Marker, nanoseconds};
 
@@ -65,8 +67,10 @@ impl std::error::Error for StageError {}
 #[derive(Clone, Debug)]
 pub struct Stage {
     directory: PathBuf,
+    /// The tree, so that looking at a file in it need not walk to it from the root each time.
+    tree: Arc<OwnedFd>,
     /// The tree's inode.
-    tree: u64,
+    tree_inode: u64,
 }
 
 impl Stage {
@@ -88,10 +92,11 @@ impl Stage {
             make_private(private).map_err(|error| failed(error.to_string()))?;
         }
         refuse_file_system(directory).map_err(failed)?;
-        let mut stage = Stage { directory: directory.to_path_buf(), tree: 0 };
         for name in [layout::TREE, layout::SCRATCH, layout::LINKS, layout::MOVING, layout::REPLACED] {
-            make_private(&stage.path(name)).map_err(|error| failed(error.to_string()))?;
+            make_private(&directory.join(name)).map_err(|error| failed(error.to_string()))?;
         }
+        let (tree, tree_inode) = open_tree(directory).map_err(|error| failed(error.to_string()))?;
+        let stage = Stage { directory: directory.to_path_buf(), tree: Arc::new(tree), tree_inode };
         let identity = stage.path(layout::IDENTITY);
         let mut text = store.as_os_str().as_bytes().to_vec();
         text.push(b'\n');
@@ -99,7 +104,6 @@ impl Stage {
             fs::write(&identity, &text)
                 .map_err(|error| failed(format!("cannot write {}: {error}", identity.display())))?;
         }
-        stage.tree = fs::symlink_metadata(stage.path(layout::TREE)).map_err(|error| failed(error.to_string()))?.ino();
         Ok(stage)
     }
 
@@ -108,7 +112,7 @@ impl Stage {
     pub fn is_intact(&self) -> bool {
         let own = [layout::IDENTITY, layout::LOCK, layout::SCRATCH, layout::LINKS, layout::REPLACED];
         let tree = fs::symlink_metadata(self.path(layout::TREE));
-        tree.is_ok_and(|tree| tree.ino() == self.tree)
+        tree.is_ok_and(|tree| tree.ino() == self.tree_inode)
             && own.iter().all(|name| fs::symlink_metadata(self.path(name)).is_ok())
     }
 
@@ -192,20 +196,29 @@ impl Stage {
 
     /// Whether this file is in the tree under that name, with its data.
     pub fn holds(&self, path: &[u8], inode: u64) -> bool {
-        let stat = rustix::fs::lstat(self.tree_path(path));
-        stat.is_ok_and(|stat| stat.st_ino == inode && stat.st_mode & layout::STUB_BIT == 0)
+        self.stat(path).is_ok_and(|stat| stat.st_ino == inode && stat.st_mode & layout::STUB_BIT == 0)
     }
 
     /// Where `path` lies in the tree.
     pub fn tree_path(&self, path: &[u8]) -> PathBuf {
-        let mut full = self.directory.as_os_str().as_bytes().to_vec();
-        full.push(b'/');
-        full.extend_from_slice(layout::TREE.as_bytes());
-        if !path.is_empty() {
-            full.push(b'/');
-            full.extend_from_slice(path);
-        }
+        let directory = self.directory.as_os_str().as_bytes();
+        let rest = if path.is_empty() { [&b""[..], path] } else { [&b"/"[..], path] };
+        let full = [directory, b"/", layout::TREE.as_bytes(), rest[0], rest[1]].concat();
         PathBuf::from(std::ffi::OsString::from_vec(full))
+    }
+
+    /// The same for calls that take a directory and a path from there.
+    pub fn in_tree<'a>(&'a self, path: &'a [u8]) -> (BorrowedFd<'a>, &'a [u8]) {
+        (self.tree.as_fd(), if path.is_empty() { b"." } else { path })
+    }
+
+    /// lstat(2) of a path in the tree.
+    ///
+    /// # Errors
+    /// From fstatat(2).
+    pub fn stat(&self, path: &[u8]) -> rustix::io::Result<Stat> {
+        let (tree, path) = self.in_tree(path);
+        rustix::fs::statat(tree, path, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// Locks the stage for the one flusher that may serve it. `None` when another process holds the lock.
@@ -376,8 +389,20 @@ impl Stage {
 /// # Errors
 /// From statx(2).
 pub fn identity(path: &Path) -> Result<FileIdentity, rustix::io::Errno> {
+    identity_at(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// The same of an open file.
+///
+/// # Errors
+/// From statx(2).
+pub fn identity_of(file: &File) -> Result<FileIdentity, rustix::io::Errno> {
+    identity_at(file.as_fd(), Path::new(""), AtFlags::EMPTY_PATH)
+}
+
+fn identity_at(directory: BorrowedFd<'_>, path: &Path, at: AtFlags) -> Result<FileIdentity, rustix::io::Errno> {
     let flags = StatxFlags::INO | StatxFlags::MTIME | StatxFlags::BTIME;
-    match rustix::fs::statx(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW, flags) {
+    match rustix::fs::statx(directory, path, at, flags) {
         Ok(found) => {
             let has_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
             let time_ns = |time: rustix::fs::StatxTimestamp| nanoseconds(time.tv_sec, time.tv_nsec);
@@ -386,12 +411,20 @@ pub fn identity(path: &Path) -> Result<FileIdentity, rustix::io::Errno> {
         }
         // Older kernels, and sandboxes that forbid the call.
         Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
-            let stat = rustix::fs::statat(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)?;
+            let stat = rustix::fs::statat(directory, path, at)?;
             let modified_ns = nanoseconds(stat.st_mtime, stat.st_mtime_nsec as u32);
             Ok(FileIdentity { inode: stat.st_ino, born_ns: 0, modified_ns })
         }
         Err(error) => Err(error),
     }
+}
+
+/// The tree of a stage, and its inode.
+fn open_tree(stage: &Path) -> rustix::io::Result<(OwnedFd, u64)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let tree = rustix::fs::open(stage.join(layout::TREE), flags, Mode::empty())?;
+    let inode = rustix::fs::fstat(&tree)?.st_ino;
+    Ok((tree, inode))
 }
 
 /// Makes a directory that only we can enter, or checks that it is one.

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use sheaf_common::layout::{self, STUB_BIT};
+use sheaf_common::replaced::FileIdentity;
 
 use super::Stage;
 use super::lease::{self, Lease, Notice, Notices};
@@ -109,12 +110,11 @@ impl Source {
     /// # Errors
     /// Anything that is neither "gone" nor "still written".
     pub fn open(stage: &Stage, path: &[u8]) -> io::Result<Opened> {
-        let location = stage.tree_path(path);
-        let file = match open_for_reading(&location) {
+        let file = match open_for_reading(stage, path) {
             Ok(file) => file,
             Err(Errno::LOOP) => {
-                let stat = rustix::fs::statat(rustix::fs::CWD, &location, AtFlags::SYMLINK_NOFOLLOW);
-                let link = stat.ok().filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink);
+                let link =
+                    stage.stat(path).ok().filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink);
                 return Ok(link.map_or(Opened::Gone, |stat| Opened::Symlink(Box::new(stat))));
             }
             Err(Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => return Ok(Opened::Gone),
@@ -143,7 +143,7 @@ impl Source {
     /// When the file cannot be read, or shrinks meanwhile, or there is no room for a copy, neither in the stage nor in
     /// memory.
     pub fn snapshot(stage: &Stage, path: &[u8]) -> io::Result<Opened> {
-        let file = match open_for_reading(&stage.tree_path(path)) {
+        let file = match open_for_reading(stage, path) {
             Ok(file) => file,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Opened::Gone),
             Err(error) => return Err(error.into()),
@@ -219,6 +219,14 @@ impl Source {
     /// Whether nobody can have written to the file since it was opened here: the lease is still whole.
     pub fn is_unwritten(&self) -> bool {
         self.state.lock().is_whole()
+    }
+
+    /// Which file is read here; it may be a copy.
+    ///
+    /// # Errors
+    /// From statx(2), or when the file has been released.
+    pub fn identity(&self) -> io::Result<FileIdentity> {
+        Ok(super::identity_of(self.state.lock().file()?)?)
     }
 
     /// Where the kernel says that the file is now, if it has a name.
@@ -341,17 +349,17 @@ impl Drop for Source {
 }
 
 /// Opens a file for reading even if its mode forbids that to its owner (a program may create files with mode 0200).
-fn open_for_reading(location: &Path) -> Result<File, Errno> {
+fn open_for_reading(stage: &Stage, path: &[u8]) -> Result<File, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    match rustix::fs::open(location, flags, Mode::empty()) {
+    let (tree, path) = stage.in_tree(path);
+    match rustix::fs::openat(tree, path, flags, Mode::empty()) {
         Err(Errno::ACCESS) => {}
         result => return result.map(File::from),
     }
-    let stat = rustix::fs::statat(rustix::fs::CWD, location, AtFlags::SYMLINK_NOFOLLOW)?;
-    let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-    rustix::fs::chmod(location, mode | Mode::RUSR)?;
-    let result = rustix::fs::open(location, flags, Mode::empty());
-    rustix::fs::chmod(location, mode)?;
+    let mode = Mode::from_raw_mode(stage.stat(path)?.st_mode & 0o7777);
+    rustix::fs::chmodat(tree, path, mode | Mode::RUSR, AtFlags::empty())?;
+    let result = rustix::fs::openat(tree, path, flags, Mode::empty());
+    rustix::fs::chmodat(tree, path, mode, AtFlags::empty())?;
     result.map(File::from)
 }
 

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FileType, Stat};
 use sheaf_common::layout::{self, STUB_BIT};
-use sheaf_common::replaced::Marker;
+use sheaf_common::replaced::{FileIdentity, Marker};
 
+use super::Stage;
 use super::links::Links;
 use super::source::{LeaseKeeper, Opened, Source};
 use super::watch::{Change, Place, Watches};
-use super::{Stage, identity as identity_of_file};
-use crate::aggregate::{ALIGNED_SIZE, Attributes, BLOCK, Entry, Extent, FLAG_UNCLOSED, Kind};
+use crate::aggregate::{ALIGNED_SIZE, Attributes, BLOCK, Entry, Extent, Extents, FLAG_UNCLOSED, Kind};
 use crate::store::{Node, Store, Version, View, split};
 
 /// A canonical path without its leading slash.
@@ -573,8 +573,7 @@ impl Tracker {
     }
 
     fn stat(&self, path: &[u8]) -> Option<Stat> {
-        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::statat(rustix::fs::CWD, self.stage.tree_path(path), flags).ok()
+        self.stage.stat(path).ok()
     }
 
     /// Applies one change.
@@ -1778,7 +1777,7 @@ impl Tracker {
             operation_time_ns: self.operation_time_ns(changed_ns.max(0) as u64),
             change_time_ns: if settled { changed_ns } else { 0 },
             inode: stat.st_ino,
-            flags: flags | self.writing_flags(&path, stat),
+            flags: flags | self.writing_flags(&path, &source, stat),
         };
         self.hold(path.clone(), Held { batch: self.batches + 1, ..Held::new(stat) });
         if stat.st_nlink == 1 {
@@ -1790,7 +1789,7 @@ impl Tracker {
         if flags & FLAG_UNCLOSED == 0
             && let Some(first) = self.same_content(batch, position, &path, stat)
         {
-            let extents = Vec::new();
+            let extents = Extents::new();
             batch.entries.push(Entry {
                 kind: Kind::HardLink,
                 target: first,
@@ -1816,14 +1815,14 @@ impl Tracker {
 
     /// Says for how long a file has been written to that the store has nothing of yet. Since when one was written to anew that was there
     /// before, nobody knows.
-    fn writing_flags(&self, path: &[u8], stat: &Stat) -> u32 {
+    fn writing_flags(&self, path: &[u8], source: &Source, stat: &Stat) -> u32 {
         if self.held.get(path).is_some_and(|held| held.inode == stat.st_ino) {
             return 0;
         }
-        let born_ns = match identity_of_file(&self.stage.tree_path(path)) {
-            Ok(found) if found.inode == stat.st_ino && found.born_ns > 0 => found.born_ns,
-            _ => return 0,
-        };
+        let is_it = |found: &FileIdentity| found.inode == stat.st_ino;
+        let by_name = || super::identity(&self.stage.tree_path(path)).ok().filter(is_it);
+        let found = source.identity().ok().filter(is_it).or_else(by_name);
+        let Some(born_ns) = found.map(|found| found.born_ns).filter(|born_ns| *born_ns > 0) else { return 0 };
         let writing_ns = change_time_ns(stat).saturating_sub(born_ns as i64);
         u64::try_from(writing_ns).map_or(0, |writing_ns| Entry::writing_flags(Duration::from_nanos(writing_ns)))
     }
@@ -2039,13 +2038,13 @@ impl Candidate {
 /// The data of a file as extents that start and end on blocks (but for the file's end), so that holes of whole blocks
 /// stay holes in the aggregate. They are not looked for where the file takes as much room as it is long: what room behind its
 /// end could hide is written as zeros. Nor in a small file that takes more.
-fn data_extents(source: &Source, stat: &Stat) -> io::Result<Vec<Extent>> {
+fn data_extents(source: &Source, stat: &Stat) -> io::Result<Extents> {
     let allocated = (stat.st_blocks as u64).saturating_mul(512);
     let is_dense = allocated == source.size().next_multiple_of(BLOCK);
     if is_dense || (source.size() < ALIGNED_SIZE && allocated >= source.size()) {
         return Ok(Entry::dense_extents(source.size()));
     }
-    let mut extents: Vec<Extent> = Vec::new();
+    let mut extents = Extents::new();
     for (start, end) in source.data_ranges()? {
         let start = start / BLOCK * BLOCK;
         let end = end.next_multiple_of(BLOCK).min(source.size());

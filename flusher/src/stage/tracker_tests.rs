@@ -124,7 +124,7 @@ impl Scene {
                 })
             })
             .collect();
-        self.store.publish(self.aggregate, &plan.segment(BLOCK, &checksums));
+        self.store.publish(self.aggregate, &plan.into_segment(BLOCK, checksums));
         self.sequence += 1;
     }
 

@@ -68,7 +68,7 @@ fn file(path: Vec<u8>, version: &Arc<Version>) -> Copied {
     let made = entry(Kind::File, path, &version.attributes, version.operation_time_ns);
     let entry = Entry {
         size: version.size,
-        extents: version.extents.to_vec(),
+        extents: version.extents.clone(),
         change_time_ns: version.change_time_ns,
         inode: version.inode,
         flags: version.flags & (FLAG_UNCLOSED | FLAG_CONTESTED) | FLAG_MOVED,

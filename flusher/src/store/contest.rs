@@ -113,7 +113,7 @@ mod tests {
             data_offset: 0,
             size: extents.last().map_or(0, |extent| extent.offset + extent.length),
             extents: extents.into(),
-            checksums: FileChecksums { whole, chunks: Vec::new() },
+            checksums: FileChecksums { whole, chunks: Default::default() },
             attributes: Attributes::default(),
             inode: 1,
             change_time_ns: 0,

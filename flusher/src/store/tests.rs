@@ -210,7 +210,8 @@ fn holes_are_not_handed_out() {
     let directory = tempfile::tempdir().unwrap();
     let size = 3 * CHUNK + 100;
     let (mut sparse, mut content) = file("s", &vec![0; size as usize], 1);
-    sparse.extents = vec![Extent { offset: 4096, length: 4096 }, Extent { offset: 3 * CHUNK, length: 100 }];
+    sparse.extents =
+        [(4096, 4096), (3 * CHUNK, 100)].map(|(offset, length)| Extent { offset, length }).into_iter().collect();
     for extent in &sparse.extents {
         content[extent.offset as usize..(extent.offset + extent.length) as usize].fill(7);
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::contest::are_of_one_time;
 use crate::aggregate::{
-    ALIGNED_SIZE, Attributes, BLOCK, Entry, Extent, FLAG_CONTESTED, FileChecksums, Kind, PATH_MAX, Record, check_name,
+    ALIGNED_SIZE, Attributes, BLOCK, Entry, Extents, FLAG_CONTESTED, FileChecksums, Kind, PATH_MAX, Record, check_name,
 };
 
 /// A tar header, and a record of a TOC, in bytes.
@@ -37,7 +37,7 @@ pub struct Version {
     /// Bytes.
     pub size: u64,
     /// What is not a hole.
-    pub extents: Box<[Extent]>,
+    pub extents: Extents,
     /// Checksums of all of it.
     pub checksums: FileChecksums,
     /// Mode, owner and time.
@@ -696,7 +696,7 @@ pub(super) fn version(aggregate: AggregateId, segment_offset: u64, record: &Reco
         recorded_path: path.as_slice().into(),
         data_offset: segment_offset.checked_add(record.data_offset?)?,
         size: *size,
-        extents: extents.as_slice().into(),
+        extents: extents.clone(),
         checksums: record.checksums.clone()?,
         attributes: attributes.clone(),
         inode: *inode,
