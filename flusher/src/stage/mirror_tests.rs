@@ -11,7 +11,7 @@ use sheaf_common::replaced::Marker;
 
 use super::mirror::{self, Extent};
 use super::tracker::Stubs;
-use super::tracker_tests::{Scene, evict_file};
+use super::tracker_tests::{Scene, evict_file, stage_at};
 use crate::store::Node;
 
 /// A scene whose zone is a real directory, as on a parallel file system, and that directory.
@@ -37,7 +37,7 @@ fn populate_all(scene: &mut Scene, zone: &[u8], directory: &[u8], extent: Extent
 /// As after the loss of the node: an empty tree that nobody has looked at.
 fn wipe(scene: &mut Scene) {
     fs::remove_dir_all(scene.stage.path(layout::TREE)).unwrap();
-    fs::create_dir(scene.stage.path(layout::TREE)).unwrap();
+    scene.stage = stage_at(scene.stage.directory());
     scene.restart();
 }
 

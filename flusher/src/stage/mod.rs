@@ -29,7 +29,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOp
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat, StatxFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat, Statx, StatxFlags};
 use sheaf_common::layout;
 use sheaf_common::replaced::{FileIdentity, Marker, nanoseconds};
 
@@ -389,34 +389,57 @@ impl Stage {
 /// # Errors
 /// From statx(2).
 pub fn identity(path: &Path) -> Result<FileIdentity, rustix::io::Errno> {
-    identity_at(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)
-}
-
-/// The same of an open file.
-///
-/// # Errors
-/// From statx(2).
-pub fn identity_of(file: &File) -> Result<FileIdentity, rustix::io::Errno> {
-    identity_at(file.as_fd(), Path::new(""), AtFlags::EMPTY_PATH)
-}
-
-fn identity_at(directory: BorrowedFd<'_>, path: &Path, at: AtFlags) -> Result<FileIdentity, rustix::io::Errno> {
     let flags = StatxFlags::INO | StatxFlags::MTIME | StatxFlags::BTIME;
-    match rustix::fs::statx(directory, path, at, flags) {
+    match rustix::fs::statx(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW, flags) {
         Ok(found) => {
-            let has_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
-            let time_ns = |time: rustix::fs::StatxTimestamp| nanoseconds(time.tv_sec, time.tv_nsec);
-            let born_ns = if has_birth { time_ns(found.stx_btime) } else { 0 };
-            Ok(FileIdentity { inode: found.stx_ino, born_ns, modified_ns: time_ns(found.stx_mtime) })
+            let modified_ns = nanoseconds(found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec);
+            Ok(FileIdentity { inode: found.stx_ino, born_ns: born_ns(&found), modified_ns })
         }
         // Older kernels, and sandboxes that forbid the call.
         Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
-            let stat = rustix::fs::statat(directory, path, at)?;
+            let stat = rustix::fs::statat(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)?;
             let modified_ns = nanoseconds(stat.st_mtime, stat.st_mtime_nsec as u32);
             Ok(FileIdentity { inode: stat.st_ino, born_ns: 0, modified_ns })
         }
         Err(error) => Err(error),
     }
+}
+
+/// fstat(2), and when the file was made, in nanoseconds since 1970 (0 where that is not known): in one call.
+///
+/// # Errors
+/// From statx(2).
+pub fn stat_and_birth(file: &File) -> Result<(Stat, u64), rustix::io::Errno> {
+    let flags = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    match rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, flags) {
+        Ok(found) => Ok((stat_of(&found), born_ns(&found))),
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => Ok((rustix::fs::fstat(file)?, 0)),
+        Err(error) => Err(error),
+    }
+}
+
+fn born_ns(found: &Statx) -> u64 {
+    let is_known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+    if is_known { nanoseconds(found.stx_btime.tv_sec, found.stx_btime.tv_nsec) } else { 0 }
+}
+
+/// What stat(2) says of the same file. The types of its fields differ between architectures.
+fn stat_of(found: &Statx) -> Stat {
+    // SAFETY: a Stat is numbers only, for which all bits zero are a value.
+    let mut stat: Stat = unsafe { std::mem::zeroed() };
+    stat.st_dev = rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor) as _;
+    stat.st_rdev = rustix::fs::makedev(found.stx_rdev_major, found.stx_rdev_minor) as _;
+    stat.st_ino = found.stx_ino as _;
+    stat.st_mode = u32::from(found.stx_mode) as _;
+    stat.st_nlink = found.stx_nlink as _;
+    (stat.st_uid, stat.st_gid) = (found.stx_uid as _, found.stx_gid as _);
+    stat.st_size = found.stx_size as _;
+    stat.st_blksize = found.stx_blksize as _;
+    stat.st_blocks = found.stx_blocks as _;
+    (stat.st_atime, stat.st_atime_nsec) = (found.stx_atime.tv_sec as _, found.stx_atime.tv_nsec as _);
+    (stat.st_mtime, stat.st_mtime_nsec) = (found.stx_mtime.tv_sec as _, found.stx_mtime.tv_nsec as _);
+    (stat.st_ctime, stat.st_ctime_nsec) = (found.stx_ctime.tv_sec as _, found.stx_ctime.tv_nsec as _);
+    stat
 }
 
 /// The tree of a stage, and its inode.
@@ -520,6 +543,17 @@ mod tests {
         let tier = tempfile::tempdir_in("/dev/shm").unwrap();
         let directory = tier.path().join("sheaf-0").join("0123456789abcdef");
         (tier, directory)
+    }
+
+    #[test]
+    fn one_call_says_what_two_do() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let file = File::create(directory.path().join("file")).unwrap();
+        file.set_len(12345).unwrap();
+        let (found, born_ns) = stat_and_birth(&file).unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        assert_eq!(format!("{found:?}"), format!("{stat:?}"));
+        assert_eq!(born_ns, identity(&directory.path().join("file")).unwrap().born_ns);
     }
 
     #[test]

@@ -18,10 +18,9 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use sheaf_common::layout::{self, STUB_BIT};
-use sheaf_common::replaced::FileIdentity;
 
-use super::Stage;
 use super::lease::{self, Lease, Notice, Notices};
+use super::{Stage, stat_and_birth};
 use crate::engine::Mapping;
 
 /// A program that truncates replaces the inode instead of waiting; the keeper gives it this long before it copies.
@@ -60,6 +59,7 @@ impl Opened {
 #[derive(Debug)]
 pub struct Source {
     size: u64,
+    born_ns: u64,
     /// A moment before the lease was taken.
     opened: Instant,
     state: Mutex<State>,
@@ -100,9 +100,9 @@ impl State {
 }
 
 impl Source {
-    fn new(file: File, size: u64, leased: bool, opened: Instant) -> Arc<Source> {
+    fn new(file: File, (size, born_ns): (u64, u64), leased: bool, opened: Instant) -> Arc<Source> {
         let state = State { file: Some(file), leased, mapping: None, deadline: None, torn: false };
-        Arc::new(Source { size, opened, state: Mutex::new(state) })
+        Arc::new(Source { size, born_ns, opened, state: Mutex::new(state) })
     }
 
     /// Opens `path` in the tree and takes a read lease on it.
@@ -130,11 +130,11 @@ impl Source {
                 return if is_regular { Err(error) } else { Ok(Opened::Gone) };
             }
         }
-        let stat = rustix::fs::fstat(&file)?;
+        let (stat, born_ns) = stat_and_birth(&file)?;
         if stat.st_mode & STUB_BIT != 0 {
             return Ok(Opened::Stub(Box::new(stat)));
         }
-        Ok(Opened::Ready(Source::new(file, stat.st_size as u64, true, opened), Box::new(stat)))
+        Ok(Opened::Ready(Source::new(file, (stat.st_size as u64, born_ns), true, opened), Box::new(stat)))
     }
 
     /// Copies what is in `path` now, while others may write to it: for a program that waits until that is durable.
@@ -148,10 +148,10 @@ impl Source {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Opened::Gone),
             Err(error) => return Err(error.into()),
         };
-        let stat = rustix::fs::fstat(&file)?;
+        let (stat, born_ns) = stat_and_birth(&file)?;
         let size = stat.st_size as u64;
         let copy = copy_aside(&file, size, &stage.path(layout::SCRATCH)).or_else(|_| copy_into_memory(&file, size))?;
-        Ok(Opened::Unclosed(Source::new(copy, size, false, Instant::now()), Box::new(stat)))
+        Ok(Opened::Unclosed(Source::new(copy, (size, born_ns), false, Instant::now()), Box::new(stat)))
     }
 
     /// The file's size in bytes.
@@ -221,12 +221,9 @@ impl Source {
         self.state.lock().is_whole()
     }
 
-    /// Which file is read here; it may be a copy.
-    ///
-    /// # Errors
-    /// From statx(2), or when the file has been released.
-    pub fn identity(&self) -> io::Result<FileIdentity> {
-        Ok(super::identity_of(self.state.lock().file()?)?)
+    /// When the file was made, in nanoseconds since 1970; 0 where its file system does not tell.
+    pub fn born_ns(&self) -> u64 {
+        self.born_ns
     }
 
     /// Where the kernel says that the file is now, if it has a name.

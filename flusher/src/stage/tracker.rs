@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FileType, Stat};
 use sheaf_common::layout::{self, STUB_BIT};
-use sheaf_common::replaced::{FileIdentity, Marker};
+use sheaf_common::replaced::Marker;
 
 use super::Stage;
 use super::links::Links;
@@ -1816,13 +1816,10 @@ impl Tracker {
     /// Says for how long a file has been written to that the store has nothing of yet. Since when one was written to anew that was there
     /// before, nobody knows.
     fn writing_flags(&self, path: &[u8], source: &Source, stat: &Stat) -> u32 {
-        if self.held.get(path).is_some_and(|held| held.inode == stat.st_ino) {
+        let born_ns = source.born_ns();
+        if born_ns == 0 || self.held.get(path).is_some_and(|held| held.inode == stat.st_ino) {
             return 0;
         }
-        let is_it = |found: &FileIdentity| found.inode == stat.st_ino;
-        let by_name = || super::identity(&self.stage.tree_path(path)).ok().filter(is_it);
-        let found = source.identity().ok().filter(is_it).or_else(by_name);
-        let Some(born_ns) = found.map(|found| found.born_ns).filter(|born_ns| *born_ns > 0) else { return 0 };
         let writing_ns = change_time_ns(stat).saturating_sub(born_ns as i64);
         u64::try_from(writing_ns).map_or(0, |writing_ns| Entry::writing_flags(Duration::from_nanos(writing_ns)))
     }

@@ -32,6 +32,10 @@ pub(super) struct Scene {
 /// The zone of tests that need no real directory.
 const ZONE: &[u8] = b"s";
 
+pub(super) fn stage_at(directory: &Path) -> Stage {
+    Stage::create(directory, Path::new("/s/.sheaf")).unwrap()
+}
+
 impl Scene {
     pub(super) fn new() -> Scene {
         let tier = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -40,7 +44,7 @@ impl Scene {
 
     pub(super) fn with_zone(tier: tempfile::TempDir, zone: Vec<u8>) -> Scene {
         lease::block_signals().unwrap();
-        let stage = Stage::create(&tier.path().join("sheaf-0/0123456789abcdef"), Path::new("/s/.sheaf")).unwrap();
+        let stage = stage_at(&tier.path().join("sheaf-0/0123456789abcdef"));
         fs::create_dir_all(stage.tree_path(&zone)).unwrap();
         let mut store = Store::open(&tier.path().join("store")).unwrap();
         let identity = Identity {
