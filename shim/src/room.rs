@@ -5,6 +5,7 @@
 //! SHEAF_TIMEOUT. Nothing here may touch a file of the program.
 
 use core::ffi::c_int;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use sheaf_common::room;
 
@@ -16,12 +17,26 @@ use crate::told;
 /// Least that is asked for at once, in bytes: a file that grows in small pieces need not ask for each.
 const WANTED_LEAST: u64 = 256 << 10;
 
+/// More room than all processes of a node can use up in a [`system::moment`]: who has found as much beyond the reserve need not
+/// ask again until it is over.
+const AMPLE_BYTES: u64 = 8 << 30;
+
+/// The moment in which ample room was found last.
+static WAS_AMPLE: AtomicU64 = AtomicU64::new(u64::MAX);
+
 /// Whether another file may be captured: there is room, or some can be made.
 pub fn admit(configuration: &Configuration) -> bool {
+    let moment = system::moment();
+    if WAS_AMPLE.load(Ordering::Relaxed) == moment {
+        return true;
+    }
     let Ok(space) = system::space(configuration.stage_path()) else { return true };
     let ceiling_bytes = told::ceiling_bytes(configuration);
     let free_bytes = space.free_bytes.min(ceiling_bytes.saturating_sub(space.used_bytes));
     let reserve_bytes = room::reserve_bytes(space.total_bytes.min(ceiling_bytes));
+    if free_bytes >= reserve_bytes.saturating_add(AMPLE_BYTES) {
+        WAS_AMPLE.store(moment, Ordering::Relaxed);
+    }
     free_bytes >= reserve_bytes || flusher::make_room(configuration, reserve_bytes).is_ok()
 }
 
