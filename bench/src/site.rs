@@ -2,6 +2,7 @@
 //!
 //! Everything starts from the same state: an empty stage, an empty directory, and cold caches where reading is measured.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ pub struct Site {
     pub target: Target,
     stage: tempfile::TempDir,
     binaries: PathBuf,
+    /// SHEAF_LAYOUT.
+    layout: Cell<&'static str>,
 }
 
 /// Programs that are ready, and wait for the word.
@@ -33,13 +36,18 @@ impl Site {
         let program = std::env::current_exe()?;
         let binaries = program.parent().ok_or("this program has no directory")?.to_path_buf();
         let stage = tempfile::Builder::new().prefix("sheaf-bench-").tempdir_in(MEMORY)?;
-        Ok(Site { target, stage, binaries })
+        Ok(Site { target, stage, binaries, layout: Cell::new("node") })
     }
 
     /// Has the stage from now on in this directory.
     pub fn move_stage(&mut self, directory: &Path) -> Result<(), Failure> {
         self.stage = tempfile::Builder::new().prefix("sheaf-bench-").tempdir_in(directory)?;
         Ok(())
+    }
+
+    /// Has everything go to the store in another layout from now on.
+    pub fn set_layout(&self, layout: &'static str) {
+        self.layout.set(layout);
     }
 
     /// An empty directory on the target.
@@ -54,6 +62,7 @@ impl Site {
 
     fn settings(&self, command: &mut Command) {
         command.env("SHEAF_PATHS", self.target.place.join("ckpt/**")).env("SHEAF_STAGE", self.stage.path());
+        command.env("SHEAF_LAYOUT", self.layout.get());
     }
 
     /// Starts `processes` of the measured programs; each is ready to begin.

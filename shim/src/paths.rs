@@ -601,6 +601,11 @@ struct Walker<'a> {
     is_detour: bool,
     wants_directory: bool,
     ends_in_dots: bool,
+    /// Where the walk goes on behind the directory that was not looked at yet; and whether there has been one.
+    skipped: Option<usize>,
+    has_skipped: bool,
+    /// What was seen of the last component, if it is known to be in a mirror, or to be missing there.
+    seen_in_mirror: Option<system::Result<Stat>>,
     /// Why nobody could say what the store holds in the directory that was looked at last.
     unknown: Option<Errno>,
     /// The hash of the path's directory part, to be remembered if it turns out to be foreign.
@@ -703,6 +708,9 @@ impl<'a> Walker<'a> {
             is_detour: false,
             wants_directory: false,
             ends_in_dots: false,
+            skipped: None,
+            has_skipped: false,
+            seen_in_mirror: None,
             unknown: None,
             directory_hash: None,
         }
@@ -746,7 +754,20 @@ impl<'a> Walker<'a> {
             }
             self.push(start, end)?;
             if !is_last {
-                self.pass(in_zone)?;
+                if in_zone && self.creates && !self.has_skipped && self.is_before_last() {
+                    (self.skipped, self.has_skipped) = (Some(self.position), true);
+                } else {
+                    self.pass(in_zone)?;
+                }
+                continue;
+            }
+            if let Some(position) = self.skipped.take()
+                && !self.look_in_mirror()
+            {
+                self.position = position;
+                let length = self.base + parent(self.canonical()).len();
+                self.slot.tree.truncate(length);
+                self.pass(true)?;
                 continue;
             }
             let follows = match last {
@@ -758,6 +779,24 @@ impl<'a> Walker<'a> {
                 return Ok(has_parent_mirror);
             }
         }
+    }
+
+    /// Whether one more component is left, and nothing behind it.
+    fn is_before_last(&self) -> bool {
+        let rest = self.slot.pending.as_bytes().get(self.position + 1..).unwrap_or_default();
+        !matches!(rest, b"" | b"." | b"..") && !rest.contains(&b'/')
+    }
+
+    /// Looks at the last component before its directory: a call less, where that is a mirror, and so no link. False where it is
+    /// not.
+    fn look_in_mirror(&mut self) -> bool {
+        if self.configuration.is_none_or(|configuration| configuration.is_excluded(self.canonical())) {
+            return false;
+        }
+        let seen = look_into_tree(self.slot.tree.c_str());
+        let is_known = matches!(seen, Ok(_) | Err(Errno(libc::ENOENT))) && self.parent_mirror_exists();
+        self.seen_in_mirror = is_known.then_some(seen);
+        is_known
     }
 
     /// What `..` is applied to must be a directory; in a zone only the tree knows.
@@ -929,7 +968,8 @@ impl<'a> Walker<'a> {
     }
 
     fn look_in_tree(&mut self) -> Result<bool, Stop> {
-        match look_into_tree(self.slot.tree.c_str()) {
+        let early = self.seen_in_mirror.take();
+        match early.unwrap_or_else(|| look_into_tree(self.slot.tree.c_str())) {
             Ok(stat) => {
                 self.slot.staged.set(Some(stat));
                 if is_directory(&stat) {
@@ -944,7 +984,7 @@ impl<'a> Walker<'a> {
             Err(Errno(libc::ENOTDIR)) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
             // The mirror may be younger than the look: only what is missing now is missing. Who makes a file where there is
             // none will see.
-            Err(_) if self.parent_mirror_exists() => {
+            Err(_) if early.is_some() || self.parent_mirror_exists() => {
                 if self.catch_up() || !self.creates {
                     self.look_once_more();
                 }

@@ -29,7 +29,7 @@ impl Size {
             (TargetKind::Local | TargetKind::Xfs, true) => (64, 10_000),
             (TargetKind::Capped, false) => (64, 10_000),
             (TargetKind::Capped, true) => (32, 2_000),
-            (TargetKind::Moosefs, false) => (64, 5_000),
+            (TargetKind::Moosefs, false) => (64, 10_000),
             (TargetKind::Moosefs, true) => (32, 1_000),
         };
         Size { ranks: 4, file_bytes: file_mib << 20, small_files }

@@ -217,8 +217,9 @@ fn newest_file(store: &Path, slot: u64, identity: &Identity) -> io::Result<PathB
         match open_file(&path) {
             Ok(file) if file.metadata()?.len() < LARGE && file_of(&file).is_ok() => {
                 let all = ranges(&file)?;
+                // Also where no part begins any more: there is nobody else who would.
+                free_void(&path, &all, &identity.node);
                 if !is_worn(&all) {
-                    free_void(&path, &all, &identity.node);
                     return Ok(path);
                 }
                 number += 1;
@@ -316,6 +317,29 @@ mod tests {
             let next = newest_file(store.path(), 1, &identity).unwrap();
             assert_eq!(next != path, is_worn, "{state:?} {count}");
         }
+    }
+
+    /// Whoever made the last range void died before its room was free, and by then the file was worn.
+    #[test]
+    fn a_worn_file_keeps_no_room_of_void_ranges() {
+        let store = tempfile::tempdir_in("/dev/shm").unwrap();
+        let identity = crate::aggregate::tests::Builder::new(0).identity;
+        let path = newest_file(store.path(), 1, &identity).unwrap();
+        let file = open_to_change(&path).unwrap();
+        let uuid = file_of(&file).unwrap();
+        let write_at = |bytes: &[u8], offset| std::os::unix::fs::FileExt::write_all_at(&file, bytes, offset).unwrap();
+        let worn = VOID_ALWAYS / BLOCK + 1;
+        for number in 1..=worn {
+            let range = Range::announcement(&identity, uuid, number * BLOCK);
+            write_at(&range.block(RangeState::Void), range.offset);
+        }
+        let length = 64 * BLOCK;
+        let last = Range { length, ..Range::announcement(&identity, uuid, (worn + 1) * BLOCK) };
+        write_at(&last.block(RangeState::Void), last.offset);
+        write_at(&vec![1; (length - BLOCK) as usize], last.offset + BLOCK);
+        assert_ne!(newest_file(store.path(), 1, &identity).unwrap(), path);
+        let room = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512;
+        assert!(room <= (worn + 2) * BLOCK, "{room} bytes");
     }
 
     #[test]

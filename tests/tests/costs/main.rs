@@ -245,7 +245,8 @@ fn await_summary(logs: &Path, files: u64) -> Vec<(String, u64)> {
     loop {
         let logs = fs::read_dir(logs).expect("the scene is ours").map(|log| log.expect("ours").path());
         let summaries: Vec<_> = logs.map(|log| fs::read_to_string(log).unwrap_or_default()).collect();
-        let opened = |counts: &[(String, u64)]| counts.iter().find(|(name, _)| name == "open").map(|(_, calls)| *calls);
+        let opened =
+            |counts: &[(String, u64)]| counts.iter().find(|(name, _)| name == "openat").map(|(_, calls)| *calls);
         let mut whole = summaries.iter().filter_map(|text| counts(text));
         if let Some(found) = whole.find(|counts| opened(counts).is_some_and(|opened| opened >= files)) {
             return found;

@@ -1,32 +1,42 @@
-# stress-ng's file system stressors, each with a bound on its operations and its own checks. Argument: write | restart
+# stress-ng's file system stressors, each with a bound on its operations and its own checks, a few beside each other.
+# Argument: write | restart
 set -eu
-# Each line: the stressor and how many operations. Not symlink: an operation is 8192 links, and natively takes half a minute
+# Each line: the stressor and how many operations. Not link and symlink: an operation is 8192 links, and takes half a minute
 # on a busy disk; tests/conformance/links.rs makes as many.
-while read -r stressor operations; do
-    status=0
-    stress-ng --quiet --verify --oomable --temp-path ckpt --timeout 20 "--$stressor" 1 "--$stressor-ops" "$operations" \
-        >stress.log 2>&1 || status=$?
-    echo "$stressor $status"
-    grep -v -e 'info:' -e 'metrc:' stress.log | sed 's/\[[0-9]*\]//' || true
-done <<'END'
+stress() {
+    mkdir -p "ckpt/$1"
+    while read -r stressor operations; do
+        status=0
+        stress-ng --quiet --verify --oomable --temp-path "ckpt/$1" --timeout 20 "--$stressor" 1 \
+            "--$stressor-ops" "$operations" >"$1.log" 2>&1 || status=$?
+        echo "$stressor $status"
+        grep -v -e 'info:' -e 'metrc:' "$1.log" | sed 's/\[[0-9]*\]//' || true
+    done >"$1.out"
+}
+stress attributes <<'END' &
 access 200
 chmod 200
 chown 200
-copy-file 50
-dentry 3000
-dir 500
-dirdeep 100
-flock 1000
 fstat 500
-getdent 200
+touch 300
+flock 1000
+END
+stress data <<'END' &
+copy-file 50
 hdd 400
-link 1
 msync 50
 open 500
-rename 1000
 seek 2000
 sendfile 50
-touch 300
 END
-find ckpt -path ckpt/.sheaf -prune -o -print
+stress names <<'END' &
+dentry 1000
+dir 500
+dirdeep 100
+getdent 200
+rename 1000
+END
+wait
+cat attributes.out data.out names.out
+find ckpt -path ckpt/.sheaf -prune -o -print | sort
 echo "$1" >>ckpt/done
