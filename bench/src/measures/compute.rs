@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Size, write};
+use super::{Size, cores, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
 use crate::site::{Site, fio};
@@ -94,10 +94,6 @@ impl Steps {
     fn taken_s(self, alone: Steps) -> f64 {
         (1.0 - self.rate() / alone.rate()) * self.seconds * cores() as f64
     }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Steps that a program on all cores makes while `something` is done.

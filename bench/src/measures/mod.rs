@@ -78,3 +78,8 @@ pub fn take(directory: &std::path::Path, files: usize, size_bytes: u64) -> Vec<S
     arguments[0] = "take".to_string();
     arguments
 }
+
+/// Processors that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -2,16 +2,17 @@
 
 use std::time::Instant;
 
-use super::{SMALL_BYTES, Size, floor, take, write};
+use super::{SMALL_BYTES, Size, cores, floor, take, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
-use crate::site::Site;
+use crate::site::{Site, process_cpu};
 use crate::target::TargetKind;
 
 const STAGE: &str = "one open, write and close on the stage's file system, without Sheaf";
 const CAPTURED: &str = "one open, write and close under Sheaf";
 const FLOOR: &str = "limit: the same on the stage, with a statfs for room and one look at the target";
 const PUBLISH_RATE: &str = "published, from staged on";
+const PUBLISH_CPU: &str = "flusher, processor time for each file";
 const TAKE_RATE: &str = "limit: one thread opening, reading and closing as many staged files";
 const DURABLE: &str = "under Sheaf, from the program's start until all is published";
 const FILES: &str = "in layout `files`, from the program's start until all is published";
@@ -30,6 +31,7 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
         (CAPTURED, "us"),
         (FLOOR, "us"),
         (PUBLISH_RATE, "files/s"),
+        (PUBLISH_CPU, "us"),
         (TAKE_RATE, "files/s"),
         (DURABLE, "s"),
         (FILES, "s"),
@@ -65,6 +67,9 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
     if site.target.kind == TargetKind::Local {
         group.judge("published, files per second", PUBLISH_RATE, Bar::AtLeast(100_000.0));
         group.judge("limit of the last: taking them alone, files per second", TAKE_RATE, None);
+        let most = cores() as f64 * 1e6 / group.row(PUBLISH_CPU).median();
+        let what = "limit of the last: what all processors can do, files per second".to_string();
+        group.ratios.push(crate::result::Ratio { what, value: most, bar: None });
     }
     Ok(group)
 }
@@ -89,7 +94,9 @@ fn one_round(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure>
     group.row(CREATED).values.push(site.store_files()? as f64);
     count_operations(site, before, group.row(OPERATIONS));
     site.clear()?;
-    group.row(PUBLISH_RATE).values.push(publish_rate(site, files)?);
+    let (rate, cpu_us) = publish_rate(site, files)?;
+    group.row(PUBLISH_RATE).values.push(rate);
+    group.row(PUBLISH_CPU).values.push(cpu_us);
 
     if site.target.kind == TargetKind::Moosefs {
         site.set_layout("files");
@@ -125,15 +132,16 @@ fn count_operations(site: &Site, before: Option<f64>, row: &mut Row) {
     }
 }
 
-/// Files per second from staged to published: the flusher is stopped while they are written.
-fn publish_rate(site: &Site, files: usize) -> Result<f64, Failure> {
+/// Files per second from staged to published, and the flusher's microseconds for each: it is stopped while they are written.
+fn publish_rate(site: &Site, files: usize) -> Result<(f64, f64), Failure> {
     let captured = site.place("ckpt")?;
     let programs = site.start(1, true, &write(&captured, files, SMALL_BYTES, false))?;
     let stopped = site.stage(programs)?;
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), process_cpu(stopped.flusher));
     stopped.go_on();
     site.sheaf(&["wait"])?;
     let rate = files as f64 / start.elapsed().as_secs_f64();
+    let cpu_us = (process_cpu(stopped.flusher) - before) * 1e6 / files as f64;
     site.clear()?;
-    Ok(rate)
+    Ok((rate, cpu_us))
 }
