@@ -5,6 +5,6 @@
 # Usage: scripts/cluster-campaign.sh [ROUNDS [FIRST_SEED]]; a round that failed is repeated by its seed, as one round.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release --workspace
+cargo build --release
 SHEAF_TEST_CLUSTER_ROUNDS=${1:-200} SHEAF_TEST_FIRST_SEED=${2:-1} \
     cargo test -p sheaf-tests --test cluster rounds_of_mpi_jobs -- --nocapture

@@ -3,7 +3,7 @@
 # Exit status 0 only when nothing is beyond its bar; the table is written in either case. Usage: scripts/costs.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release --workspace
+cargo build --release
 rm -f target/costs.md
 status=0
 cargo test -p sheaf-tests --test costs || status=$?

@@ -6,5 +6,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export SHEAF_TEST_CAMPAIGN_ROUNDS=${1:-2000}
 [ -z "${2:-}" ] || export SHEAF_TEST_CAMPAIGN_SEED=$2
-cargo build --release --workspace
+cargo build --release
 exec cargo test -p sheaf-tests --test crash campaign -- --nocapture

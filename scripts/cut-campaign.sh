@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export SHEAF_TEST_CUT_ROUNDS=${1:-200} SHEAF_TEST_FIRST_SEED=${2:-1}
-cargo build --release --workspace
+cargo build --release
 for cut in newest complete; do
     SHEAF_TEST_CUT=$cut cargo test -p sheaf-tests --test cuts rounds -- --nocapture
 done

@@ -3,7 +3,7 @@
 # hour. Exit status 0 only when nothing was lost, hung or wrong.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release --workspace
+cargo build --release
 table=$(mktemp)
 trap 'rm -f "$table"' EXIT
 SHEAF_TEST_ALL_ERRORS=1 cargo test -p sheaf-tests --test faults every_call_on_the_store -- --nocapture | tee /dev/stderr |

@@ -3,7 +3,7 @@
 # table into tests/LAYOUTS.md. Takes five minutes and needs root. Exit status 0 only when all was measured.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release --workspace
+cargo build --release
 table=$(mktemp)
 trap 'rm -f "$table"' EXIT
 cargo test -p sheaf-tests --test cluster what_the_layouts_ask -- --ignored --nocapture | tee /dev/stderr | grep '^|' >"$table"

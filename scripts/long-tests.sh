@@ -4,5 +4,5 @@
 # what scripts/install-test-dependencies.sh installs, and root for the small stage. Exit status 0 only when all pass.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo build --release --workspace
+cargo build --release
 cargo test -p sheaf-tests --no-fail-fast -- --ignored "$@"

@@ -8,7 +8,7 @@ say() { printf '\n== %s\n' "$*"; }
 fail() { printf '\nquickstart: %s\n' "$*" >&2; exit 1; }
 
 say "Building (the first time this takes a minute or two)"
-cargo build --release --workspace
+cargo build --release
 bin=$(cargo metadata --no-deps --format-version 1 | sed -E 's/.*"target_directory":"([^"]*)".*/\1/')/release
 
 work=$(mktemp -d)
