@@ -128,13 +128,18 @@ impl Group {
     /// Adds the ratio of two rows' medians.
     pub fn compare(&mut self, what: &str, over: &str, under: &str, bar: Option<Bar>) {
         let value = self.row(over).median() / self.row(under).median();
-        self.ratios.push(Ratio { what: what.to_string(), value, bar });
+        self.tell(what, value, bar);
     }
 
     /// Adds a row's own median against what is aimed at, if anything.
     pub fn judge(&mut self, what: &str, row: &str, bar: impl Into<Option<Bar>>) {
         let value = self.row(row).median();
-        self.ratios.push(Ratio { what: what.to_string(), value, bar: bar.into() });
+        self.tell(what, value, bar.into());
+    }
+
+    /// Sets a value that was made of rows beside what is aimed at.
+    pub fn tell(&mut self, what: &str, value: f64, bar: Option<Bar>) {
+        self.ratios.push(Ratio { what: what.to_string(), value, bar });
     }
 }
 

@@ -601,9 +601,8 @@ struct Walker<'a> {
     is_detour: bool,
     wants_directory: bool,
     ends_in_dots: bool,
-    /// Where the walk goes on behind the directory that was not looked at yet; and whether there has been one.
+    /// Where the walk goes on behind the directory that was not looked at yet.
     skipped: Option<usize>,
-    has_skipped: bool,
     /// What was seen of the last component, if it is known to be in a mirror, or to be missing there.
     seen_in_mirror: Option<system::Result<Stat>>,
     /// Why nobody could say what the store holds in the directory that was looked at last.
@@ -709,7 +708,6 @@ impl<'a> Walker<'a> {
             wants_directory: false,
             ends_in_dots: false,
             skipped: None,
-            has_skipped: false,
             seen_in_mirror: None,
             unknown: None,
             directory_hash: None,
@@ -754,8 +752,8 @@ impl<'a> Walker<'a> {
             }
             self.push(start, end)?;
             if !is_last {
-                if in_zone && self.creates && !self.has_skipped && self.is_before_last() {
-                    (self.skipped, self.has_skipped) = (Some(self.position), true);
+                if in_zone && self.creates && self.is_before_last() {
+                    self.skipped = Some(self.position);
                 } else {
                     self.pass(in_zone)?;
                 }

@@ -55,11 +55,9 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
     group.compare("one captured file, against the stage without Sheaf", CAPTURED, STAGE, fifth_more);
     group.compare("limit of the last: that with the calls that it needs", FLOOR, STAGE, None);
     let more = group.row(CAPTURED).median() - group.row(STAGE).median();
-    let what = "added to each file, us".to_string();
-    group.ratios.push(crate::result::Ratio { what, value: more, bar: Some(Bar::AtMost(6.0)) });
+    group.tell("added to each file, us", more, Some(Bar::AtMost(6.0)));
     let least = group.row(FLOOR).median() - group.row(STAGE).median();
-    let what = "limit of the last: added by these calls alone, us".to_string();
-    group.ratios.push(crate::result::Ratio { what, value: least, bar: None });
+    group.tell("limit of the last: added by these calls alone, us", least, None);
     if site.target.kind == TargetKind::Moosefs {
         group.compare("until durable: layout `files`, against `node`", FILES, DURABLE, Some(Bar::AtLeast(20.0)));
     }
@@ -68,8 +66,7 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
         group.judge("published, files per second", PUBLISH_RATE, Bar::AtLeast(100_000.0));
         group.judge("limit of the last: taking them alone, files per second", TAKE_RATE, None);
         let most = cores() as f64 * 1e6 / group.row(PUBLISH_CPU).median();
-        let what = "limit of the last: what all processors can do, files per second".to_string();
-        group.ratios.push(crate::result::Ratio { what, value: most, bar: None });
+        group.tell("limit of the last: what all processors can do, files per second", most, None);
     }
     Ok(group)
 }

@@ -69,8 +69,6 @@ pub struct Stage {
     directory: PathBuf,
     /// The tree, so that looking at a file in it need not walk to it from the root each time.
     tree: Arc<OwnedFd>,
-    /// The tree's inode.
-    tree_inode: u64,
 }
 
 impl Stage {
@@ -95,8 +93,8 @@ impl Stage {
         for name in [layout::TREE, layout::SCRATCH, layout::LINKS, layout::MOVING, layout::REPLACED] {
             make_private(&directory.join(name)).map_err(|error| failed(error.to_string()))?;
         }
-        let (tree, tree_inode) = open_tree(directory).map_err(|error| failed(error.to_string()))?;
-        let stage = Stage { directory: directory.to_path_buf(), tree: Arc::new(tree), tree_inode };
+        let tree = open_tree(directory).map_err(|error| failed(error.to_string()))?;
+        let stage = Stage { directory: directory.to_path_buf(), tree: Arc::new(tree) };
         let identity = stage.path(layout::IDENTITY);
         let mut text = store.as_os_str().as_bytes().to_vec();
         text.push(b'\n');
@@ -112,7 +110,7 @@ impl Stage {
     pub fn is_intact(&self) -> bool {
         let own = [layout::IDENTITY, layout::LOCK, layout::SCRATCH, layout::LINKS, layout::REPLACED];
         let tree = fs::symlink_metadata(self.path(layout::TREE));
-        tree.is_ok_and(|tree| tree.ino() == self.tree_inode)
+        tree.is_ok_and(|tree| rustix::fs::fstat(&self.tree).is_ok_and(|own| own.st_ino == tree.ino()))
             && own.iter().all(|name| fs::symlink_metadata(self.path(name)).is_ok())
     }
 
@@ -201,9 +199,10 @@ impl Stage {
 
     /// Where `path` lies in the tree.
     pub fn tree_path(&self, path: &[u8]) -> PathBuf {
-        let directory = self.directory.as_os_str().as_bytes();
-        let rest = if path.is_empty() { [&b""[..], path] } else { [&b"/"[..], path] };
-        let full = [directory, b"/", layout::TREE.as_bytes(), rest[0], rest[1]].concat();
+        let mut full = [self.directory.as_os_str().as_bytes(), b"/", layout::TREE.as_bytes(), b"/", path].concat();
+        if path.is_empty() {
+            full.pop();
+        }
         PathBuf::from(std::ffi::OsString::from_vec(full))
     }
 
@@ -442,12 +441,10 @@ fn stat_of(found: &Statx) -> Stat {
     stat
 }
 
-/// The tree of a stage, and its inode.
-fn open_tree(stage: &Path) -> rustix::io::Result<(OwnedFd, u64)> {
+/// The tree of a stage.
+fn open_tree(stage: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let tree = rustix::fs::open(stage.join(layout::TREE), flags, Mode::empty())?;
-    let inode = rustix::fs::fstat(&tree)?.st_ino;
-    Ok((tree, inode))
+    rustix::fs::open(stage.join(layout::TREE), flags, Mode::empty())
 }
 
 /// Makes a directory that only we can enter, or checks that it is one.
