@@ -213,15 +213,19 @@ impl<'a> Group<'a> {
         let mut stages: Vec<&Stage<'a>> = self.stages.iter().collect();
         stages.sort_by_key(|stage| stage.began_ns());
         let mut nodes: Vec<Vec<&Stage<'a>>> = Vec::new();
+        let mut of_name: HashMap<&str, Vec<usize>> = HashMap::new();
         for stage in stages {
             let is_before = |other: &Stage<'a>| {
-                other.node() == stage.node()
-                    && other.last_word_ns() < stage.began_ns()
-                    && other.locks().all(|lock| !matches!(lock, Lock::Busy))
+                other.last_word_ns() < stage.began_ns() && other.locks().all(|lock| !matches!(lock, Lock::Busy))
             };
-            match nodes.iter_mut().find(|node| node.last().is_some_and(|last| is_before(last))) {
-                Some(node) => node.push(stage),
-                None => nodes.push(vec![stage]),
+            // Stages of other nodes need not be compared: of ten thousand, each would be with all.
+            let of_name = of_name.entry(stage.node()).or_default();
+            match of_name.iter().find(|index| nodes[**index].last().is_some_and(|last| is_before(last))) {
+                Some(index) => nodes[*index].push(stage),
+                None => {
+                    of_name.push(nodes.len());
+                    nodes.push(vec![stage]);
+                }
             }
         }
         nodes
