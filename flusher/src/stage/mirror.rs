@@ -13,7 +13,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use rustix::fs::{AtFlags, FallocateFlags, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{
+    AtFlags, FallocateFlags, Gid, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid,
+};
 use rustix::io::Errno;
 use sheaf_common::layout::{self, POPULATED_BIT, STUB_BIT};
 
@@ -213,7 +215,7 @@ fn fill(
             unmanaged.insert(entry.file_name().into_vec(), entry.path());
         }
     }
-    let mut origins = HashMap::new();
+    let mut origins: HashMap<_, PathBuf> = HashMap::new();
     for (name, node) in view.children(directory) {
         let path = join(directory, name);
         let place = aside.join(OsStr::from_bytes(name));
@@ -227,32 +229,29 @@ fn fill(
             tracker.superseded_outside(&path);
             continue;
         }
-        match node {
-            Node::Directory(_) => {
-                // Afterwards a directory that the store knows and that is missing is one that a program removed.
-                match fs::create_dir(real.join(OsStr::from_bytes(name))) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(errno(error)),
-                    _ => continue,
-                }
-            }
-            Node::Symlink(_) | Node::File(_) => {
-                // All names of a file are looked for once: a directory may hold thousands of them.
-                match origins.get(&node.origin()) {
-                    Some(first) => fs::hard_link(first, &place).map_err(errno)?,
-                    None => {
-                        let names = view.names(node);
-                        let others = names.iter().map(|name| split(name).0).filter(|d| *d != directory);
-                        filled.beside.extend(others.map(<[u8]>::to_vec));
-                        match other_name(stage, tracker, &names, &path) {
-                            Some(first) => fs::hard_link(first, &place).map_err(errno)?,
-                            None => make(&place, node)?,
-                        }
-                    }
-                }
-                origins.insert(node.origin(), place.clone());
+        if matches!(node, Node::Directory(_)) {
+            // Afterwards a directory that the store knows and that is missing is one that a program removed.
+            match fs::create_dir(real.join(OsStr::from_bytes(name))) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(errno(error)),
+                _ => continue,
             }
         }
-        let stat = rustix::fs::statat(rustix::fs::CWD, &place, AtFlags::SYMLINK_NOFOLLOW)?;
+        let stat = match origins.get(&node.origin()) {
+            Some(first) => link(first, &place)?,
+            None => {
+                // All names of a file are looked for once: a directory may hold thousands of them.
+                let names = view.names(node);
+                let others = names.iter().map(|name| split(name).0).filter(|d| *d != directory);
+                filled.beside.extend(others.map(<[u8]>::to_vec));
+                if !names.is_empty() {
+                    origins.insert(node.origin(), place.clone());
+                }
+                match other_name(stage, tracker, &names, &path) {
+                    Some(first) => link(&first, &place)?,
+                    None => make(&place, node)?,
+                }
+            }
+        };
         if let Node::File(version) = node {
             filled.stubs.push((stat.st_ino, version.clone()));
         }
@@ -281,11 +280,10 @@ pub fn add(
     }
     let aside = stage.path(layout::SCRATCH).join(CAUGHT_UP);
     remove_if_there(&aside)?;
-    match other_name(stage, tracker, &view.names(node), path) {
-        Some(first) => fs::hard_link(first, &aside).map_err(errno)?,
+    let stat = match other_name(stage, tracker, &view.names(node), path) {
+        Some(first) => link(&first, &aside)?,
         None => make(&aside, node)?,
-    }
-    let stat = rustix::fs::statat(rustix::fs::CWD, &aside, AtFlags::SYMLINK_NOFOLLOW)?;
+    };
     know(stat.st_ino);
     tracker.populated(path.to_vec(), &stat);
     let location = stage.tree_path(path);
@@ -415,22 +413,33 @@ fn newer_outside(stage: &Stage, path: &[u8], node: &Node, beside: &Path) -> bool
     false
 }
 
-/// What stands for a file or link until its data is asked for.
-fn make(place: &Path, node: &Node) -> Result<(), Errno> {
+/// Gives what is at one place a second name, and yields what that is.
+fn link(existing: &Path, place: &Path) -> Result<Stat, Errno> {
+    rustix::fs::link(existing, place)?;
+    lstat(place)
+}
+
+fn lstat(place: &Path) -> Result<Stat, Errno> {
+    rustix::fs::statat(rustix::fs::CWD, place, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Makes what stands for a file or link until its data is asked for, and yields what it is.
+fn make(place: &Path, node: &Node) -> Result<Stat, Errno> {
     match node {
-        Node::File(version) => make_stub(place, version).map_err(errno),
+        Node::File(version) => make_stub(place, version),
         Node::Symlink(link) => make_symlink(place, link),
-        Node::Directory(_) => Ok(()),
+        Node::Directory(_) => Err(Errno::ISDIR),
     }
 }
 
 /// A symbolic link with its owner (if we may set it) and times.
-fn make_symlink(place: &Path, link: &Link) -> Result<(), Errno> {
+fn make_symlink(place: &Path, link: &Link) -> Result<Stat, Errno> {
     rustix::fs::symlink(OsStr::from_bytes(&link.target), place)?;
     let (user, group) = (Uid::from_raw(link.attributes.uid), Gid::from_raw(link.attributes.gid));
     let _ = rustix::fs::chownat(rustix::fs::CWD, place, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
     let times = times(link.attributes.mtime_seconds, link.attributes.mtime_nanoseconds);
-    rustix::fs::utimensat(rustix::fs::CWD, place, &times, AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::utimensat(rustix::fs::CWD, place, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    lstat(place)
 }
 
 /// Sets the times of the stub with this inode, and never those of another file that has its name by now.
@@ -457,10 +466,12 @@ pub fn times(seconds: i64, nanoseconds: u32) -> Timestamps {
 }
 
 /// A file with its size, mode and times, and no data.
-fn make_stub(place: &Path, version: &Version) -> io::Result<()> {
+fn make_stub(place: &Path, version: &Version) -> Result<Stat, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(place, flags, Mode::from_raw_mode(0o600))?);
-    file.set_len(version.size)?;
+    // Mostly there is nothing to change in it then.
+    let mode = Mode::from_raw_mode(mode(&version.attributes, version.size > 0));
+    let file = File::from(rustix::fs::open(place, flags, mode)?);
+    rustix::fs::ftruncate(&file, version.size)?;
     restore_stub(&file, &version.attributes, version)
 }
 
@@ -469,13 +480,14 @@ fn make_stub(place: &Path, version: &Version) -> io::Result<()> {
 /// # Errors
 /// From fchmod(2) or futimens(2). Owners that we may not set are left.
 pub fn restore(file: &File, attributes: &Attributes, stub: bool) -> io::Result<()> {
-    set(file, attributes, stub, &times(attributes.mtime_seconds, attributes.mtime_nanoseconds))
+    set(file, attributes, stub, &times(attributes.mtime_seconds, attributes.mtime_nanoseconds))?;
+    Ok(())
 }
 
 /// The same for one that becomes a stub of a version (without any data it is none). It bears the version's mark from then on, in
 /// the nanoseconds of its access time: names, sizes and modification times of files can be alike, and a flusher that dies may
 /// leave a stub under another's name.
-fn restore_stub(file: &File, attributes: &Attributes, version: &Version) -> io::Result<()> {
+fn restore_stub(file: &File, attributes: &Attributes, version: &Version) -> Result<Stat, Errno> {
     let times = Timestamps {
         last_access: Timespec { tv_sec: version.attributes.mtime_seconds, tv_nsec: version.mark_ns().into() },
         ..times(attributes.mtime_seconds, attributes.mtime_nanoseconds)
@@ -483,15 +495,25 @@ fn restore_stub(file: &File, attributes: &Attributes, version: &Version) -> io::
     set(file, attributes, version.size > 0, &times)
 }
 
-fn set(file: &File, attributes: &Attributes, stub: bool, times: &Timestamps) -> io::Result<()> {
-    let metadata = file.metadata()?;
-    if metadata.uid() != attributes.uid || metadata.gid() != attributes.gid {
+/// The permissions of a file in the tree, with the mark if it is a stub.
+fn mode(attributes: &Attributes, stub: bool) -> u32 {
+    attributes.mode & 0o7777 & !STUB_BIT | if stub { STUB_BIT } else { 0 }
+}
+
+/// Sets times, owner and mode, and yields what the file is then.
+fn set(file: &File, attributes: &Attributes, stub: bool, times: &Timestamps) -> Result<Stat, Errno> {
+    rustix::fs::futimens(file, times)?;
+    let (stat, mode) = (rustix::fs::fstat(file)?, mode(attributes, stub));
+    let has_owner = (stat.st_uid, stat.st_gid) == (attributes.uid, attributes.gid);
+    if has_owner && stat.st_mode & 0o7777 == mode {
+        return Ok(stat);
+    }
+    if !has_owner {
         let _ = rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)));
     }
-    rustix::fs::futimens(file, times)?;
-    let mark = if stub { STUB_BIT } else { 0 };
-    rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode & 0o7777 & !STUB_BIT | mark))?;
-    Ok(())
+    // Behind the owner: a change of that takes bits away.
+    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+    rustix::fs::fstat(file)
 }
 
 /// Frees all data of a file and keeps its size.
