@@ -190,22 +190,27 @@ fn a_tier_that_answers_with_errors() {
 #[test]
 fn a_tier_that_is_filled_while_it_is_written_to() {
     let scene = Scene::with_further_tier(Engine::Pwrite);
-    let _tier = Memory::new(24 << 20, &scene.further_tier());
+    let behind = scene.root().join("tier");
+    let backing = behind.join("backing");
+    fs::create_dir_all(&backing).expect("the scene is ours");
+    let _memory = Memory::new(24 << 20, &backing);
+    let tier = Unreliable::new(&behind, &scene.further_tier());
     let store = Unreliable::new(scene.root(), &scene.checkpoints());
     store.rule("fsync * hang");
-    // Room cannot be reserved, and each piece is late.
-    let late = ["-f", "-e", "trace=pwrite64", "-e", "inject=pwrite64:delay_enter=100000", "-o", "/dev/null"];
+    tier.rule("write 3 hang");
+    // Room cannot be reserved.
     let mut flusher = scene.sheaf_command();
-    let mut traced = scene.traced(&late, flusher.env(SLOW[1].0, SLOW[1].1).arg("flusher"));
-    seccomp::forbid_reserving(&mut traced);
-    let running = process::start(&mut traced);
+    let flusher = flusher.env(SLOW[1].0, SLOW[1].1).arg("flusher");
+    seccomp::forbid_reserving(flusher);
+    let running = process::start(flusher);
     await_true("serving", || status(&scene)["running"] == true);
     scene.native(&["bash", "-ec", SCRIPTS[0].0]).expect_success();
     preloaded_in_little_room(&scene, SCRIPTS[0].0);
-    await_true("begun", || !scene.spooled().is_empty());
-    let filler = scene.further_tier().join("filler");
+    await_true("begun", || !scene.spooled().is_empty() && tier.log().iter().any(|call| call == "write Hang"));
+    let filler = backing.join("filler");
     let mut file = fs::File::create(&filler).expect("the tier is ours");
     while file.write_all(&[1; 4096]).is_ok() {}
+    tier.rule("");
     await_true("withdrawn", || scene.spooled().is_empty() && status(&scene)["error"].is_string());
     assert_eq!(status(&scene)["spooled_bytes"], 0);
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
