@@ -269,11 +269,12 @@ impl View {
         match entry.kind {
             Kind::File => {
                 let Some(mut version) = version(aggregate, segment_offset, record) else { return false };
-                if self.is_contested_at(&entry.path, &version) {
+                let (parent, existing) = self.place_for(&entry.path);
+                if existing.is_some_and(|place| self.is_contested_at(place, &entry.path, &version)) {
                     version.flags |= FLAG_CONTESTED;
                 }
                 self.contested += u64::from(version.is_contested());
-                self.put(&entry.path, Node::File(Arc::new(version)));
+                self.put_at((parent, existing), &entry.path, Node::File(Arc::new(version)));
                 true
             }
             Kind::Symlink => {
@@ -300,10 +301,10 @@ impl View {
         }
     }
 
-    /// Whether what is at a path makes a new version of it contested: it is of the same time and of another node, or the new one only
-    /// changes what was contested.
-    fn is_contested_at(&self, path: &[u8], new: &Version) -> bool {
-        let Some(Node::File(current)) = self.get(path) else { return false };
+    /// Whether what is at a place, which has this path, makes a new version of it contested: it is of the same time and of another node,
+    /// or the new one only changes what was contested.
+    fn is_contested_at(&self, place: Place, path: &[u8], new: &Version) -> bool {
+        let Node::File(current) = &self.slot(place).node else { return false };
         if current.is_copy_of(new) {
             return current.is_contested();
         }
@@ -492,20 +493,27 @@ impl View {
         place
     }
 
-    /// Puts a file or link at a path, in the place of whatever was there.
-    fn put(&mut self, path: &[u8], node: Node) -> Place {
+    /// The place of the directory of a path, which is made, and of what is at the path.
+    fn place_for(&mut self, path: &[u8]) -> (Place, Option<Place>) {
         let (directory, name) = split(path);
         let parent = self.directory(directory);
-        match self.slot(parent).children.get(name).copied() {
-            None => self.insert(parent, name, node),
-            Some(place) => {
-                self.remember_older(path, place, &node);
-                self.clear_below(place);
-                self.exchange(place, node);
-                self.slot_mut(place).named_by = None;
-                place
-            }
-        }
+        (parent, self.slot(parent).children.get(name).copied())
+    }
+
+    /// Puts a file or link at a path, in the place of whatever was there.
+    fn put(&mut self, path: &[u8], node: Node) -> Place {
+        let places = self.place_for(path);
+        self.put_at(places, path, node)
+    }
+
+    /// The same where [`View::place_for`] has been asked just before.
+    fn put_at(&mut self, (parent, existing): (Place, Option<Place>), path: &[u8], node: Node) -> Place {
+        let Some(place) = existing else { return self.insert(parent, split(path).1, node) };
+        self.remember_older(path, place, &node);
+        self.clear_below(place);
+        self.exchange(place, node);
+        self.slot_mut(place).named_by = None;
+        place
     }
 
     fn make_directory(&mut self, aggregate: AggregateId, record: &Record) {
