@@ -21,6 +21,6 @@ elif [ ${#needs[@]} -gt 0 ]; then
     echo "bench.sh: missing; run as root: apt-get install ${needs[*]}" >&2
     exit 2
 fi
-cargo build --release --workspace
+cargo build --release -p sheaf-shim -p sheaf-flusher -p sheaf-bench
 output=${CARGO_TARGET_DIR:-target}
 exec "$output/release/sheaf-bench" run --directory "$output/bench" --output "$output/bench/results" "$@"

@@ -348,7 +348,7 @@ pub fn artefact(name: &str) -> PathBuf {
         None => profile_directory().parent().expect("profiles lie in the target directory").join("release"),
     };
     let path = directory.join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --release --workspace` first", path.display());
+    assert!(path.exists(), "{} is missing: run `cargo build --release` first", path.display());
     path
 }
 
