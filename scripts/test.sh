@@ -8,7 +8,7 @@ scripts/install-test-dependencies.sh
 cargo build --release
 # Most tests wait for timeouts, disks and other processes: two at a time would leave small machines idle.
 cores=$(nproc)
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 4 ? 4 : cores))}
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores < 8 ? 8 : cores))}
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

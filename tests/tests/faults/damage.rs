@@ -45,9 +45,10 @@ fn a_damaged_newest_version_is_refused_or_replaced_by_an_older_one() {
 
 fn newest_version_is_damaged(layout: &'static str) {
     let scene = Scene::new(Engine::IoUring).in_layout(layout);
-    // What lives beside the older version keeps its aggregate.
+    // What lives beside the older version keeps its aggregate; in an empty stage it is not published again, however young it is.
     scene.preloaded(&["bash", "-c", "seq 2000 >ckpt/state; seq 100000 140000 >ckpt/keep"]).expect_success();
     scene.drain();
+    scene.wipe_stage();
     scene.preloaded(&["bash", "-c", "seq 3000 >ckpt/state"]).expect_success();
     scene.drain();
     scene.wipe_stage();
