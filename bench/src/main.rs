@@ -125,6 +125,7 @@ fn measure_target(report: &mut Report, target: Target, quick: bool, rounds: usiz
         report.groups.push(measures::compute::measure(&site, &size, rounds)?);
         eprintln!("{}: growth", site.target.describe());
         report.groups.push(measures::growth::measure(&site, quick, rounds)?);
+        report.groups.push(measures::growth::measure_sizes(&site, quick, rounds)?);
         measure_huge_pages(report, &mut site, &size, rounds)?;
     }
     Ok(())

@@ -38,6 +38,9 @@ pub fn render(report: &Report) -> Result<String, Failure> {
 }
 
 fn ratios(group: &Group) -> Result<String, Failure> {
+    if group.ratios.is_empty() {
+        return Ok(String::new());
+    }
     let mut table = String::from("<table><tr><th>ratio<th><th>aimed at");
     for ratio in &group.ratios {
         let (what, value) = (escape(&ratio.what), figure(ratio.value));

@@ -34,7 +34,9 @@ fn table(report: &Report) -> String {
             let [low, median, high] = [0.25, 0.5, 0.75].map(|fraction| figure(row.quantile(fraction)));
             let _ = writeln!(text, "| {} | {median} {} | {low} .. {high} |", row.what, row.unit);
         }
-        let _ = writeln!(text, "\n| ratio | | aimed at |\n| --- | ---: | --- |");
+        if !group.ratios.is_empty() {
+            let _ = writeln!(text, "\n| ratio | | aimed at |\n| --- | ---: | --- |");
+        }
         for ratio in &group.ratios {
             let _ = writeln!(text, "| {} | {} | {} |", ratio.what, figure(ratio.value), ratio.verdict());
         }

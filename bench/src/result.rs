@@ -115,7 +115,8 @@ pub fn figure(value: f64) -> String {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 0.1 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
+        size if size >= 0.001 => format!("{value:.4}"),
+        _ => format!("{value:.6}"),
     }
 }
 
@@ -161,6 +162,9 @@ impl Report {
                 table.add_row([&row.what, &row.unit, &figure(row.median()), &quartiles]);
             }
             let _ = writeln!(text, "{table}");
+            if group.ratios.is_empty() {
+                continue;
+            }
             let mut table = Table::new();
             table.load_preset(presets::ASCII_MARKDOWN).set_header(["ratio", "", "aimed at"]);
             for ratio in &group.ratios {

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -30,6 +31,15 @@ pub enum Work {
         #[arg(long)]
         sync: bool,
     },
+    /// Write one file that has data at its start and end only.
+    Sparse {
+        /// Where to.
+        directory: PathBuf,
+        /// What the file's name begins with.
+        prefix: String,
+        /// Bytes from its start to its end.
+        size_bytes: u64,
+    },
     /// Read the same files.
     Read {
         /// Where from.
@@ -38,6 +48,13 @@ pub enum Work {
         prefix: String,
         /// How many.
         files: usize,
+    },
+    /// Read the last MiB of the first of them.
+    ReadEnd {
+        /// Where from.
+        directory: PathBuf,
+        /// What the file's name begins with.
+        prefix: String,
     },
     /// Write files on the stage's file system with no more calls than a capture cannot do without: is there room, is there a
     /// real file of that name. The floor of what a captured file can cost.
@@ -90,7 +107,7 @@ pub fn main(work: Work) -> ExitCode {
 
 fn perform(work: &Work) -> io::Result<f64> {
     let mut block: Vec<u8> = (0..BLOCK as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    if let Work::Write { directory, prefix, .. } = work {
+    if let Work::Write { directory, prefix, .. } | Work::Sparse { directory, prefix, .. } = work {
         // An application has touched its checkpoint directory before: what is measured is a checkpoint, not the first.
         File::create(name(directory, prefix, usize::MAX))?.write_all(b"warm")?;
     }
@@ -103,11 +120,22 @@ fn perform(work: &Work) -> io::Result<f64> {
                 write_file(&name(directory, prefix, index), &block, *size_bytes, *sync)?;
             }
         }
+        Work::Sparse { directory, prefix, size_bytes } => {
+            let file = File::create(name(directory, prefix, 0))?;
+            file.write_all_at(&block, 0)?;
+            file.write_all_at(&block, size_bytes.saturating_sub(block.len() as u64))?;
+        }
         Work::Read { directory, prefix, files } => {
             for index in 0..*files {
                 let mut file = File::open(name(directory, prefix, index))?;
                 while file.read(&mut block)? > 0 {}
             }
+        }
+        Work::ReadEnd { directory, prefix } => {
+            let file = File::open(name(directory, prefix, 0))?;
+            let size_bytes = file.metadata()?.len();
+            let length = size_bytes.min(block.len() as u64);
+            file.read_exact_at(&mut block[..length as usize], size_bytes - length)?;
         }
         Work::Floor { directory, prefix, files, size_bytes, real } => {
             for index in 0..*files {

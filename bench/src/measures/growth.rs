@@ -1,6 +1,9 @@
 //! How costs grow with processes and files.
 
-use super::{SMALL_BYTES, floor, read, write};
+use std::path::Path;
+use std::time::Instant;
+
+use super::{SMALL_BYTES, floor, read, read_end, sparse, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
 use crate::site::{Site, drop_caches, resident_mib};
@@ -48,6 +51,59 @@ pub fn measure(site: &Site, quick: bool, rounds: usize) -> Result<Group, Failure
         files_known(site, *count, &mut group)?;
     }
     Ok(group)
+}
+
+/// One file of growing size.
+///
+/// # Errors
+/// When anything of it cannot be run.
+pub fn measure_sizes(site: &Site, quick: bool, rounds: usize) -> Result<Group, Failure> {
+    let mut group = Group {
+        title: "One file, from 4 KiB to 64 GiB".to_string(),
+        target: site.target.describe(),
+        rows: Vec::new(),
+        ratios: Vec::new(),
+    };
+    let last = if quick { 64 << 20 } else { 1 << 30 };
+    for (what, size_bytes, is_sparse) in [
+        ("4 KiB", 4 << 10, false),
+        ("1 MiB", 1 << 20, false),
+        (if quick { "64 MiB" } else { "1 GiB" }, last, false),
+        ("64 GiB with 2 MiB of data", 64 << 30, true),
+    ] {
+        let rows = [
+            format!("{what}: the program writing to the stage, without Sheaf"),
+            format!("{what}: the program under Sheaf"),
+            format!("{what}: from its start until everything is published"),
+            format!("{what}: restart, stage wiped, cold: its last MiB is read"),
+        ];
+        group.rows.extend(rows.iter().map(|row| Row::new(row, "s")));
+        for _ in 0..rounds {
+            one_file(site, (size_bytes, is_sparse), &rows, &mut group)?;
+        }
+    }
+    Ok(group)
+}
+
+fn one_file(site: &Site, file: (u64, bool), rows: &[String; 4], group: &mut Group) -> Result<(), Failure> {
+    let arguments = |place: &Path| match file {
+        (size_bytes, true) => sparse(place, size_bytes),
+        (size_bytes, false) => write(place, 1, size_bytes, false),
+    };
+    let staged = site.stage_place("native")?;
+    group.row(&rows[0]).values.push(site.run(1, false, &arguments(&staged))?);
+    std::fs::remove_dir_all(&staged)?;
+    let place = site.place("ckpt")?;
+    let programs = site.start(1, true, &arguments(&place))?;
+    let start = Instant::now();
+    group.row(&rows[1]).values.push(programs.go()?);
+    site.sheaf(&["wait"])?;
+    group.row(&rows[2]).values.push(start.elapsed().as_secs_f64());
+    site.sheaf(&["drain"])?;
+    site.wipe_stage()?;
+    drop_caches();
+    group.row(&rows[3]).values.push(site.run(1, true, &read_end(&place))?);
+    site.clear()
 }
 
 /// Once each: the figure is memory, which noise does not change.

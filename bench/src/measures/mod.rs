@@ -64,6 +64,16 @@ pub fn read(directory: &std::path::Path, files: usize) -> Vec<String> {
     vec!["read".to_string(), directory.display().to_string(), "RANK".to_string(), files.to_string()]
 }
 
+/// Arguments of the program that writes one file of which only the start and the end have data.
+pub fn sparse(directory: &std::path::Path, size_bytes: u64) -> Vec<String> {
+    vec!["sparse".to_string(), directory.display().to_string(), "RANK".to_string(), size_bytes.to_string()]
+}
+
+/// Arguments of the program that reads the end of one file.
+pub fn read_end(directory: &std::path::Path) -> Vec<String> {
+    vec!["read-end".to_string(), directory.display().to_string(), "RANK".to_string()]
+}
+
 /// Arguments of the program that makes the calls of a capture that nothing can spare; see [`crate::work::Work::Floor`].
 pub fn floor(directory: &std::path::Path, files: usize, size_bytes: u64, real: &std::path::Path) -> Vec<String> {
     let mut arguments = write(directory, files, size_bytes, false);

@@ -434,7 +434,7 @@ impl Files {
 
     /// The name that a staged file has now, if it has one.
     fn name_now(&self, entry: &Entry, source: Option<&Arc<Source>>) -> Option<StagedPath> {
-        let has = |path: &[u8]| self.shared.stage.stat(path).ok().is_some_and(|stat| stat.st_ino == entry.inode);
+        let has = |path: &[u8]| self.shared.stage.stat(path).is_ok_and(|stat| stat.st_ino == entry.inode);
         let place = source.and_then(|source| source.place());
         let shown = place.and_then(|place| Some(place.strip_prefix(&self.tree).ok()?.as_os_str().as_bytes().to_vec()));
         shown.filter(|path| has(path)).or_else(|| has(&entry.path).then(|| entry.path.clone()))
@@ -460,7 +460,7 @@ impl Files {
         }
         let Some(locked) = self.lock(LOCK_LIMIT_SHORT) else { return Ok(None) };
         let (stage, names) = (&self.shared.stage, self.names_now(kept));
-        let is_named = |path: &StagedPath| stage.stat(path).ok().is_some_and(|stat| stat.st_ino == inode);
+        let is_named = |path: &StagedPath| stage.stat(path).is_ok_and(|stat| stat.st_ino == inode);
         let staged: Vec<StagedPath> = names.into_iter().filter(is_named).collect();
         let is_ours = |path: &StagedPath| identity(&absolute(path)).is_ok_and(|found| found.is_same(&kept.real));
         // What has no name any more is nobody's; what has others is published under these.
@@ -487,7 +487,7 @@ impl Files {
         };
         let Some(source) = &kept.source else {
             // Nobody can have a link open.
-            let Some(stat) = stage.stat(&staged[0]).ok() else { return Ok(Some(Released::Changed)) };
+            let Ok(stat) = stage.stat(&staged[0]) else { return Ok(Some(Released::Changed)) };
             return if attributes(&stat) == kept.attributes { leave(&stat) } else { Ok(Some(Released::Changed)) };
         };
         let released = source.exclusively(leave)?;
