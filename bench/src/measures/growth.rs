@@ -1,9 +1,8 @@
 //! How costs grow with processes and files.
 
 use std::path::Path;
-use std::time::Instant;
 
-use super::{SMALL_BYTES, floor, read, read_end, sparse, write};
+use super::{SMALL_BYTES, checkpoint, floor, read, read_end, sparse, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
 use crate::site::{Site, drop_caches, resident_mib};
@@ -93,17 +92,8 @@ fn one_file(site: &Site, file: (u64, bool), rows: &[String; 4], group: &mut Grou
     let staged = site.stage_place("native")?;
     group.row(&rows[0]).values.push(site.run(1, false, &arguments(&staged))?);
     std::fs::remove_dir_all(&staged)?;
-    let place = site.place("ckpt")?;
-    let programs = site.start(1, true, &arguments(&place))?;
-    let start = Instant::now();
-    group.row(&rows[1]).values.push(programs.go()?);
-    site.sheaf(&["wait"])?;
-    group.row(&rows[2]).values.push(start.elapsed().as_secs_f64());
-    site.sheaf(&["drain"])?;
-    site.wipe_stage()?;
-    drop_caches();
-    group.row(&rows[3]).values.push(site.run(1, true, &read_end(&place))?);
-    site.clear()
+    let [_, captured, published, restart] = rows;
+    checkpoint(site, 1, (&arguments, &read_end), [captured, published, restart], group)
 }
 
 /// Once each: the figure is memory, which noise does not change.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::{Size, read, write};
+use super::{Size, checkpoint, read, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
 use crate::site::{Fio, Site, drop_caches, fio, process_cpu, resident_mib};
@@ -48,7 +48,9 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
         eprintln!("  round {} of {rounds}", round + 1);
         competitors(site, size, &mut group)?;
         on_stage(site, size, &mut group)?;
-        with_sheaf(site, size, &mut group)?;
+        let write = |place: &Path| write(place, 1, size.file_bytes, false);
+        let rows = [CAPTURED, PUBLISHED, RESTART];
+        checkpoint(site, size.ranks, (&write, &|place| read(place, 1)), rows, &mut group)?;
         flush_alone(site, size, &mut group)?;
     }
     compare(site, &mut group);
@@ -67,20 +69,6 @@ fn on_stage(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> 
         std::fs::remove_dir_all(&staged)?;
     }
     Ok(())
-}
-
-fn with_sheaf(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
-    let captured = site.place("ckpt")?;
-    let programs = site.start(size.ranks, true, &write(&captured, 1, size.file_bytes, false))?;
-    let start = Instant::now();
-    group.row(CAPTURED).values.push(programs.go()?);
-    site.sheaf(&["wait"])?;
-    group.row(PUBLISHED).values.push(start.elapsed().as_secs_f64());
-    site.sheaf(&["drain"])?;
-    site.wipe_stage()?;
-    drop_caches();
-    group.row(RESTART).values.push(site.run(size.ranks, true, &read(&captured, 1))?);
-    site.clear()
 }
 
 /// The flusher is stopped while the files are written, so that what is timed is its work alone.
@@ -189,8 +177,7 @@ pub fn measure_huge(site: &Site, size: &Size, rounds: usize) -> Result<Group, Fa
 /// What writing and checking take together, done by nobody but fio and a loop.
 fn limit_cpu(group: &mut Group) {
     let value = group.row(FIO_CPU).median() + group.row(CHECKSUM_CPU).median();
-    let what = "limit of the last: fio's and the checksums' processor seconds per GiB".to_string();
-    group.ratios.push(crate::result::Ratio { what, value, bar: None });
+    group.tell("limit of the last: fio's and the checksums' processor seconds per GiB", value, None);
 }
 
 fn compare(site: &Site, group: &mut Group) {
@@ -204,8 +191,7 @@ fn compare(site: &Site, group: &mut Group) {
         // What the bandwidths alone would give.
         let ideal = staged / synced;
         let what = format!("held up, against what {} MB/s allow, of the ideal", CAPPED_BYTES_PER_SECOND / 1_000_000);
-        let value = seconds / synced / ideal;
-        group.ratios.push(crate::result::Ratio { what, value, bar: Some(Bar::AtMost(1.05)) });
+        group.tell(&what, seconds / synced / ideal, Some(Bar::AtMost(1.05)));
     }
     group.compare("flush throughput, against fio", FIO, FLUSH, Some(Bar::AtLeast(0.95)));
     group.compare("flush time, against cp and sync", FLUSH, COPIED, None);

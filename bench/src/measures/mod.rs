@@ -5,6 +5,12 @@ pub mod growth;
 pub mod large;
 pub mod small;
 
+use std::path::Path;
+use std::time::Instant;
+
+use crate::Failure;
+use crate::result::Group;
+use crate::site::{Site, drop_caches};
 use crate::target::TargetKind;
 
 /// How much is written.
@@ -46,8 +52,36 @@ impl Size {
     }
 }
 
+/// Arguments of a measured program, by the directory that it works in.
+type Arguments<'a> = &'a dyn Fn(&Path) -> Vec<String>;
+
+/// A checkpoint under Sheaf, and a restart from the store alone: how long the programs are held up, the time from their start until
+/// everything is published, and, cold, what reading takes.
+///
+/// # Errors
+/// When anything of it cannot be run.
+pub fn checkpoint(
+    site: &Site,
+    processes: usize,
+    (write, read): (Arguments<'_>, Arguments<'_>),
+    [captured, published, restart]: [&str; 3],
+    group: &mut Group,
+) -> Result<(), Failure> {
+    let place = site.place("ckpt")?;
+    let programs = site.start(processes, true, &write(&place))?;
+    let start = Instant::now();
+    group.row(captured).values.push(programs.go()?);
+    site.sheaf(&["wait"])?;
+    group.row(published).values.push(start.elapsed().as_secs_f64());
+    site.sheaf(&["drain"])?;
+    site.wipe_stage()?;
+    drop_caches();
+    group.row(restart).values.push(site.run(processes, true, &read(&place))?);
+    site.clear()
+}
+
 /// Arguments of the measured program that writes: each process a prefix of its own.
-pub fn write(directory: &std::path::Path, files: usize, size_bytes: u64, sync: bool) -> Vec<String> {
+pub fn write(directory: &Path, files: usize, size_bytes: u64, sync: bool) -> Vec<String> {
     let mut arguments = vec![
         "write".to_string(),
         directory.display().to_string(),
@@ -60,22 +94,22 @@ pub fn write(directory: &std::path::Path, files: usize, size_bytes: u64, sync: b
 }
 
 /// Arguments of the measured program that reads the same.
-pub fn read(directory: &std::path::Path, files: usize) -> Vec<String> {
+pub fn read(directory: &Path, files: usize) -> Vec<String> {
     vec!["read".to_string(), directory.display().to_string(), "RANK".to_string(), files.to_string()]
 }
 
 /// Arguments of the program that writes one file of which only the start and the end have data.
-pub fn sparse(directory: &std::path::Path, size_bytes: u64) -> Vec<String> {
+pub fn sparse(directory: &Path, size_bytes: u64) -> Vec<String> {
     vec!["sparse".to_string(), directory.display().to_string(), "RANK".to_string(), size_bytes.to_string()]
 }
 
 /// Arguments of the program that reads the end of one file.
-pub fn read_end(directory: &std::path::Path) -> Vec<String> {
+pub fn read_end(directory: &Path) -> Vec<String> {
     vec!["read-end".to_string(), directory.display().to_string(), "RANK".to_string()]
 }
 
 /// Arguments of the program that makes the calls of a capture that nothing can spare; see [`crate::work::Work::Floor`].
-pub fn floor(directory: &std::path::Path, files: usize, size_bytes: u64, real: &std::path::Path) -> Vec<String> {
+pub fn floor(directory: &Path, files: usize, size_bytes: u64, real: &Path) -> Vec<String> {
     let mut arguments = write(directory, files, size_bytes, false);
     arguments[0] = "floor".to_string();
     arguments.push(real.display().to_string());
@@ -83,7 +117,7 @@ pub fn floor(directory: &std::path::Path, files: usize, size_bytes: u64, real: &
 }
 
 /// Arguments of the program that opens, reads and closes staged files.
-pub fn take(directory: &std::path::Path, files: usize, size_bytes: u64) -> Vec<String> {
+pub fn take(directory: &Path, files: usize, size_bytes: u64) -> Vec<String> {
     let mut arguments = write(directory, files, size_bytes, false);
     arguments[0] = "take".to_string();
     arguments

@@ -330,9 +330,8 @@ pub fn supersede_link(
     let (aside, location) = (stage.path(layout::SCRATCH).join(CAUGHT_UP), stage.tree_path(path));
     remove_if_there(&aside)?;
     make_symlink(&aside, link)?;
-    let stat_of = |place: &Path| rustix::fs::statat(rustix::fs::CWD, place, AtFlags::SYMLINK_NOFOLLOW);
-    let stat = stat_of(&aside)?;
-    if !stat_of(&location).is_ok_and(|present| present.st_ino == inode) {
+    let stat = lstat(&aside)?;
+    if !lstat(&location).is_ok_and(|present| present.st_ino == inode) {
         return remove_if_there(&aside).map(|()| false);
     }
     rename_into(&aside, &location)?;

@@ -212,23 +212,19 @@ impl<'a> Group<'a> {
     fn nodes(&self) -> Vec<Vec<&Stage<'a>>> {
         let mut stages: Vec<&Stage<'a>> = self.stages.iter().collect();
         stages.sort_by_key(|stage| stage.began_ns());
-        let mut nodes: Vec<Vec<&Stage<'a>>> = Vec::new();
-        let mut of_name: HashMap<&str, Vec<usize>> = HashMap::new();
+        // By name: of ten thousand nodes, each would be compared with all.
+        let mut nodes: BTreeMap<&str, Vec<Vec<&Stage<'a>>>> = BTreeMap::new();
         for stage in stages {
             let is_before = |other: &Stage<'a>| {
                 other.last_word_ns() < stage.began_ns() && other.locks().all(|lock| !matches!(lock, Lock::Busy))
             };
-            // Stages of other nodes need not be compared: of ten thousand, each would be with all.
-            let of_name = of_name.entry(stage.node()).or_default();
-            match of_name.iter().find(|index| nodes[**index].last().is_some_and(|last| is_before(last))) {
-                Some(index) => nodes[*index].push(stage),
-                None => {
-                    of_name.push(nodes.len());
-                    nodes.push(vec![stage]);
-                }
+            let of_name = nodes.entry(stage.node()).or_default();
+            match of_name.iter_mut().find(|node| node.last().is_some_and(|last| is_before(last))) {
+                Some(node) => node.push(stage),
+                None => of_name.push(vec![stage]),
             }
         }
-        nodes
+        nodes.into_values().flatten().collect()
     }
 
     /// The last stage of each node that has not ended.
