@@ -32,5 +32,7 @@ else
     failed=$((failed + 1))
 fi
 
+# What failed, once more: it stands far above by now.
+awk '/^---- .* ----$/ { left = 40; print "" } /^failures:$/ { left = 0 } left-- > 0' "$log"
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
