@@ -1,7 +1,7 @@
 //! `scripts/bench.sh`: Sheaf beside what its users would pick instead, all in one run, in interleaved rounds.
 //!
-//! Figures are for people. It must never decide whether a change is good: machines are shared and noisy, so what it says
-//! are medians with quartiles, and ratios within one run.
+//! Figures are for people. It must never decide whether a change is good: machines are shared and noisy, so what it
+//! says are medians with quartiles, and ratios within one run.
 
 mod measures;
 mod page;

@@ -1,7 +1,8 @@
 //! `sheaf-bench reserve`: many simulated nodes that write to one store at once, by the flusher's own code.
 //!
-//! Each has a host name of its own, in a namespace of this process: that takes root. All nodes begin, then each publishes its first checkpoint, then its second, then its end: so each finds what the others have
-//! reserved meanwhile. Only names are written. `sheaf-bench scale` counts the calls of this program on the store.
+//! Each has a host name of its own, in a namespace of this process: that takes root. All nodes begin, then each
+//! publishes its first checkpoint, then its second, then its end: so each finds what the others have reserved
+//! meanwhile. Only names are written. `sheaf-bench scale` counts the calls of this program on the store.
 
 use std::fs;
 use std::path::{Path, PathBuf};

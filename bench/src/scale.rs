@@ -1,7 +1,7 @@
 //! `sheaf-bench scale`: stores of many simulated nodes, made by the flusher's own code, and what reading them takes.
 //!
-//! Counted are the calls on the store that a metadata server sees, and bytes, by strace: neither the machine nor its load has a
-//! part in them. Times and memory are of single runs, for people.
+//! Counted are the calls on the store that a metadata server sees, and bytes, by strace: neither the machine nor its
+//! load has a part in them. Times and memory are of single runs, for people.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

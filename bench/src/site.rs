@@ -1,6 +1,7 @@
 //! One target with a stage in memory, the built library and program, and ways to run programs there.
 //!
-//! Everything starts from the same state: an empty stage, an empty directory, and cold caches where reading is measured.
+//! Everything starts from the same state: an empty stage, an empty directory, and cold caches where reading is
+//! measured.
 
 use std::cell::Cell;
 use std::fs;
@@ -186,8 +187,8 @@ fn emptied(path: PathBuf) -> Result<PathBuf, Failure> {
 }
 
 impl Ready {
-    /// Lets the programs run to their end. One says its own seconds; for several it is the time until the last has ended
-    /// its work, because they share the processors.
+    /// Lets the programs run to their end. One says its own seconds; for several it is the time until the last has
+    /// ended its work, because they share the processors.
     pub fn go(mut self) -> Result<f64, Failure> {
         let start = Instant::now();
         for program in &mut self.programs {
@@ -263,8 +264,8 @@ pub struct Fio {
     pub cpu_seconds: f64,
 }
 
-/// fio's best way through a new or existing file with O_DIRECT, its buffers being pages of the file `pages`, as those of
-/// staged files are; nothing where fio is missing.
+/// fio's best way through a new or existing file with O_DIRECT, its buffers being pages of the file `pages`, as those
+/// of staged files are; nothing where fio is missing.
 pub fn fio(file: &Path, pages: &Path, mode: &str, size_bytes: u64, block_mib: u64, depth: u64) -> Option<Fio> {
     // What fio puts into its buffers, and a page for their alignment, must fit.
     fs::File::create(pages).ok()?.set_len(((block_mib * depth) << 20) + (1 << 16)).ok()?;

@@ -56,8 +56,8 @@ pub enum Work {
         /// What the file's name begins with.
         prefix: String,
     },
-    /// Write files on the stage's file system with no more calls than a capture cannot do without: is there room, is there a
-    /// real file of that name. The floor of what a captured file can cost.
+    /// Write files on the stage's file system with no more calls than a capture cannot do without: is there room, is
+    /// there a real file of that name. The floor of what a captured file can cost.
     Floor {
         /// Where to.
         directory: PathBuf,

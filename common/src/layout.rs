@@ -29,14 +29,14 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 pub struct Told {
     /// How many bytes may be used on the stage's file system, as far as the memory cgroup is concerned.
     pub ceiling_bytes: AtomicU64,
-    /// A robust futex (see `set_robust_list(2)`): the number of the thread that serves the stage. 0: ask the pulse. When the
-    /// thread ends, however that happens, the kernel sets [`FLUSHER_DIED`].
+    /// A robust futex (see `set_robust_list(2)`): the number of the thread that serves the stage. 0: ask the pulse.
+    /// When the thread ends, however that happens, the kernel sets [`FLUSHER_DIED`].
     pub flusher: AtomicU32,
-    /// The number of the thread whose mirrors show what other nodes had published when it started. It need not live, and it need
-    /// not be the one that serves the stage.
+    /// The number of the thread whose mirrors show what other nodes had published when it started. It need not live,
+    /// and it need not be the one that serves the stage.
     pub caught_up: AtomicU32,
-    /// The list of the futexes that the thread owns: the kernel's, when it ends. It lies here because of private memory the
-    /// kernel may have taken everything away by then, from a process that it kills for want of memory.
+    /// The list of the futexes that the thread owns: the kernel's, when it ends. It lies here because of private memory
+    /// the kernel may have taken everything away by then, from a process that it kills for want of memory.
     pub owned: [AtomicU64; 4],
     /// 1 when what is published takes its own path on the parallel file system and leaves the tree: see [`NAMES`].
     pub publishes_files: AtomicU64,
@@ -60,19 +60,21 @@ pub const REPLACED: &str = "replaced";
 pub const SOCKET: &str = "socket";
 /// FIFO whose reader is the flusher.
 pub const PULSE: &str = "pulse";
-/// Mode bit of the pulse that says "silent": somebody has waited for the flusher in vain, and nobody else need do so until
-/// the flusher takes the bit away again.
+/// Mode bit of the pulse that says "silent": somebody has waited for the flusher in vain, and nobody else need do so
+/// until the flusher takes the bit away again.
 pub const SILENT_BIT: u32 = 0o100;
 /// `flock`ed by the flusher for its whole life.
 pub const LOCK: &str = "lock";
 /// Locked by the process that is starting a flusher.
 pub const STARTING: &str = "starting";
-/// Text file: a line `INODE CTIME_NS SEQUENCE OPERATION_TIME_NS` for each staged file that is what that record published.
+/// Text file: a line `INODE CTIME_NS SEQUENCE OPERATION_TIME_NS` for each staged file that is what that record
+/// published.
 pub const CLEAN: &str = "clean";
 /// File of a [`Told`], which the library and the flusher map.
 pub const CEILING: &str = "ceiling";
-/// In layout `files` a published name goes from the tree to the parallel file system. Whoever takes a name, or changes what it
-/// means, holds this file's lock meanwhile, shared; the flusher exclusively for the moment in which a name changes sides.
+/// In layout `files` a published name goes from the tree to the parallel file system. Whoever takes a name, or changes
+/// what it means, holds this file's lock meanwhile, shared; the flusher exclusively for the moment in which a name
+/// changes sides.
 pub const NAMES: &str = "names";
 /// Text file with directories of further tiers, one a line.
 pub const SPOOLS: &str = "spools";
@@ -91,7 +93,8 @@ pub const STUB_BIT: u32 = 0o1000;
 
 /// Mode bit of a directory in the tree that says "populated": it shows every name that Sheaf holds in it.
 ///
-/// Without it a directory of the tree is only walked through. The sticky bit does no harm there: the stage has one user.
+/// Without it a directory of the tree is only walked through. The sticky bit does no harm there: the stage has one
+/// user.
 pub const POPULATED_BIT: u32 = 0o1000;
 
 /// A directory that is always root's, the real one's: in a container of a user's own, which has no number for him, its

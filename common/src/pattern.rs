@@ -248,7 +248,8 @@ fn class_contains(class: &[u8], byte: u8) -> bool {
     found != negated
 }
 
-/// Where the last slash of a path is; looked for in eight bytes at a time, because every call on a path elsewhere pays for it.
+/// Where the last slash of a path is; looked for in eight bytes at a time, because every call on a path elsewhere pays
+/// for it.
 #[inline]
 pub fn last_slash(path: &[u8]) -> Option<usize> {
     const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;

@@ -1,8 +1,9 @@
 //! Messages on the stage's Unix socket (`SOCK_SEQPACKET`, so one packet is one message). Little-endian, fixed layout.
 //!
 //! A client sends one request and reads packets until the final one. While the flusher works it sends a packet with
-//! status [`IN_PROGRESS`] at least every [`PROGRESS_INTERVAL_MS`]; a client that hears nothing for
-//! [`SILENCE_LIMIT_MS`] (a program: for SHEAF_TIMEOUT) gives up. So every wait is bounded by the flusher's liveness, not by the size of the work.
+//! status [`IN_PROGRESS`] at least every [`PROGRESS_INTERVAL_MS`]; a client that hears nothing for [`SILENCE_LIMIT_MS`]
+//! (a program: for SHEAF_TIMEOUT) gives up. So every wait is bounded by the flusher's liveness, not by the size of the
+//! work.
 //!
 //! Request, 16 bytes and then the payload: magic `u32`, version `u16`, kind `u16`, flags `u32`, payload length `u32`.
 //! Reply, 24 bytes and then the payload: magic `u32`, version `u16`, reserved `u16`, status `i32` (0, an errno, or
@@ -24,7 +25,8 @@ pub const IN_PROGRESS: i32 = -1;
 pub const PROGRESS_INTERVAL_MS: u64 = 1000;
 /// In the value of a reply to [`Kind::Hello`]: the stage ends with the job, and this client is the first to hear of it.
 pub const STAGE_IS_TRANSIENT: u64 = 1 << 63;
-/// In the value of an answer to [`Kind::Hello`]: several nodes wrote to one file at the same time, and nobody has been told.
+/// In the value of an answer to [`Kind::Hello`]: several nodes wrote to one file at the same time, and nobody has been
+/// told.
 pub const HAS_CONTESTED: u64 = 1 << 62;
 /// Silence after which the tools give the flusher up, in milliseconds. Programs do so after SHEAF_TIMEOUT.
 pub const SILENCE_LIMIT_MS: u64 = 30_000;
@@ -33,8 +35,8 @@ pub const SILENCE_LIMIT_MS: u64 = 30_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
-    /// "I capture": the flusher stays while the peer process lives. No payload. Value, of the two that follow, too: how many
-    /// names a cut hides, if nobody has been told, [`STAGE_IS_TRANSIENT`] and [`HAS_CONTESTED`].
+    /// "I capture": the flusher stays while the peer process lives. No payload. Value, of the two that follow, too: how
+    /// many names a cut hides, if nobody has been told, [`STAGE_IS_TRANSIENT`] and [`HAS_CONTESTED`].
     Hello = 1,
     /// Make the tree's mirror of a directory (payload: canonical path), with stubs for what the store holds in it.
     /// `ENOENT` when the directory does not exist, neither on the parallel file system nor in the store.
@@ -51,16 +53,16 @@ pub enum Kind {
     Goodbye = 7,
     /// As `Populate`, with everything below the directory: before it takes another name.
     PopulateBelow = 8,
-    /// Publish the file at a canonical path (payload) as it is now, and answer when it is durable; if somebody still writes
-    /// to it, what is written so far. `EIO` when it cannot be read, or the store takes nothing.
+    /// Publish the file at a canonical path (payload) as it is now, and answer when it is durable; if somebody still
+    /// writes to it, what is written so far. `EIO` when it cannot be read, or the store takes nothing.
     Sync = 9,
     /// Make room in the stage (payload: bytes wanted, `u64`). `ENOSPC` when none can be made.
     Room = 10,
-    /// Answer when the mirrors show what other nodes had published when this flusher started. The peer is no client by that.
-    /// `ETIMEDOUT` when the store cannot be read in time. No payload.
+    /// Answer when the mirrors show what other nodes had published when this flusher started. The peer is no client by
+    /// that. `ETIMEDOUT` when the store cannot be read in time. No payload.
     CatchUp = 11,
-    /// Answer when the mirrors show what other nodes have published by now. The peer is no client by that. `ETIMEDOUT` when the store
-    /// does not answer in time, `EIO` when it cannot be read. No payload.
+    /// Answer when the mirrors show what other nodes have published by now. The peer is no client by that. `ETIMEDOUT`
+    /// when the store does not answer in time, `EIO` when it cannot be read. No payload.
     Refresh = 12,
 }
 

@@ -1,5 +1,5 @@
-//! What a marker in `STAGE/replaced` says: under a name that the tree has, an older file still lies on the parallel file
-//! system, and which one it is.
+//! What a marker in `STAGE/replaced` says: under a name that the tree has, an older file still lies on the parallel
+//! file system, and which one it is.
 //!
 //! The file goes with the name, or when its successor is published; the marker goes after it. A marker whose file is
 //! gone, or that names another file than the one that lies there, removes nothing.
@@ -22,8 +22,8 @@ impl FileIdentity {
     /// Of what is not there: equal to no file.
     pub const NONE: FileIdentity = FileIdentity { inode: 0, born_ns: 0, modified_ns: 0 };
 
-    /// Whether both are the same file. It may have been written to meanwhile by another of its names; only where nothing
-    /// tells when it was made, that makes it another.
+    /// Whether both are the same file. It may have been written to meanwhile by another of its names; only where
+    /// nothing tells when it was made, that makes it another.
     pub fn is_same(&self, other: &FileIdentity) -> bool {
         let is_one = match (self.born_ns, other.born_ns) {
             (0, _) | (_, 0) => self.modified_ns == other.modified_ns,

@@ -1,4 +1,5 @@
-//! How much room a stage must have: one rule for the library, which asks before it captures, and for the flusher, which evicts.
+//! How much room a stage must have: one rule for the library, which asks before it captures, and for the flusher, which
+//! evicts.
 
 /// Room that is kept for what no hook sees, in bytes: a stream's own writes, stores into mappings.
 const RESERVE_MAX: u64 = 1 << 30;

@@ -154,8 +154,8 @@ impl Client {
         Ok(serde_json::from_slice(&reply.payload).unwrap_or_default())
     }
 
-    /// As [`Client::request`]; `progress` is called with the bytes done so far whenever the flusher says. Its error ends
-    /// the waiting.
+    /// As [`Client::request`]; `progress` is called with the bytes done so far whenever the flusher says. Its error
+    /// ends the waiting.
     ///
     /// # Errors
     /// See [`ClientError`].

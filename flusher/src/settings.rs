@@ -196,14 +196,14 @@ impl Settings {
         !self.stage_tiers.iter().all(has_none)
     }
 
-    /// The stage directory that a flusher has something to do for: one that exists, or that is to be made because a stage that
-    /// is gone has left something in a further tier.
+    /// The stage directory that a flusher has something to do for: one that exists, or that is to be made because a
+    /// stage that is gone has left something in a further tier.
     pub fn stage_to_serve(&self) -> Option<PathBuf> {
         self.existing_stage().or_else(|| self.find_stage().ok().filter(|_| self.has_spooled()))
     }
 
-    /// The tiers behind the one that a stage lies in, as far as they can hold anything, and it is not the same file system that
-    /// they take it from.
+    /// The tiers behind the one that a stage lies in, as far as they can hold anything, and it is not the same file
+    /// system that they take it from.
     pub fn further_tiers(&self, stage: &Path) -> Vec<PathBuf> {
         // There are no aggregates that what waits could go to.
         if self.layout == Layout::Files {
@@ -216,8 +216,8 @@ impl Settings {
         tiers.filter(can_serve).cloned().collect()
     }
 
-    /// The stage directory that exists, in the first tier that has one. A name that is no directory of this user's alone is
-    /// no stage.
+    /// The stage directory that exists, in the first tier that has one. A name that is no directory of this user's
+    /// alone is no stage.
     pub fn existing_stage(&self) -> Option<PathBuf> {
         let ours = |path: &Path| stage::check_private(path).is_ok();
         self.stage_tiers
@@ -226,8 +226,8 @@ impl Settings {
             .find(|stage| stage.parent().is_some_and(ours) && ours(stage))
     }
 
-    /// The stage directory that exists, else the one in the first tier that can serve and has room, or that can serve at
-    /// least.
+    /// The stage directory that exists, else the one in the first tier that can serve and has room, or that can serve
+    /// at least.
     ///
     /// # Errors
     /// Names every tier and why it cannot serve.

@@ -175,7 +175,8 @@ fn oracle(text: &[u8], path: &[u8]) -> Option<bool> {
     Some(glob.compile_matcher().is_match(std::str::from_utf8(path).ok()?))
 }
 
-/// One component in globset's words: it knows alternatives, lets a negated class match a slash, and reads `a**` otherwise.
+/// One component in globset's words: it knows alternatives, lets a negated class match a slash, and reads `a**`
+/// otherwise.
 fn translate(component: &[u8]) -> String {
     if component == b"**" {
         return "**".to_owned();
@@ -212,8 +213,8 @@ fn split_class(tail: &[u8]) -> (String, &[u8]) {
     (String::from_utf8_lossy(&tail[..end]).into_owned(), &tail[end + 1..])
 }
 
-/// Whether a class has a hyphen behind a range, as `a-c-e`, which POSIX leaves open, or ranges that begin or end with a hyphen,
-/// as `--a---`, which globset reads otherwise than fnmatch(3).
+/// Whether a class has a hyphen behind a range, as `a-c-e`, which POSIX leaves open, or ranges that begin or end with a
+/// hyphen, as `--a---`, which globset reads otherwise than fnmatch(3).
 fn has_chained_ranges(component: &[u8]) -> bool {
     let mut rest = component;
     while let Some((&byte, tail)) = rest.split_first() {

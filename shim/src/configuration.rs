@@ -25,8 +25,8 @@ const DEFAULT_TIER: &[u8] = b"/dev/shm";
 const ARENA_BYTES: usize = 1 << 20;
 /// File systems that cannot hold a stage, by their statfs(2) magic: overlayfs and NFS.
 const REFUSED_FILE_SYSTEMS: [u64; 2] = [0x794c_7630, 0x6969];
-/// Where programs look for their own files, and nobody but the administrator makes links: paths that start so need no look
-/// at the file system.
+/// Where programs look for their own files, and nobody but the administrator makes links: paths that start so need no
+/// look at the file system.
 const SYSTEM_DIRECTORIES: [&[u8]; 8] =
     [b"/usr/", b"/lib", b"/etc/", b"/bin/", b"/sbin/", b"/sys/", b"/proc/", b"/dev/"];
 /// The bits of their first letters, taken modulo 32.
@@ -443,8 +443,8 @@ fn trim_end(path: &[u8]) -> &[u8] {
     path.get(..end).unwrap_or_default()
 }
 
-/// The stage directory that exists, in the first tier that has one; else the one in the first tier that can serve and has
-/// room, or that can serve at least.
+/// The stage directory that exists, in the first tier that has one; else the one in the first tier that can serve and
+/// has room, or that can serve at least.
 fn find_stage(arena: &mut Arena, store: &CStr) -> Option<&'static [u8]> {
     let tiers = variable(c"SHEAF_STAGE").unwrap_or(DEFAULT_TIER);
     let name = layout::hex_name(store.to_bytes());
@@ -506,9 +506,9 @@ fn can_serve(tier: &CStr) -> bool {
         && system::file_system(tier).is_ok_and(|kind| !REFUSED_FILE_SYSTEMS.contains(&kind))
 }
 
-/// Whether nobody can put another directory in the place of what lies in a tier: as the flusher checks it, who makes the
-/// stage. It, everything above it, and every link on the way belong to root or to this user; what everybody may write to
-/// has the sticky bit.
+/// Whether nobody can put another directory in the place of what lies in a tier: as the flusher checks it, who makes
+/// the stage. It, everything above it, and every link on the way belong to root or to this user; what everybody may
+/// write to has the sticky bit.
 fn has_safe_ancestors(arena: &mut Arena, tier: &CStr, user: u32) -> bool {
     let Some(resolved) = canonical(arena, tier.to_bytes()) else { return false };
     let trusted = [0, user, system::lstat(layout::OF_ROOT).map_or(user, |stat| stat.st_uid)];
@@ -616,7 +616,8 @@ pub fn is_at_or_below(path: &[u8], directory: &[u8]) -> bool {
 }
 
 impl Configuration {
-    /// Whether segments may wait for the store in a further tier. None is looked at: it may hang, and only the flusher has a bound for that.
+    /// Whether segments may wait for the store in a further tier. None is looked at: it may hang, and only the flusher
+    /// has a bound for that.
     #[cold]
     pub fn has_further_tier(&self) -> bool {
         configuration::entries(variable(c"SHEAF_STAGE").unwrap_or(DEFAULT_TIER)).nth(1).is_some()

@@ -17,9 +17,9 @@ const CHUNK_BYTES: u64 = 1 << 30;
 /// How often a file is hydrated that is evicted again before it is opened.
 const ATTEMPTS: u32 = 8;
 
-/// Makes `to` what the managed name is, replacing what is there, with the flags of renameat2(2). Yields what keeps others
-/// from writing to the file, until the old name is gone. A file that somebody writes to is refused, as between two file
-/// systems: what is written later would be lost.
+/// Makes `to` what the managed name is, replacing what is there, with the flags of renameat2(2). Yields what keeps
+/// others from writing to the file, until the old name is gone. A file that somebody writes to is refused, as between
+/// two file systems: what is written later would be lost.
 pub fn move_out(
     configuration: &Configuration,
     entry: &Entry,

@@ -1,8 +1,10 @@
-//! Calls that move data, hooked for one thing: a staged file that finds its file system full. The program never sees that.
+//! Calls that move data, hooked for one thing: a staged file that finds its file system full. The program never sees
+//! that.
 //!
-//! The real function runs first, and its result is all that is looked at when it succeeds. Otherwise room is asked for, and
-//! if there is none, the file moves to the parallel file system under the program's descriptors; the call then goes on
-//! where it stood. Anything that is not a full stage is the program's to see as it is. Nothing here may write a byte twice.
+//! The real function runs first, and its result is all that is looked at when it succeeds. Otherwise room is asked for,
+//! and if there is none, the file moves to the parallel file system under the program's descriptors; the call then goes
+//! on where it stood. Anything that is not a full stage is the program's to see as it is. Nothing here may write a byte
+//! twice.
 
 use core::ffi::{c_int, c_uint, c_void};
 
@@ -69,8 +71,8 @@ pub unsafe fn pwritev2(fd: c_int, pieces: *const iovec, count: c_int, offset: of
     unsafe { go_on_with_pieces(fd, written, pieces, count, offset) }
 }
 
-/// ftruncate(2). Where there is little room, what the file may grow by is reserved: a store into a mapping would end the
-/// program with SIGBUS when others had taken it.
+/// ftruncate(2). Where there is little room, what the file may grow by is reserved: a store into a mapping would end
+/// the program with SIGBUS when others had taken it.
 pub unsafe fn ftruncate(fd: c_int, length: off_t) -> c_int {
     // SAFETY: the program's arguments.
     let result = unsafe { real::ftruncate(fd, length) };
@@ -219,8 +221,8 @@ impl Attempts {
         Attempts { begin_ns: system::now_ns(), again: false, in_vain: 0 }
     }
 
-    /// Makes another attempt promising after an error that the program must not see: with room in the stage, with the file
-    /// elsewhere, or when it is, or was, on the move. False when the program is to see the error.
+    /// Makes another attempt promising after an error that the program must not see: with room in the stage, with the
+    /// file elsewhere, or when it is, or was, on the move. False when the program is to see the error.
     fn promise(&mut self, configuration: &Configuration, fd: c_int, number: c_int, wanted_bytes: u64) -> bool {
         match number {
             _ if is_full(number) && !is_staged(configuration, fd) => false,
@@ -292,8 +294,9 @@ fn again(fd: c_int, errno: c_int, wanted_bytes: u64, call: &mut dyn FnMut() -> s
     -1
 }
 
-/// Whether a write to a regular file came to less than it was asked for because it found no room. Where the file system says that it
-/// has some, there may be a quota; other reasons are the most that one call takes, and the length that files may have.
+/// Whether a write to a regular file came to less than it was asked for because it found no room. Where the file system
+/// says that it has some, there may be a quota; other reasons are the most that one call takes, and the length that
+/// files may have.
 fn is_for_want_of_room(fd: c_int, done: usize, count: usize) -> bool {
     has_no_room(fd, count - done) || count <= WRITTEN_MOST && system::may_write_any_length()
 }

@@ -1,7 +1,7 @@
 //! SHEAF_DURABLE: close and fsync that return when what was written is published and durable in the store.
 //!
-//! What a file is and when it is complete is still the kernel's business and the flusher's; here a program only waits for
-//! them. With `async`, the default, a call costs one look at one byte. Nothing here may wait on a file that is not
+//! What a file is and when it is complete is still the kernel's business and the flusher's; here a program only waits
+//! for them. With `async`, the default, a call costs one look at one byte. Nothing here may wait on a file that is not
 //! staged, or keep a descriptor.
 
 use core::ffi::c_int;

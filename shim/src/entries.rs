@@ -1,9 +1,9 @@
 //! getdents64(2) and its relatives: directories listed by descriptor, without a stream.
 //!
-//! Names come in the order of numbers that are made from them, and where a listing stands is the number of the next name,
-//! kept as the offset of the program's own descriptor. So lseek, dup, fork and exec need nothing, close leaves nothing
-//! behind, and a name that comes or goes between two calls moves no other. The price is that each call lists the whole
-//! directory. Nothing may be kept here between two calls.
+//! Names come in the order of numbers that are made from them, and where a listing stands is the number of the next
+//! name, kept as the offset of the program's own descriptor. So lseek, dup, fork and exec need nothing, close leaves
+//! nothing behind, and a name that comes or goes between two calls moves no other. The price is that each call lists
+//! the whole directory. Nothing may be kept here between two calls.
 
 use core::ffi::{c_int, c_void};
 use core::mem::offset_of;

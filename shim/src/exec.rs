@@ -2,8 +2,8 @@
 //!
 //! The kernel is given the staged file, with its data back, and the program its own name and arguments: a script's
 //! interpreter is started as the kernel would, but with the name by which the script was called. The environment is
-//! left as the caller wants it. Everything here may run in a vforked child: what must outlive the call is kept for ever,
-//! and nothing is written that the parent relies on.
+//! left as the caller wants it. Everything here may run in a vforked child: what must outlive the call is kept for
+//! ever, and nothing is written that the parent relies on.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;

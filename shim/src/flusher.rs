@@ -1,9 +1,9 @@
 //! The client side of the flusher: is it alive, start it, ask it.
 //!
-//! Every wait is bounded: SHEAF_TIMEOUT without a sign of life of the flusher, or a fixed time for its start. Who has waited
-//! so long in vain notes it on the pulse; until the flusher takes the note away, nobody on the node waits for it again.
-//! Nothing here may keep a connection or a process of its own, and every failure leaves the caller free to go on without
-//! a flusher.
+//! Every wait is bounded: SHEAF_TIMEOUT without a sign of life of the flusher, or a fixed time for its start. Who has
+//! waited so long in vain notes it on the pulse; until the flusher takes the note away, nobody on the node waits for it
+//! again. Nothing here may keep a connection or a process of its own, and every failure leaves the caller free to go on
+//! without a flusher.
 
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -34,8 +34,9 @@ const STARTS_MAX: u32 = 8;
 /// How long a failed start is not tried again.
 const START_HOLD_NS: u64 = 5_000_000_000;
 
-/// Not zero while this process, or the one whose memory it uses, has said hello: the kernel empties it in a process that is
-/// forked, which saves asking for the process id. Null until the first hello, and where the kernel cannot do that.
+/// Not zero while this process, or the one whose memory it uses, has said hello: the kernel empties it in a process
+/// that is forked, which saves asking for the process id. Null until the first hello, and where the kernel cannot do
+/// that.
 static MARK: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
 /// The process that has said hello, without [`MARK`].
 static GREETED: AtomicI32 = AtomicI32::new(0);
@@ -48,8 +49,8 @@ const LATE_HOLD_S: u64 = 30;
 /// The bits of a note that say when it was made; the others are the directory's hash.
 const LATE_SECONDS: u64 = 0xff_ffff;
 
-/// The flusher that the tree is known to have caught up with the store by, 0 for none, [`UNTOLD`] for one that does not say that
-/// it lives.
+/// The flusher that the tree is known to have caught up with the store by, 0 for none, [`UNTOLD`] for one that does not
+/// say that it lives.
 static CAUGHT_UP: AtomicU32 = AtomicU32::new(0);
 /// No thread has this number.
 const UNTOLD: u32 = u32::MAX;
@@ -115,7 +116,8 @@ fn note_greeted() {
     }
 }
 
-/// Whether the mirrors show what other nodes had published when the flusher started that lives now. Costs no call of the system.
+/// Whether the mirrors show what other nodes had published when the flusher started that lives now. Costs no call of
+/// the system.
 #[inline]
 pub fn has_caught_up(configuration: &Configuration) -> bool {
     let Some(flusher) = told::caught_up_flusher(configuration) else { return false };
@@ -131,9 +133,10 @@ fn is_held(since_s: &AtomicU64) -> bool {
     since_s != 0 && now_seconds().saturating_sub(since_s) < LATE_HOLD_S
 }
 
-/// Has the mirrors show what other nodes have published since they were made, by a flusher that is started if none lives. True
-/// when they may show something else now. A process that has looked into mirrors that had caught up goes on with them if no
-/// flusher can be had; for any other this fails then: what another node has published meanwhile is unknown.
+/// Has the mirrors show what other nodes have published since they were made, by a flusher that is started if none
+/// lives. True when they may show something else now. A process that has looked into mirrors that had caught up goes on
+/// with them if no flusher can be had; for any other this fails then: what another node has published meanwhile is
+/// unknown.
 #[cold]
 pub fn catch_up(configuration: &Configuration) -> Result<bool> {
     let known = CAUGHT_UP.load(Ordering::Relaxed);
@@ -163,8 +166,8 @@ pub fn catch_up(configuration: &Configuration) -> Result<bool> {
     }
 }
 
-/// Has the mirrors show what other nodes have published until now, as far as that can be had: false when nothing may have changed.
-/// For a mirror that has not caught up see [`catch_up`].
+/// Has the mirrors show what other nodes have published until now, as far as that can be had: false when nothing may
+/// have changed. For a mirror that has not caught up see [`catch_up`].
 #[cold]
 pub fn refresh(configuration: &Configuration) -> bool {
     let has_caught_up = has_caught_up(configuration) || CAUGHT_UP.load(Ordering::Relaxed) == UNTOLD;
@@ -286,8 +289,9 @@ pub fn make_room(configuration: &Configuration, wanted_bytes: u64) -> Result<()>
     outcome
 }
 
-/// Layout `files`, before a published file is removed, which happens at once: waits until what is complete in the stage is published,
-/// because a node that is lost meanwhile would lose both. Not for longer than SHEAF_TIMEOUT, and then not again for a while.
+/// Layout `files`, before a published file is removed, which happens at once: waits until what is complete in the stage
+/// is published, because a node that is lost meanwhile would lose both. Not for longer than SHEAF_TIMEOUT, and then not
+/// again for a while.
 pub fn settle(configuration: &Configuration) {
     if is_held(&UNSETTLED_SINCE_S) || told::flusher(configuration).is_none() {
         return;

@@ -1,10 +1,10 @@
 //! `libsheaf.so`: the preloaded library that redirects checkpoint paths to the stage.
 //!
-//! It hooks calls that take a path; the program gets real file descriptors on staged files, and the kernel does the rest. Of
-//! calls that move data only the result is looked at, so that a full stage is never the program's concern. It lives in somebody else's process, in signal handlers and between `vfork`
-//! and `exec`. So it has no thread, lock, heap or lasting file descriptor of its own, keeps `errno`, uses little stack, and
-//! when anything of its own fails before bytes are staged, the program's call runs untouched, unless it would then answer for
-//! the store.
+//! It hooks calls that take a path; the program gets real file descriptors on staged files, and the kernel does the
+//! rest. Of calls that move data only the result is looked at, so that a full stage is never the program's concern. It
+//! lives in somebody else's process, in signal handlers and between `vfork` and `exec`. So it has no thread, lock, heap
+//! or lasting file descriptor of its own, keeps `errno`, uses little stack, and when anything of its own fails before
+//! bytes are staged, the program's call runs untouched, unless it would then answer for the store.
 //!
 //! | module | concern |
 //! | --- | --- |

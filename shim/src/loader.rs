@@ -2,8 +2,8 @@
 //!
 //! dlsym(3) finds the same, for a thousand instructions a name; it takes the loader's lock, and memory when it finds
 //! nothing. This reads the loader's list of libraries and their hash tables instead, and only ever takes the default
-//! version of a symbol, where dlsym before glibc 2.36 took the oldest. Nothing here may write, wait or guess: what it does
-//! not understand it says, and that is left to dlsym.
+//! version of a symbol, where dlsym before glibc 2.36 took the oldest. Nothing here may write, wait or guess: what it
+//! does not understand it says, and that is left to dlsym.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr;
@@ -75,7 +75,8 @@ pub const fn hash(name: &CStr) -> u32 {
 /// The libraries behind this one, in the loader's order; `None` for one whose tables are of another kind. Nothing when
 /// this library is not among those that were loaded with the program.
 pub fn libraries_behind() -> Option<impl Iterator<Item = Option<Library>>> {
-    // SAFETY: the loader's list, whose entries stay: it only grows while the program's own libraries are looked through.
+    // SAFETY: the loader's list, whose entries stay: it only grows while the program's own libraries are looked
+    // through.
     let next = |map: &*const Map| unsafe { Some((**map).next).filter(|next| !next.is_null()) };
     let mut maps = core::iter::successors(first_map(), next);
     // SAFETY: as above.
@@ -84,11 +85,11 @@ pub fn libraries_behind() -> Option<impl Iterator<Item = Option<Library>>> {
     Some(maps.map(|map| unsafe { Library::new(&*map) }))
 }
 
-/// The address of a function in a library behind this one, also in one that was loaded later, or for another library alone. It may
-/// wait for the loader's lock.
+/// The address of a function in a library behind this one, also in one that was loaded later, or for another library
+/// alone. It may wait for the loader's lock.
 pub fn find_loaded(name: &CStr) -> Option<*mut c_void> {
-    // Not bound when this library is loaded: that would cost every program's start. The C library was loaded with the program,
-    // so its entry in the list stays.
+    // Not bound when this library is loaded: that would cost every program's start. The C library was loaded with the
+    // program, so its entry in the list stays.
     const ITERATE: &CStr = c"dl_iterate_phdr";
     let iterate =
         libraries_behind()?.flatten().find_map(|library| match library.find(ITERATE, const { hash(ITERATE) }) {
@@ -118,7 +119,8 @@ struct Search<'a> {
 
 /// See [`Look`].
 unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _size: usize, search: *mut c_void) -> c_int {
-    // SAFETY: dl_iterate_phdr passes a library's headers, which stay mapped while it runs, and what `find_loaded` gave it.
+    // SAFETY: dl_iterate_phdr passes a library's headers, which stay mapped while it runs, and what `find_loaded` gave
+    // it.
     let (info, search) = unsafe { (&*info, &mut *search.cast::<Search<'_>>()) };
     // SAFETY: as above.
     let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
@@ -204,8 +206,8 @@ impl Library {
 
     /// What is exported under a name in its default version.
     pub fn find(&self, name: &CStr, hash: u32) -> Found {
-        // SAFETY: the table is one of the loader's, which trusts it as this does: bucket and filter word are taken modulo
-        // their numbers, chains end with an odd hash, and every chain has its symbol.
+        // SAFETY: the table is one of the loader's, which trusts it as this does: bucket and filter word are taken
+        // modulo their numbers, chains end with an odd hash, and every chain has its symbol.
         unsafe {
             let (buckets, start) = (self.table.read(), self.table.add(1).read());
             let (words, shift) = (self.table.add(2).read(), self.table.add(3).read());

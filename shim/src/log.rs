@@ -10,7 +10,8 @@ use sheaf_common::configuration::Level;
 use crate::configuration::Configuration;
 use crate::system::{self, Errno};
 
-/// What the standard error is when the library is loaded: device and inode in one number, 0 as long as nobody has looked.
+/// What the standard error is when the library is loaded: device and inode in one number, 0 as long as nobody has
+/// looked.
 static STANDARD_ERROR: AtomicU64 = AtomicU64::new(0);
 /// Longest line; what is longer is cut.
 const LINE_MAX: usize = 1024;

@@ -298,8 +298,8 @@ fn set_length(file: &system::Descriptor, length: off_t) -> system::Result<()> {
     }
 }
 
-/// Sets something about what a path means: natively, or about a managed file by `staged`, which gets the descriptor that
-/// the file is held by, if it can be opened, and its path in the tree.
+/// Sets something about what a path means: natively, or about a managed file by `staged`, which gets the descriptor
+/// that the file is held by, if it can be opened, and its path in the tree.
 ///
 /// # Safety
 /// `path` must be null or a C string.
@@ -334,8 +334,8 @@ unsafe fn change(
 }
 
 /// Sets something about a managed file. Its data is brought back first, and it is held open meanwhile, so that nobody
-/// evicts it: never do flusher and program both set what a file's inode says, and the mark of a stub is the flusher's. ENOENT when
-/// it has left the tree meanwhile.
+/// evicts it: never do flusher and program both set what a file's inode says, and the mark of a stub is the flusher's.
+/// ENOENT when it has left the tree meanwhile.
 fn change_file(entry: &Entry, staged: impl Fn(Option<c_int>, *const c_char) -> c_int) -> system::Result<c_int> {
     let configuration = configuration::active().ok_or(Errno(libc::EIO))?;
     for _ in 0..ATTEMPTS {

@@ -169,8 +169,8 @@ fn shorten(directory: c_int, path: &CStr, seen: &mut [u8], length: usize) -> Opt
     Some(length)
 }
 
-/// The part of a template that is replaced, if all is well with it and the kernel does not know the way to it, or it names a
-/// checkpoint path.
+/// The part of a template that is replaced, if all is well with it and the kernel does not know the way to it, or it
+/// names a checkpoint path.
 unsafe fn placeholder<'a>(template: *mut c_char, suffix_length: c_int) -> Option<&'a mut [u8]> {
     // SAFETY: the program's template.
     let resolution = unsafe { paths::resolve(AT_FDCWD, template, Last::Entry) };

@@ -222,8 +222,8 @@ fn move_managed(
     outcome
 }
 
-/// What is published of a file in the tree takes the new name first (layout `files`): at no moment it has none on the parallel
-/// file system. False when nothing is.
+/// What is published of a file in the tree takes the new name first (layout `files`): at no moment it has none on the
+/// parallel file system. False when nothing is.
 fn take_published_along(configuration: &Configuration, old: &Entry, new: &Entry) -> Result<bool> {
     let Some(inode) = old.staged().map(|stat| stat.st_ino) else { return Ok(false) };
     if old.canonical() == new.canonical() || !replaced::is_published(configuration, old.canonical(), inode) {
@@ -317,8 +317,8 @@ unsafe fn move_real(
     outcome
 }
 
-/// An older file that waits at `place` under a managed name may be the very file that is to come there: the kernel leaves
-/// both of two names of one file, and the program has only seen the other. So the one that waits goes.
+/// An older file that waits at `place` under a managed name may be the very file that is to come there: the kernel
+/// leaves both of two names of one file, and the program has only seen the other. So the one that waits goes.
 fn remove_second_name(file: &Stat, place: &CStr) -> Result<()> {
     let is_same =
         |waiting: Stat| (waiting.st_dev, waiting.st_ino) == (file.st_dev, file.st_ino) && waiting.st_nlink > 1;
@@ -384,8 +384,8 @@ unsafe fn move_directory(
     }
 }
 
-/// Populates a directory that moves, and all below it: a flusher that dies before the move is published finds what moved
-/// by what is in the tree. EIO where names could stay behind because nobody can say which there are.
+/// Populates a directory that moves, and all below it: a flusher that dies before the move is published finds what
+/// moved by what is in the tree. EIO where names could stay behind because nobody can say which there are.
 fn populate_below(configuration: &Configuration, directory: &Entry) -> Result<()> {
     if !store::exists(configuration) {
         return Ok(());
@@ -402,8 +402,8 @@ fn has_one_level(directory: &Entry) -> bool {
     system::lstat(directory.real_path()).is_ok_and(|real| real.st_nlink == 2)
 }
 
-/// Before directories without mirrors take a name: until it is published that what had the name has moved or was removed,
-/// populating would give them its files, and so would a flusher that starts then.
+/// Before directories without mirrors take a name: until it is published that what had the name has moved or was
+/// removed, populating would give them its files, and so would a flusher that starts then.
 fn await_publication(configuration: &Configuration, new: Option<&Entry>) -> Result<()> {
     let Some(new) = new.filter(|new| new.is_zone) else { return Ok(()) };
     // In the place of what is no directory the kernel lets none come.
@@ -542,8 +542,8 @@ struct Source<'a> {
     inode: u64,
 }
 
-/// The source of a link, if it lies in the stage: a managed name, or a file that the program has open there and names by its
-/// descriptor, with or without a name of its own.
+/// The source of a link, if it lies in the stage: a managed name, or a file that the program has open there and names
+/// by its descriptor, with or without a name of its own.
 ///
 /// # Safety
 /// The program's path must be a C string.

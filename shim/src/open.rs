@@ -296,8 +296,8 @@ fn open_managed(configuration: &Configuration, entry: &mut Entry, flags: c_int) 
     }
     let flags = flags & !(O_CREAT | O_EXCL);
     if flags & O_ACCMODE != O_RDONLY || flags & O_TRUNC != 0 {
-        // Without a flusher the file is still safe in the stage; the next one finds it. Without room, it is still the file's
-        // place: it moves when it must.
+        // Without a flusher the file is still safe in the stage; the next one finds it. Without room, it is still the
+        // file's place: it moves when it must.
         let _ = flusher::ensure(configuration) && room::admit(configuration);
     }
     let is_linked = entry.staged().is_some_and(|stat| stat.st_nlink > 1);
@@ -335,9 +335,9 @@ fn truncate(file: Descriptor) -> Result<c_int> {
     Ok(file.release())
 }
 
-/// Opens what is there. To write to it may take as long as the flusher holds a lease on it, which it gives back when it has
-/// copied the file aside; if it does not, the program goes on with a copy of its own. The program's O_NONBLOCK, which means
-/// nothing on ordinary files, is only set afterwards.
+/// Opens what is there. To write to it may take as long as the flusher holds a lease on it, which it gives back when it
+/// has copied the file aside; if it does not, the program goes on with a copy of its own. The program's O_NONBLOCK,
+/// which means nothing on ordinary files, is only set afterwards.
 fn open_in_place(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {
     let waiting = if flags & O_ACCMODE == O_RDONLY { 0 } else { O_NONBLOCK };
     let begin_ns = system::now_ns();
@@ -353,8 +353,8 @@ fn open_in_place(configuration: &Configuration, entry: &mut Entry, flags: c_int)
     }
 }
 
-/// Puts a copy in the place of a file whose lease the flusher does not give back, and opens that. One program does so at a
-/// time, or what one of them writes would be lost; whoever cannot, waits until the kernel takes the lease away.
+/// Puts a copy in the place of a file whose lease the flusher does not give back, and opens that. One program does so
+/// at a time, or what one of them writes would be lost; whoever cannot, waits until the kernel takes the lease away.
 fn open_copy(configuration: &Configuration, entry: &mut Entry, flags: c_int) -> Step {
     let Some(old) = entry.staged().copied() else { return Step::Again };
     let wait = |entry: &Entry| match open_seen(entry, flags, 0) {
@@ -520,8 +520,8 @@ fn open_unmanaged(configuration: &Configuration, entry: &mut Entry, flags: c_int
     }
 }
 
-/// A directory is the program's own affair, but a file without a name that is made in it may get one by linkat(2): it has
-/// to lie where its names will be.
+/// A directory is the program's own affair, but a file without a name that is made in it may get one by linkat(2): it
+/// has to lie where its names will be.
 fn open_in_directory(configuration: &Configuration, entry: &Entry, flags: c_int, mode: mode_t) -> Step {
     // With O_EXCL it never gets a name.
     let can_be_named = flags & (O_TMPFILE | O_EXCL) == O_TMPFILE;

@@ -1,8 +1,9 @@
-//! Files that several processes open together by MPI-IO, and so by parallel HDF5 and its relatives: they are left alone.
+//! Files that several processes open together by MPI-IO, and so by parallel HDF5 and its relatives: they are left
+//! alone.
 //!
-//! What is captured is this node's own until it is published. Of a file that processes on several nodes write to, each node would have a
-//! part; and Open MPI waits for ever when the file that one rank has made is not there for another. MPI is not needed for this, and is
-//! not called unless the program does: the functions are looked for when they are.
+//! What is captured is this node's own until it is published. Of a file that processes on several nodes write to, each
+//! node would have a part; and Open MPI waits for ever when the file that one rank has made is not there for another.
+//! MPI is not needed for this, and is not called unless the program does: the functions are looked for when they are.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem::transmute;
@@ -21,7 +22,8 @@ type CommSize = unsafe extern "C" fn(Handle, *mut c_int) -> c_int;
 /// How many threads of this process are opening a file together with other processes.
 static OPENING: AtomicU32 = AtomicU32::new(0);
 
-/// Whether new files are other processes', too, for now. A thread that makes one of its own meanwhile makes it natively.
+/// Whether new files are other processes', too, for now. A thread that makes one of its own meanwhile makes it
+/// natively.
 pub fn is_opening() -> bool {
     OPENING.load(Ordering::Relaxed) > 0
 }
@@ -75,8 +77,8 @@ unsafe fn open(name: &CStr, ranks: Handle, path: *const c_char, mode: c_int, inf
 unsafe fn size(ranks: Handle) -> Option<c_int> {
     let real = loader::find_loaded(c"PMPI_Comm_size")?;
     let mut size = 0;
-    // SAFETY: the function of this name, whose C declaration the type repeats, with the program's communicator and a place for the
-    // answer.
+    // SAFETY: the function of this name, whose C declaration the type repeats, with the program's communicator and a
+    // place for the answer.
     let outcome = unsafe { transmute::<*mut c_void, CommSize>(real)(ranks, &mut size) };
     (outcome == 0).then_some(size)
 }

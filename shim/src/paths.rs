@@ -173,7 +173,8 @@ impl Entry {
     }
 
     /// Gives the mirror its mode: what the program may do in it is what it may do in the real directory. The umask has
-    /// no part in it. Files that are made in a directory with the set-group-ID bit get its group: so do those in its mirror.
+    /// no part in it. Files that are made in a directory with the set-group-ID bit get its group: so do those in its
+    /// mirror.
     pub fn update_mirror_mode(&self) {
         let access = if system::may_write(self.real_path()).is_ok() { 0o700 } else { 0o500 };
         let inherited = match system::lstat(self.real_path()) {
@@ -205,8 +206,8 @@ impl Entry {
             .or_else(|error| store::refuse(configuration, self.canonical(), error))
     }
 
-    /// Whether the directory that holds the name has a mirror, also where the name itself is excluded: such a name is not looked
-    /// for in the tree.
+    /// Whether the directory that holds the name has a mirror, also where the name itself is excluded: such a name is
+    /// not looked for in the tree.
     pub fn is_beside_mirror(&mut self) -> bool {
         let Slot { tree, other, .. } = &mut *self.scratch;
         self.has_parent_mirror || other.set(parent(tree.as_bytes())).is_ok() && is_mirror(other.c_str())
@@ -239,8 +240,8 @@ fn look_into_tree(path: &CStr) -> system::Result<Stat> {
     }
 }
 
-/// Whether a path in the tree is a mirror that shows every name that Sheaf holds in its directory. Others are only there
-/// to be walked through.
+/// Whether a path in the tree is a mirror that shows every name that Sheaf holds in its directory. Others are only
+/// there to be walked through.
 fn is_mirror(path: &CStr) -> bool {
     look_into_tree(path).is_ok_and(|stat| is_directory(&stat) && stat.st_mode & POPULATED_BIT != 0)
 }
@@ -343,8 +344,8 @@ pub unsafe fn resolve_to_replace(directory: c_int, path: *const c_char, last: La
     unsafe { resolve_for(directory, path, Aim { last, creates: false, replaces: true }) }
 }
 
-/// The same, for who makes a file at a name that neither the tree nor the real path has, with O_EXCL, and looks again when
-/// it is there; with `replaces` as [`resolve_to_replace`].
+/// The same, for who makes a file at a name that neither the tree nor the real path has, with O_EXCL, and looks again
+/// when it is there; with `replaces` as [`resolve_to_replace`].
 ///
 /// # Safety
 /// As for [`resolve`].
@@ -785,8 +786,8 @@ impl<'a> Walker<'a> {
         !matches!(rest, b"" | b"." | b"..") && !rest.contains(&b'/')
     }
 
-    /// Looks at the last component before its directory: a call less, where that is a mirror, and so no link. False where it is
-    /// not.
+    /// Looks at the last component before its directory: a call less, where that is a mirror, and so no link. False
+    /// where it is not.
     fn look_in_mirror(&mut self) -> bool {
         if self.configuration.is_none_or(|configuration| configuration.is_excluded(self.canonical())) {
             return false;
@@ -980,8 +981,8 @@ impl<'a> Walker<'a> {
                 Ok(true)
             }
             Err(Errno(libc::ENOTDIR)) => Err(Stop::Failed(Errno(libc::ENOTDIR))),
-            // The mirror may be younger than the look: only what is missing now is missing. Who makes a file where there is
-            // none will see.
+            // The mirror may be younger than the look: only what is missing now is missing. Who makes a file where
+            // there is none will see.
             Err(_) if early.is_some() || self.parent_mirror_exists() => {
                 if self.catch_up() || !self.creates {
                     self.look_once_more();
@@ -1006,9 +1007,9 @@ impl<'a> Walker<'a> {
         other.set(parent(tree.as_bytes())).is_ok() && is_mirror(other.c_str())
     }
 
-    /// Has the mirrors show what other nodes have published, before anything is concluded from what they hold at a checkpoint's
-    /// name, or lack. True when they may show something else now. If that cannot be had, what the tree holds counts, and
-    /// what it lacks is unknown.
+    /// Has the mirrors show what other nodes have published, before anything is concluded from what they hold at a
+    /// checkpoint's name, or lack. True when they may show something else now. If that cannot be had, what the tree
+    /// holds counts, and what it lacks is unknown.
     fn catch_up(&mut self) -> bool {
         let Some(configuration) = self.configuration else { return false };
         let path = self.canonical();
@@ -1036,8 +1037,9 @@ impl<'a> Walker<'a> {
         durable::is_close_to_open()
     }
 
-    /// Has the mirrors show what other nodes have published until now, once for each walk, before a checkpoint's name is said not to
-    /// exist. True when they may show something else now; if that cannot be had, what the tree holds counts.
+    /// Has the mirrors show what other nodes have published until now, once for each walk, before a checkpoint's name
+    /// is said not to exist. True when they may show something else now; if that cannot be had, what the tree holds
+    /// counts.
     fn refresh(&mut self) -> bool {
         let Some(configuration) = self.configuration else { return false };
         let path = self.canonical();

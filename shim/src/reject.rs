@@ -1,7 +1,8 @@
-//! The fast reject: a path that its first bytes tell from every checkpoint path, in few instructions and without a frame.
+//! The fast reject: a path that its first bytes tell from every checkpoint path, in few instructions and without a
+//! frame.
 //!
-//! It knows the system directories, into which nobody but the administrator puts links. Nothing here may take a path that
-//! could lead to a checkpoint; one that it does not take is looked at as if this were not there.
+//! It knows the system directories, into which nobody but the administrator puts links. Nothing here may take a path
+//! that could lead to a checkpoint; one that it does not take is looked at as if this were not there.
 
 use core::ffi::c_char;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -68,7 +69,8 @@ pub unsafe fn rejects(path: *const c_char) -> bool {
     if is_no_address(path) || path as usize % SMALLEST_PAGE > SMALLEST_PAGE - WIDTH {
         return false;
     }
-    // SAFETY: all tables stay. The bytes lie in the page in which the path starts; what is behind its end is masked out.
+    // SAFETY: all tables stay. The bytes lie in the page in which the path starts; what is behind its end is masked
+    // out.
     unsafe {
         let table = &*CURRENT.load(Ordering::Acquire);
         let word = scan::word(path);
@@ -124,8 +126,8 @@ mod scan {
     #[inline(always)]
     pub unsafe fn has_two_dots(path: *const c_char) -> bool {
         let found: u8;
-        // SAFETY: reads the string in blocks of sixteen bytes: the first as the caller allows, the others aligned, so that
-        // each lies in a page into which the string reaches.
+        // SAFETY: reads the string in blocks of sixteen bytes: the first as the caller allows, the others aligned, so
+        // that each lies in a page into which the string reaches.
         unsafe {
             let dots = _mm_cvtsi32_si128(TWO_DOTS);
             asm!(

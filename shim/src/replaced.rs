@@ -1,7 +1,8 @@
 //! Markers of older files that lie under captured names on the parallel file system until they may go.
 //!
-//! Whoever takes such a name away takes the older file first and the marker last. A marker too many is harmless, because
-//! it says which file it means; one too few brings an old file back. So whatever is killed here leaves one too many.
+//! Whoever takes such a name away takes the older file first and the marker last. A marker too many is harmless,
+//! because it says which file it means; one too few brings an old file back. So whatever is killed here leaves one too
+//! many.
 
 use core::ffi::CStr;
 
@@ -100,8 +101,8 @@ pub fn remove_below(configuration: &Configuration, directory: &[u8], to: Option<
     })
 }
 
-/// Says in advance what will be published under the name that a file has when its directory has moved. The old marker stays,
-/// which is harmless.
+/// Says in advance what will be published under the name that a file has when its directory has moved. The old marker
+/// stays, which is harmless.
 fn mark_moved(configuration: &Configuration, marker: &Marker, directory: &[u8], to: Option<&[u8]>) -> Result<()> {
     let Some(to) = to else { return Ok(()) };
     let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;

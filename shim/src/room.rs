@@ -1,8 +1,8 @@
 //! Room in the stage: asked for before a file is captured, and when a write finds the file system full.
 //!
-//! Writes of streams and stores into mappings cannot be hooked, so some room is kept for them: a capture that would eat into
-//! it waits for the flusher to evict what is published, and then stays on the parallel file system. Every wait ends after
-//! SHEAF_TIMEOUT. Nothing here may touch a file of the program.
+//! Writes of streams and stores into mappings cannot be hooked, so some room is kept for them: a capture that would eat
+//! into it waits for the flusher to evict what is published, and then stays on the parallel file system. Every wait
+//! ends after SHEAF_TIMEOUT. Nothing here may touch a file of the program.
 
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +17,8 @@ use crate::told;
 /// Least that is asked for at once, in bytes: a file that grows in small pieces need not ask for each.
 const WANTED_LEAST: u64 = 256 << 10;
 
-/// More room than all processes of a node can use up in a [`system::moment`]: who has found as much beyond the reserve need not
-/// ask again until it is over.
+/// More room than all processes of a node can use up in a [`system::moment`]: who has found as much beyond the reserve
+/// need not ask again until it is over.
 const AMPLE_BYTES: u64 = 8 << 30;
 
 /// The moment in which ample room was found last.

@@ -1,7 +1,9 @@
-//! Layout `files`: what is published leaves the tree for its own path on the parallel file system. Whoever takes a name or changes
-//! what it means keeps it on its side meanwhile, by a lock that the flusher needs for the moment in which a name changes sides.
+//! Layout `files`: what is published leaves the tree for its own path on the parallel file system. Whoever takes a name
+//! or changes what it means keeps it on its side meanwhile, by a lock that the flusher needs for the moment in which a
+//! name changes sides.
 //!
-//! Nobody may wait here for longer than for a flusher, and nobody may ask the flusher for anything while names are held.
+//! Nobody may wait here for longer than for a flusher, and nobody may ask the flusher for anything while names are
+//! held.
 
 use core::ffi::CStr;
 
@@ -30,8 +32,9 @@ impl Drop for Held {
     }
 }
 
-/// Holds all names, where that is needed. Without the lock, because somebody has kept it for as long as a flusher may be silent, the
-/// call goes on; it may have taken that long, so what was looked at before is to be looked at again in any case.
+/// Holds all names, where that is needed. Without the lock, because somebody has kept it for as long as a flusher may
+/// be silent, the call goes on; it may have taken that long, so what was looked at before is to be looked at again in
+/// any case.
 pub fn hold(configuration: &Configuration) -> Option<Held> {
     if !told::publishes_files(configuration) {
         return None;
@@ -55,9 +58,9 @@ pub fn hold(configuration: &Configuration) -> Option<Held> {
     }
 }
 
-/// Holds all names if one of these is in the tree: then they are to be looked at again, because they may have left it. The
-/// flusher is started first, which takes its time, and whether that succeeds or not: another process may start one. A directory, for
-/// whose names it is asked, can neither replace a file nor be replaced by one.
+/// Holds all names if one of these is in the tree: then they are to be looked at again, because they may have left it.
+/// The flusher is started first, which takes its time, and whether that succeeds or not: another process may start one.
+/// A directory, for whose names it is asked, can neither replace a file nor be replaced by one.
 pub fn hold_for(configuration: &Configuration, entries: [Option<&Entry>; 2]) -> Option<Held> {
     let is = |kind: Kind| entries.iter().flatten().any(|entry| entry.kind == kind);
     if !is(Kind::Managed) || is(Kind::Directory) {

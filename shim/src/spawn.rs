@@ -153,7 +153,8 @@ extern "C" fn become_flusher(argument: *mut c_void) -> c_int {
         (0..3).for_each(|number| system::duplicate_to(null, number));
     }
     (1..=SIGNALS).for_each(system::default_action);
-    // The loader of the new program fails in a program's small address space; the flusher lifts the other limits itself.
+    // The loader of the new program fails in a program's small address space; the flusher lifts the other limits
+    // itself.
     [libc::RLIMIT_AS, libc::RLIMIT_DATA].into_iter().for_each(system::lift_limit);
     system::set_blocked_signals(0);
     let arguments = [c"sheaf".as_ptr(), c"flusher".as_ptr(), ptr::null()];

@@ -1,13 +1,14 @@
-//! A file that has no room in the stage moves to its real path on the parallel file system, under the descriptors that the
-//! program has: offset, flags, O_APPEND, duplicates and a lock of flock(2) stay.
+//! A file that has no room in the stage moves to its real path on the parallel file system, under the descriptors that
+//! the program has: offset, flags, O_APPEND, duplicates and a lock of flock(2) stay.
 //!
-//! Whether anybody else could write to the old file is not reasoned about: each descriptor is first replaced by one that can
-//! only read, and then the kernel grants a lease exactly when no writer is left, neither a call under way in another
-//! thread nor a mapping nor another process. What is copied after that cannot change. Until the new file is complete and
-//! has its name, everything can be undone; what cannot be moved so is refused before a byte is lost:
+//! Whether anybody else could write to the old file is not reasoned about: each descriptor is first replaced by one
+//! that can only read, and then the kernel grants a lease exactly when no writer is left, neither a call under way in
+//! another thread nor a mapping nor another process. What is copied after that cannot change. Until the new file is
+//! complete and has its name, everything can be undone; what cannot be moved so is refused before a byte is lost:
 //!
 //! - a file that another process holds (after a fork, for example), because its offset could not be shared any more;
-//! - a file with a writable mapping, with several names, with locks of fcntl(2), or with more descriptors than [`MOST`].
+//! - a file with a writable mapping, with several names, with locks of fcntl(2), or with more descriptors than
+//!   [`MOST`].
 //!
 //! Another thread that writes through such a descriptor meanwhile gets EBADF from the kernel; the hooks of `data` wait
 //! then and repeat the call. A thread that closes one of the descriptors within the microsecond between a last look at
@@ -148,7 +149,8 @@ impl Descriptors {
         Ok(())
     }
 
-    /// New descriptions of `file`, one for each that the program has: with the flags that it has, or such as can only read.
+    /// New descriptions of `file`, one for each that the program has: with the flags that it has, or such as can only
+    /// read.
     fn describe(&self, file: &Descriptor, only_reading: bool) -> Result<Descriptions> {
         let mut descriptions: Descriptions = [const { None }; MOST];
         for (index, (place, held)) in descriptions.iter_mut().zip(self.all()).enumerate() {
@@ -203,8 +205,8 @@ fn reopen(fd: c_int, flags: c_int) -> Result<Descriptor> {
     }
 }
 
-/// Moves the staged file behind a descriptor to its real path. Afterwards every descriptor of this process that led to it
-/// leads to the new file.
+/// Moves the staged file behind a descriptor to its real path. Afterwards every descriptor of this process that led to
+/// it leads to the new file.
 pub fn move_file(configuration: &Configuration, fd: c_int) -> Result<()> {
     let _turn = Turn::take()?;
     let mut scratch = Scratch::claim().ok_or(Errno(libc::ENOMEM))?;
@@ -323,7 +325,8 @@ impl Move {
         temporary: &CStr,
         aside: &mut Text,
     ) -> Result<()> {
-        // Opened before the file has its mode, which may forbid that. From its new name on, nothing that can fail is left.
+        // Opened before the file has its mode, which may forbid that. From its new name on, nothing that can fail is
+        // left.
         let descriptions = self.descriptors.describe(new, false)?;
         copy::copy_attributes(&self.old, new)?;
         // Whoever is killed in the next steps leaves both: then what has come goes with the name, and both are alike.
@@ -347,8 +350,8 @@ impl Move {
         Ok(())
     }
 
-    /// Takes the old file out of the tree; one that has taken its name meanwhile stays. On a disk that is full, or where the user has
-    /// reached a quota, nothing can be moved aside, but it can be removed.
+    /// Takes the old file out of the tree; one that has taken its name meanwhile stays. On a disk that is full, or
+    /// where the user has reached a quota, nothing can be moved aside, but it can be removed.
     fn take_name_away(&self, configuration: &Configuration, tree: &CStr, aside: &mut Text) -> Result<()> {
         start_in_stage(configuration, layout::SCRATCH, aside).map_err(|_| Errno(libc::ENAMETOOLONG))?;
         let rename = |name: &CStr| system::rename((AT_FDCWD, tree), (AT_FDCWD, name), libc::RENAME_NOREPLACE);

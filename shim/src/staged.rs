@@ -1,5 +1,5 @@
-//! Which captured file a descriptor leads to. The program's descriptors are real ones, and nothing is noted of them: the
-//! kernel is asked.
+//! Which captured file a descriptor leads to. The program's descriptors are real ones, and nothing is noted of them:
+//! the kernel is asked.
 
 use core::ffi::c_int;
 
@@ -17,8 +17,8 @@ pub enum Access {
     Writing,
 }
 
-/// Puts the canonical path of the captured file behind a descriptor into `path`; false when there is none: it is another
-/// file, or has no name any more.
+/// Puts the canonical path of the captured file behind a descriptor into `path`; false when there is none: it is
+/// another file, or has no name any more.
 pub fn path_of(configuration: &Configuration, fd: c_int, access: Access, path: &mut Text) -> bool {
     let is_wanted = |flags: c_int| access == Access::Any || flags & libc::O_ACCMODE != libc::O_RDONLY;
     let is_file = system::fstat(fd).is_ok_and(|stat| paths::is_regular(&stat) && stat.st_nlink > 0);

@@ -26,8 +26,8 @@ static TOLD: AtomicI32 = AtomicI32::new(0);
 /// The process that has said that what it gets may be older than what the store holds.
 static AGE_TOLD: AtomicI32 = AtomicI32::new(0);
 
-/// Whether there is a store, or perhaps something that waits for one, as far as can be seen: then a directory without a mirror may hold
-/// names that this node has not seen.
+/// Whether there is a store, or perhaps something that waits for one, as far as can be seen: then a directory without a
+/// mirror may hold names that this node has not seen.
 pub fn exists(configuration: &Configuration) -> bool {
     if SEEN.load(Ordering::Relaxed) {
         return true;
@@ -40,8 +40,8 @@ pub fn exists(configuration: &Configuration) -> bool {
 }
 
 /// What a call fails with whose answer depends on what the store holds at `path`, when nobody could say for `error`;
-/// `Ok` when the store holds nothing at all, and for a process that has become another user, to which Sheaf means nothing.
-/// EIO is a flusher's word that it does not know: what the store does not have yet may wait in a further tier.
+/// `Ok` when the store holds nothing at all, and for a process that has become another user, to which Sheaf means
+/// nothing. EIO is a flusher's word that it does not know: what the store does not have yet may wait in a further tier.
 pub fn refuse(configuration: &Configuration, path: &[u8], error: Errno) -> Result<()> {
     let may_be_held = error == Errno(libc::EIO) || may_hold_names(configuration);
     if !may_be_held || system::user_id() != configuration.user {
@@ -65,8 +65,9 @@ pub fn refuse(configuration: &Configuration, path: &[u8], error: Errno) -> Resul
     Err(Errno(libc::EIO))
 }
 
-/// Says, once in a process, that what the tree holds at `path` may be older than what another node has published, because nobody
-/// could look for `error`. It may be the only copy of what this node has captured: so it is what the program gets.
+/// Says, once in a process, that what the tree holds at `path` may be older than what another node has published,
+/// because nobody could look for `error`. It may be the only copy of what this node has captured: so it is what the
+/// program gets.
 pub fn warn_of_age(configuration: &Configuration, path: &[u8], error: Errno) {
     let process = system::process_id();
     if AGE_TOLD.swap(process, Ordering::Relaxed) == process || !may_hold_names(configuration) {

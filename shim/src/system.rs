@@ -424,7 +424,8 @@ pub fn map(length: usize) -> Result<*mut u8> {
     unsafe { call!(libc::SYS_mmap, 0, length, protection, flags, -1isize, 0) }.map(|address| address as *mut u8)
 }
 
-/// New memory, zeroed, and zeroed once more in every process that is forked: MADV_WIPEONFORK of madvise(2), from Linux 4.14 on.
+/// New memory, zeroed, and zeroed once more in every process that is forked: MADV_WIPEONFORK of madvise(2), from Linux
+/// 4.14 on.
 pub fn map_emptied_by_fork(length: usize) -> Result<*mut u8> {
     let address = map(length)?;
     // SAFETY: the mapping is whole pages of private memory that nobody else knows of.

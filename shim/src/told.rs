@@ -1,7 +1,7 @@
 //! What the flusher tells unasked: one file of the stage, in memory.
 //!
-//! Nothing here may wait or make a call of the system once the file is mapped, and never may a flusher be said to live that the
-//! kernel has seen end.
+//! Nothing here may wait or make a call of the system once the file is mapped, and never may a flusher be said to live
+//! that the kernel has seen end.
 
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};

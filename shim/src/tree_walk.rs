@@ -1,8 +1,8 @@
 //! Tree walks by fts(3), on the directory streams of this library.
 //!
-//! The C library's own walk opens directories inside, where no hook reaches. This one yields the same entries in the same
-//! order, and never changes the working directory: fts(3) promises no particular one. Walks that were begun without
-//! Sheaf stay the C library's.
+//! The C library's own walk opens directories inside, where no hook reaches. This one yields the same entries in the
+//! same order, and never changes the working directory: fts(3) promises no particular one. Walks that were begun
+//! without Sheaf stay the C library's.
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::mem::offset_of;

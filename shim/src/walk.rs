@@ -1,7 +1,7 @@
 //! Tree walks: ftw(3) and nftw(3), on the directory streams of this library.
 //!
-//! The C library's own walk opens directories inside, where no hook reaches; so this one does the same steps in the same
-//! order through the hooks. Nothing here may differ from it for directories without managed names.
+//! The C library's own walk opens directories inside, where no hook reaches; so this one does the same steps in the
+//! same order through the hooks. Nothing here may differ from it for directories without managed names.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem::MaybeUninit;

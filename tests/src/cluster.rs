@@ -1,5 +1,5 @@
-//! A Slurm cluster of a test's own: `scripts/slurm-cluster.sh`, whose nodes see one directory of the test as /mnt/shared
-//! and the built library and program in /mnt/installed. Needs root.
+//! A Slurm cluster of a test's own: `scripts/slurm-cluster.sh`, whose nodes see one directory of the test as
+//! /mnt/shared and the built library and program in /mnt/installed. Needs root.
 //!
 //! It must share nothing with another cluster, and be gone after the test, whatever happens.
 

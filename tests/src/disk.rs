@@ -1,4 +1,5 @@
-//! A small disk of its own file system, mounted over a directory, which can lose its power; and a small memory file system.
+//! A small disk of its own file system, mounted over a directory, which can lose its power; and a small memory file
+//! system.
 //!
 //! Needs root, or sudo that asks nothing. Nothing of it may stay mounted after a test, whatever happens.
 
@@ -42,8 +43,8 @@ impl Disk {
         disk
     }
 
-    /// Unmounts it. Nobody may hold a file of it open; the kernel itself may for a moment: what a killed process had in its
-    /// io_uring is given back by a worker of the kernel's after the process has ended, which nothing announces.
+    /// Unmounts it. Nobody may hold a file of it open; the kernel itself may for a moment: what a killed process had in
+    /// its io_uring is given back by a worker of the kernel's after the process has ended, which nothing announces.
     pub fn unmount(&self) {
         const BUSY: i32 = 32;
         let deadline = Instant::now() + PATIENCE;
@@ -61,7 +62,8 @@ impl Disk {
         process::run(as_root("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.place)).expect_success();
     }
 
-    /// Gives whoever uses a disk of btrfs a quota, as `6M`, or none (`none`). The free space of the file system does not show it.
+    /// Gives whoever uses a disk of btrfs a quota, as `6M`, or none (`none`). The free space of the file system does
+    /// not show it.
     pub fn limit(&self, limit: &str) {
         process::run(as_root("btrfs").args(["quota", "enable"]).arg(&self.place)).expect_success();
         process::run(as_root("btrfs").args(["qgroup", "limit", limit]).arg(&self.place)).expect_success();

@@ -198,7 +198,8 @@ fn write_segment(bytes: &mut Vec<u8>, segment: &Segment, sequence: u64) {
     put(bytes, start + HEAD + 40, &(records.len() as u64).to_le_bytes());
 }
 
-/// Makes every checksum, and every number that is there twice, right again in what may be anything. Data stays as it is.
+/// Makes every checksum, and every number that is there twice, right again in what may be anything. Data stays as it
+/// is.
 pub fn resign(bytes: &mut [u8]) {
     if bytes.len() < BLOCK {
         return;

@@ -224,8 +224,8 @@ impl Scene {
         process::run(command.arg("ckpt")).expect_success().text()
     }
 
-    /// What a preloaded program sees is what the native side has: at once, when all is published, and if `wipes`, when the stage
-    /// has been lost after that.
+    /// What a preloaded program sees is what the native side has: at once, when all is published, and if `wipes`, when
+    /// the stage has been lost after that.
     pub fn assert_lasts(&self, wipes: bool, what: &str) {
         let assert_same = |when: &str| assert_eq!(self.captured_snapshot(), self.native_snapshot(), "{what}, {when}");
         assert_same("at once");
@@ -273,15 +273,15 @@ impl Scene {
         }
     }
 
-    /// Kills the flushers that have their stage in this directory, which is the scene's tier or lies in it; yields how many there
-    /// were.
+    /// Kills the flushers that have their stage in this directory, which is the scene's tier or lies in it; yields how
+    /// many there were.
     pub fn kill_flushers_in(&self, tier: &Path) -> usize {
         let flushers = processes_in(tier).into_iter().filter(|process| is_command(*process, b"flusher"));
         flushers.inspect(|process| kill_and_await(*process)).count()
     }
 
-    /// Stops the flushers that have their stage in this directory, which is the scene's tier or lies in it, until they are
-    /// killed.
+    /// Stops the flushers that have their stage in this directory, which is the scene's tier or lies in it, until they
+    /// are killed.
     pub fn stop_flushers_in(&self, tier: &Path) {
         signal_flushers_in(tier, libc::SIGSTOP);
     }

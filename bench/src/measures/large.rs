@@ -1,4 +1,5 @@
-//! A checkpoint of a few large files: how long the program is held up, when it is published, what it costs, and restart.
+//! A checkpoint of a few large files: how long the program is held up, when it is published, what it costs, and
+//! restart.
 
 use std::path::Path;
 use std::time::Instant;
@@ -57,8 +58,8 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
     Ok(group)
 }
 
-/// Right before the same is captured, and once without being timed: a virtual machine's memory that has lain idle may be its host's by
-/// then, and who writes to it first waits for it to come back.
+/// Right before the same is captured, and once without being timed: a virtual machine's memory that has lain idle may
+/// be its host's by then, and who writes to it first waits for it to come back.
 fn on_stage(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
     for is_timed in [false, true] {
         let staged = site.stage_place("native")?;

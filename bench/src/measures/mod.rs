@@ -55,8 +55,8 @@ impl Size {
 /// Arguments of a measured program, by the directory that it works in.
 type Arguments<'a> = &'a dyn Fn(&Path) -> Vec<String>;
 
-/// A checkpoint under Sheaf, and a restart from the store alone: how long the programs are held up, the time from their start until
-/// everything is published, and, cold, what reading takes.
+/// A checkpoint under Sheaf, and a restart from the store alone: how long the programs are held up, the time from their
+/// start until everything is published, and, cold, what reading takes.
 ///
 /// # Errors
 /// When anything of it cannot be run.

@@ -129,7 +129,8 @@ fn count_operations(site: &Site, before: Option<f64>, row: &mut Row) {
     }
 }
 
-/// Files per second from staged to published, and the flusher's microseconds for each: it is stopped while they are written.
+/// Files per second from staged to published, and the flusher's microseconds for each: it is stopped while they are
+/// written.
 fn publish_rate(site: &Site, files: usize) -> Result<(f64, f64), Failure> {
     let captured = site.place("ckpt")?;
     let programs = site.start(1, true, &write(&captured, files, SMALL_BYTES, false))?;

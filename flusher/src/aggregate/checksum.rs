@@ -23,7 +23,8 @@ pub fn of_zeros(length: u64) -> u32 {
     !multiply(!0, shift(length))
 }
 
-/// The Castagnoli polynomial without its highest term, the coefficient of x^0 in the highest bit, as in all that follows.
+/// The Castagnoli polynomial without its highest term, the coefficient of x^0 in the highest bit, as in all that
+/// follows.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
 /// The product of two polynomials over GF(2), modulo [`POLYNOMIAL`].

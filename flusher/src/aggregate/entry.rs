@@ -17,8 +17,8 @@ pub const RESERVED: &[u8] = b".sheaf";
 
 /// The file was never closed by the program that wrote it.
 pub const FLAG_UNCLOSED: u32 = 1;
-/// A copy of a record of an aggregate that may be gone. It stands at its own time, whatever was recorded before it in its
-/// aggregate, and does what the original did there.
+/// A copy of a record of an aggregate that may be gone. It stands at its own time, whatever was recorded before it in
+/// its aggregate, and does what the original did there.
 pub const FLAG_MOVED: u32 = 2;
 /// A moved directory or link that was not at its path any more when it was copied: no member of the archive.
 pub const FLAG_RENAMED: u32 = 4;
@@ -31,7 +31,8 @@ pub const FLAG_ACKNOWLEDGED: u32 = 32;
 /// Of a file: several nodes wrote to it at the same time, and this is what one of them wrote.
 pub const FLAG_CONTESTED: u32 = 64;
 
-/// How long a file had been written to, as flags: milliseconds, or with the highest bit seconds; 0 when it is not known.
+/// How long a file had been written to, as flags: milliseconds, or with the highest bit seconds; 0 when it is not
+/// known.
 const WRITING_SHIFT: u32 = 16;
 const WRITING_SECONDS: u32 = 1 << 15;
 

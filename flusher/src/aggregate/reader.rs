@@ -33,8 +33,8 @@ pub trait ReadAt {
     /// As reading a file; `UnexpectedEof` when there are fewer bytes.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Fills the first `length` bytes of `buffer` from `offset`. Up to the next whole block the rest of the buffer may be used
-    /// for that.
+    /// Fills the first `length` bytes of `buffer` from `offset`. Up to the next whole block the rest of the buffer may
+    /// be used for that.
     ///
     /// # Errors
     /// As [`ReadAt::read_exact_at`].
@@ -289,9 +289,9 @@ pub fn recover_from(source: &dyn ReadAt, end: u64, next_sequence: u64) -> Result
     Ok(recovered)
 }
 
-/// Whether a segment that looks unpublished has lost its first sector: a later one of the same aggregate was begun to be sealed with,
-/// or, as far as what is left tells where that is, published. It takes no search: what is lost without either is found by
-/// [`super::published_behind`] alone.
+/// Whether a segment that looks unpublished has lost its first sector: a later one of the same aggregate was begun to
+/// be sealed with, or, as far as what is left tells where that is, published. It takes no search: what is lost without
+/// either is found by [`super::published_behind`] alone.
 fn was_published(source: &dyn ReadAt, identity: &Identity, at: SegmentAt) -> io::Result<bool> {
     let length = source.length()?;
     if seal_at(source, identity, length)?.is_some_and(|start| start > at.offset) {

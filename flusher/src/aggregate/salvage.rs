@@ -1,8 +1,8 @@
 //! What can still be read of a damaged aggregate: every published segment whose TOC is intact, wherever it lies.
 //!
-//! A segment is found by its HEAD or, if that is damaged, by the trailer at its end. It counts as published only if its first
-//! sector is not zero, or a published one lies behind it: an unpublished segment may hold data that was never right,
-//! with checksums that fit. Data is checked when it is read, as ever.
+//! A segment is found by its HEAD or, if that is damaged, by the trailer at its end. It counts as published only if its
+//! first sector is not zero, or a published one lies behind it: an unpublished segment may hold data that was never
+//! right, with checksums that fit. Data is checked when it is read, as ever.
 
 use std::io;
 

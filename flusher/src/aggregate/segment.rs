@@ -100,8 +100,8 @@ impl SegmentPlan {
         Ok(plan)
     }
 
-    /// Plans the last segment of an aggregate: it carries the index that [`super::encode_index`] made, and a watermark. The
-    /// caller writes the index's bytes at the data offset of entry 0.
+    /// Plans the last segment of an aggregate: it carries the index that [`super::encode_index`] made, and a watermark.
+    /// The caller writes the index's bytes at the data offset of entry 0.
     ///
     /// # Errors
     /// When the index is too large.

@@ -1,8 +1,9 @@
-//! A file that several nodes write to: ranges, each of which says whose it is and how long, so that the archive can be walked
-//! past those that are still being written, or whose writer died.
+//! A file that several nodes write to: ranges, each of which says whose it is and how long, so that the archive can be
+//! walked past those that are still being written, or whose writer died.
 //!
-//! The ranges of one writer make up an aggregate of their own, its *part* of the file. Who reserves ranges, and how nobody ever
-//! gets the same, is decided elsewhere. Nothing here may panic on hostile bytes, or believe a number that it has not checked.
+//! The ranges of one writer make up an aggregate of their own, its *part* of the file. Who reserves ranges, and how
+//! nobody ever gets the same, is decided elsewhere. Nothing here may panic on hostile bytes, or believe a number that
+//! it has not checked.
 
 use std::collections::HashMap;
 use std::io;
@@ -186,9 +187,9 @@ pub fn archive_end(source: &dyn ReadAt, from: u64) -> io::Result<u64> {
     }
 }
 
-/// Where data lies behind the end of an archive, if there is any: whoever writes data to a file that nodes share has a durable header
-/// before it, so a header is damaged then, unless somebody has come in between. The block at the end may be a header that a power
-/// failure has left half written: it is nobody's.
+/// Where data lies behind the end of an archive, if there is any: whoever writes data to a file that nodes share has a
+/// durable header before it, so a header is damaged then, unless somebody has come in between. The block at the end may
+/// be a header that a power failure has left half written: it is nobody's.
 ///
 /// # Errors
 /// From the file system.
@@ -288,8 +289,8 @@ pub struct SharedContent {
     pub end: u64,
 }
 
-/// Reads what is new in a shared file. `next_sequence` tells of a part that is known how far it has been read. With `all`, what lies
-/// behind a damaged segment of a part is read, too.
+/// Reads what is new in a shared file. `next_sequence` tells of a part that is known how far it has been read. With
+/// `all`, what lies behind a damaged segment of a part is read, too.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -369,7 +370,8 @@ pub fn file_of(source: &dyn ReadAt) -> Result<[u8; 16], ReadError> {
     }
 }
 
-/// Whether a part that begins at this place has been removed, as far as can be told: what is damaged may be there still.
+/// Whether a part that begins at this place has been removed, as far as can be told: what is damaged may be there
+/// still.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -602,7 +604,8 @@ mod tests {
         assert!(!is_removed(&shared.bytes, second, two.identity.uuid).unwrap());
     }
 
-    /// What a power failure leaves of a block that was being written is walked past or over, and the next range follows.
+    /// What a power failure leaves of a block that was being written is walked past or over, and the next range
+    /// follows.
     #[test]
     fn torn_reservations_end_nothing() {
         let mut one = Builder::new(1);

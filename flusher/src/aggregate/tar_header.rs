@@ -120,8 +120,8 @@ fn octal_time(seconds: i64) -> Option<u64> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds <= OCTAL_TIME_MAX)
 }
 
-/// The record of a time: seconds with their decimal fraction, as pax has it; the fraction of a negative time counts away from
-/// zero.
+/// The record of a time: seconds with their decimal fraction, as pax has it; the fraction of a negative time counts
+/// away from zero.
 fn push_time(body: &mut Vec<u8>, attributes: &Attributes) {
     let nanoseconds = i128::from(attributes.mtime_seconds) * 1_000_000_000 + i128::from(attributes.mtime_nanoseconds);
     let (seconds, fraction) = (nanoseconds.unsigned_abs() / 1_000_000_000, nanoseconds.unsigned_abs() % 1_000_000_000);
@@ -172,7 +172,8 @@ fn put_digits(field: &mut [u8], number: u64, base: u64) {
     assert_eq!(rest, 0, "{number} has room in its field");
 }
 
-/// Pads the body of an `x` header, which follows its sector in `header`, so that the data behind both headers is aligned.
+/// Pads the body of an `x` header, which follows its sector in `header`, so that the data behind both headers is
+/// aligned.
 fn pad_for_alignment(header: &mut Vec<u8>, position: u64, block: u64) {
     let body_length = header.len() - SECTOR as usize;
     let data_after = |body_length: usize| {

@@ -17,8 +17,8 @@ const CUTS_MAX: usize = 20;
 
 /// List the times at which a store is consistent over all nodes of a job, with what is complete then, the newest first
 ///
-/// The first one of each job is what a new job sees if all nodes that have not ended are lost: `hidden` files of what was
-/// published are not in it. SHEAF_CUT=complete shows a job everything, `sheaf ls --cut complete` lists it.
+/// The first one of each job is what a new job sees if all nodes that have not ended are lost: `hidden` files of what
+/// was published are not in it. SHEAF_CUT=complete shows a job everything, `sheaf ls --cut complete` lists it.
 #[derive(Args, Debug)]
 pub struct CutsArgs {
     /// Print one JSON array, with the names of the files

@@ -51,8 +51,8 @@ pub fn run(arguments: &DrainArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for the end of a flusher that has been told to drain. It stays for as long as its programs live; if there are none,
-/// [`Settings::store_timeout`] bounds the time in which the store takes nothing.
+/// Waits for the end of a flusher that has been told to drain. It stays for as long as its programs live; if there are
+/// none, [`Settings::store_timeout`] bounds the time in which the store takes nothing.
 fn until_gone(settings: &Settings, stage: &Path) -> Result<(), Failure> {
     let mut monitor = Monitor::new(settings, stage);
     let mut said = false;

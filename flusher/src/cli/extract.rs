@@ -35,12 +35,12 @@ pub struct ExtractArgs {
     /// The store's directory, or one aggregate of it
     #[arg(value_name = "STORE|AGGREGATE")]
     source: PathBuf,
-    /// Read damaged aggregates, too: everything whose checksum is right, also behind what is damaged. Says what is lost;
-    /// where that had renamed or removed names, they are as they were before
+    /// Read damaged aggregates, too: everything whose checksum is right, also behind what is damaged. Says what is
+    /// lost; where that had renamed or removed names, they are as they were before
     #[arg(long)]
     salvage: bool,
-    /// As it was at a consistent cut: `newest` (if all nodes that have not ended were lost), `complete` (everything that is
-    /// published), or at a time in seconds since 1970, as `sheaf cuts` shows it
+    /// As it was at a consistent cut: `newest` (if all nodes that have not ended were lost), `complete` (everything
+    /// that is published), or at a time in seconds since 1970, as `sheaf cuts` shows it
     #[arg(long, value_name = "CUT", value_parser = offline::parse_cut, conflicts_with = "salvage")]
     cut: Option<Choice>,
     /// Where to write; made if it is not there

@@ -20,8 +20,8 @@ pub struct LsArgs {
     /// Print one JSON array
     #[arg(long, conflicts_with = "long")]
     json: bool,
-    /// As it was at a consistent cut: `newest` (if all nodes that have not ended were lost), `complete` (everything that is
-    /// published), or at a time in seconds since 1970, as `sheaf cuts` shows it
+    /// As it was at a consistent cut: `newest` (if all nodes that have not ended were lost), `complete` (everything
+    /// that is published), or at a time in seconds since 1970, as `sheaf cuts` shows it
     #[arg(long, value_name = "CUT", value_parser = offline::parse_cut)]
     cut: Option<Choice>,
     /// The store's directory, or aggregates of it

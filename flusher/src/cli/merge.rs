@@ -1,7 +1,8 @@
 //! `sheaf merge`: everything in a store as one aggregate, for moving or keeping a checkpoint as a single file.
 //!
-//! What is written is what the namespace holds now, each file checked as it is read; the result is checked once more before it
-//! gets its name. The sources are never changed. An interrupted merge leaves `OUTPUT.part`, and the next one goes on with it.
+//! What is written is what the namespace holds now, each file checked as it is read; the result is checked once more
+//! before it gets its name. The sources are never changed. An interrupted merge leaves `OUTPUT.part`, and the next one
+//! goes on with it.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -27,8 +28,8 @@ const PART: &str = ".part";
 
 /// Write everything in a store to one aggregate
 ///
-/// The result is a tar file like every aggregate; a directory that it is put into is a store. What is published in the store
-/// when the merge starts is in it. Interrupted, it leaves OUTPUT.part, and the same command goes on from there.
+/// The result is a tar file like every aggregate; a directory that it is put into is a store. What is published in the
+/// store when the merge starts is in it. Interrupted, it leaves OUTPUT.part, and the same command goes on from there.
 #[derive(Args, Debug)]
 pub struct MergeArgs {
     /// The store's directory, or aggregates of it
@@ -99,8 +100,8 @@ fn refuse_output(output: &Path, directory: &Path, sources: &[PathBuf]) -> Result
     Ok(())
 }
 
-/// The aggregate to write to, unless it is complete, and what is not in it yet. What an earlier merge has left is kept if all of it
-/// is still wanted.
+/// The aggregate to write to, unless it is complete, and what is not in it yet. What an earlier merge has left is kept
+/// if all of it is still wanted.
 fn begin<'a>(part: &Path, wanted: &'a [Copied]) -> Result<(Option<Appender>, Vec<&'a Copied>), Failure> {
     match Target::reopen(part) {
         Ok(target) => {

@@ -1,7 +1,8 @@
-//! `sheaf prune`: reclaims by hand what no flusher does any more: of nodes that do not come back, or of jobs that have ended.
+//! `sheaf prune`: reclaims by hand what no flusher does any more: of nodes that do not come back, or of jobs that have
+//! ended.
 //!
-//! By the flusher's own rules: an aggregate goes only when a replay of all records shows that no name changes by it, and
-//! after what is alive in it has been copied. It never touches what somebody writes to.
+//! By the flusher's own rules: an aggregate goes only when a replay of all records shows that no name changes by it,
+//! and after what is alive in it has been copied. It never touches what somebody writes to.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -24,8 +25,8 @@ use crate::store::{Candidate, Copied, Lock, Plan, Planner, lock_store};
 
 /// Remove dead aggregates of a store that no flusher serves, after copying what is alive in them
 ///
-/// Exit code 0: done, or nothing to do. 1: something that takes room in vain had to stay; the table says why. 2: a flusher
-/// serves the store on this node, or it could not be done.
+/// Exit code 0: done, or nothing to do. 1: something that takes room in vain had to stay; the table says why. 2: a
+/// flusher serves the store on this node, or it could not be done.
 #[derive(Args, Debug)]
 pub struct PruneArgs {
     /// Only say what would be freed

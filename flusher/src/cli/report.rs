@@ -1,4 +1,5 @@
-//! `sheaf report`: checkpoint files that lie on the parallel file system itself, because they did not pass through Sheaf.
+//! `sheaf report`: checkpoint files that lie on the parallel file system itself, because they did not pass through
+//! Sheaf.
 //!
 //! It reads names and times there, nothing else, and only for a bounded time.
 

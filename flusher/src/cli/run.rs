@@ -184,8 +184,8 @@ fn greet_flusher(settings: &Settings) {
     });
     match greeted {
         Err(error) => eprintln!("sheaf: warning: {error}"),
-        // Mirrors that an earlier run has left show what other nodes have published since, as soon as this is answered. What it
-        // answers concerns the program, if it comes to that.
+        // Mirrors that an earlier run has left show what other nodes have published since, as soon as this is answered.
+        // What it answers concerns the program, if it comes to that.
         Ok(client) if was_there => {
             for pattern in &settings.patterns {
                 let _ = client.request(Kind::Populate, sheaf_common::pattern::fixed_prefix(pattern));

@@ -23,8 +23,8 @@ use crate::store::{AggregateFile, Store, aggregate_files, open_file};
 
 /// Check every published byte of a store or of single aggregates
 ///
-/// Also says which files several nodes wrote to at the same time: nobody has the whole of them. Exit code 0: all is what was
-/// written. 1: damage, or such a file, was found. 2: something could not be read.
+/// Also says which files several nodes wrote to at the same time: nobody has the whole of them. Exit code 0: all is
+/// what was written. 1: damage, or such a file, was found. 2: something could not be read.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
     /// Print one JSON object
@@ -172,7 +172,8 @@ fn verify(path: &Path, progress: &Progress) -> Option<Report> {
     })
 }
 
-/// A file that several nodes write to: all that each has published in it, and that the archive can be walked to its end.
+/// A file that several nodes write to: all that each has published in it, and that the archive can be walked to its
+/// end.
 fn verify_shared(path: &Path, progress: &Progress, report: &mut Report) -> Result<(), ReadError> {
     let file = AggregateFile::from(open_file(path)?);
     let content = recover_shared(file.file(), &mut Walked::default(), &|_| None, false)?;
@@ -253,8 +254,8 @@ fn check_records(recovered: &Recovered, file: &AggregateFile, progress: &Progres
     report.unreadable = report.unreadable.take().or(failed.into_inner());
 }
 
-/// Checks what lies behind the published segments: the zeros that end the archive; nothing more if it was closed; nothing
-/// that was published.
+/// Checks what lies behind the published segments: the zeros that end the archive; nothing more if it was closed;
+/// nothing that was published.
 fn check_end(recovered: &Recovered, file: &File) -> io::Result<Option<Finding>> {
     let (end, length) = (recovered.published_end, file.metadata()?.len());
     let finding = |offset: u64, what: String| Ok(Some(Finding { offset, path: None, what }));

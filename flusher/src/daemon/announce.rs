@@ -1,7 +1,8 @@
 //! A node makes itself known in the store before anything of it is published there.
 //!
-//! A node that dies before its first publication would else be one that nobody misses: the cut would show what others did
-//! after it. But no program may be held up for longer than SHEAF_TIMEOUT and a moment by a store that does not answer.
+//! A node that dies before its first publication would else be one that nobody misses: the cut would show what others
+//! did after it. But no program may be held up for longer than SHEAF_TIMEOUT and a moment by a store that does not
+//! answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,8 +37,8 @@ impl Announcement {
         self.is_made.store(true, Ordering::SeqCst);
     }
 
-    /// Makes an aggregate that says whose it is, if none has been made. Calls `done` when it is durable or cannot be made;
-    /// the next one who asks tries again. Yields how long that may be waited for: not at all if it is made.
+    /// Makes an aggregate that says whose it is, if none has been made. Calls `done` when it is durable or cannot be
+    /// made; the next one who asks tries again. Yields how long that may be waited for: not at all if it is made.
     pub fn make(shared: &Arc<Shared>, done: impl FnOnce() + Send + 'static) -> Option<Duration> {
         let announcement = &shared.announcement;
         // In layout `files` no cut asks which nodes there were.

@@ -1,9 +1,9 @@
 //! An aggregate that is being written: made, given segments, sealed, or given up.
 //!
-//! Used by the flusher, by `sheaf prune` and by `sheaf merge`. Where nodes share files it is one's part of one: [`Seat`] says where
-//! the next segment goes, and the rest is the same. It never appends to an aggregate that it has not made itself, but
-//! for a merge that goes on with its own; after any error the aggregate must be abandoned: nothing is known then about what it
-//! holds behind its published end.
+//! Used by the flusher, by `sheaf prune` and by `sheaf merge`. Where nodes share files it is one's part of one:
+//! [`Seat`] says where the next segment goes, and the rest is the same. It never appends to an aggregate that it has
+//! not made itself, but for a merge that goes on with its own; after any error the aggregate must be abandoned: nothing
+//! is known then about what it holds behind its published end.
 
 use std::fs;
 use std::io;
@@ -71,7 +71,8 @@ impl Appender {
         })
     }
 
-    /// Begins an aggregate in one of `count` files that all nodes of a store write to. Nobody is waited for longer than `limit`.
+    /// Begins an aggregate in one of `count` files that all nodes of a store write to. Nobody is waited for longer than
+    /// `limit`.
     ///
     /// # Errors
     /// When nodes cannot share files there, or from the file system.
@@ -103,8 +104,8 @@ impl Appender {
         Ok(Appender { target: Arc::new(target), identity, end: BLOCK, sequence: FIRST_SEQUENCE, names, seat: None })
     }
 
-    /// Goes on with what [`Appender::create_apart`] began and nobody sealed: `target` is its file, and `recovered` what was
-    /// published in it.
+    /// Goes on with what [`Appender::create_apart`] began and nobody sealed: `target` is its file, and `recovered` what
+    /// was published in it.
     ///
     /// # Errors
     /// From the file system.
@@ -213,8 +214,9 @@ impl Appender {
         Ok(segment)
     }
 
-    /// Adds the segment with the index that lets a reader open the aggregate in a few reads, and cuts the file to its end if it
-    /// has it alone. `make` yields the segment that has a sequence and begins at an offset, which changes nothing of its length.
+    /// Adds the segment with the index that lets a reader open the aggregate in a few reads, and cuts the file to its
+    /// end if it has it alone. `make` yields the segment that has a sequence and begins at an offset, which changes
+    /// nothing of its length.
     ///
     /// # Errors
     /// From the file system. Unsealed is as good as sealed, only slower to open.
@@ -313,7 +315,8 @@ pub fn node_name() -> String {
     if name.is_empty() || name.starts_with('.') { format!("node{name}") } else { name }
 }
 
-/// Whose an aggregate is, and what is told of its stage in others: see [`Identity`]. The default is for what no stage publishes.
+/// Whose an aggregate is, and what is told of its stage in others: see [`Identity`]. The default is for what no stage
+/// publishes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin {
     /// See [`Identity`], also for the others.

@@ -1,8 +1,9 @@
 //! Layout `files`: each finished file goes to its own path, by a file that is written aside and a rename.
 //!
-//! What is durable there leaves the tree, so that the name means the file on the parallel file system from then on. A name is
-//! missing on neither side at any moment, and shows nothing that is not whole: the new file is on its path before the staged one
-//! goes, and durable there. Nothing may leave the tree that somebody has open or that has changed since it was read.
+//! What is durable there leaves the tree, so that the name means the file on the parallel file system from then on. A
+//! name is missing on neither side at any moment, and shows nothing that is not whole: the new file is on its path
+//! before the staged one goes, and durable there. Nothing may leave the tree that somebody has open or that has changed
+//! since it was read.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -102,8 +103,8 @@ struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// False when a program may have gone on meanwhile, because this process was stopped or the file system hung: then what was
-    /// looked at counts no more.
+    /// False when a program may have gone on meanwhile, because this process was stopped or the file system hung: then
+    /// what was looked at counts no more.
     fn is_trusted(&self) -> bool {
         self.since.elapsed() < LOCK_TRUSTED
     }
@@ -303,7 +304,8 @@ impl Files {
         Ok(outcome)
     }
 
-    /// A further name of a file or link: of what is published, if that is still what the tree has; else it is published once more.
+    /// A further name of a file or link: of what is published, if that is still what the tree has; else it is published
+    /// once more.
     fn place_further_name(&mut self, entry: &Entry) -> Result<Outcome, Failure> {
         let first = self.kept.get(&entry.inode).filter(|kept| kept.is_unwritten());
         if let Some((first, real)) = first.map(|kept| (absolute(&kept.names[0]), kept.real))
@@ -346,8 +348,9 @@ impl Files {
         }
     }
 
-    /// What was published is given the attributes that the staged file has now; the next look has it leave the tree. Also if the
-    /// program has given it another name since, and when nobody was told: attributes that were changed and changed back.
+    /// What was published is given the attributes that the staged file has now; the next look has it leave the tree.
+    /// Also if the program has given it another name since, and when nobody was told: attributes that were changed and
+    /// changed back.
     fn set_attributes(&mut self, inode: u64) -> io::Result<()> {
         let Some(kept) = self.kept.get(&inode) else { return Ok(()) };
         // What is written to is published again when it is complete.
@@ -567,8 +570,8 @@ impl Files {
         format!("{ASIDE}{:032x}-", u128::from_be_bytes(self.shared.stage_uuid))
     }
 
-    /// The flusher's end: what could not be removed when it failed is tried again, and a store that holds nothing was only made for
-    /// files on their way.
+    /// The flusher's end: what could not be removed when it failed is tried again, and a store that holds nothing was
+    /// only made for files on their way.
     pub fn end(&mut self) {
         clear(&self.shared.settings.store, &self.own());
         let _ = fs::remove_dir(&self.shared.settings.store);
@@ -583,8 +586,8 @@ enum Released {
     Changed,
 }
 
-/// Removes what dead flushers have left aside: those of this stage, and those of others that nobody has written to for long. One
-/// that was only slow makes its file anew.
+/// Removes what dead flushers have left aside: those of this stage, and those of others that nobody has written to for
+/// long. One that was only slow makes its file anew.
 fn clear(store: &Path, own: &str) {
     let Ok(entries) = fs::read_dir(store) else { return };
     let Ok(now) = fs::symlink_metadata(store).and_then(|metadata| metadata.modified()) else { return };

@@ -1,8 +1,9 @@
 //! The flusher process: one per node and store. It starts when a process captures, and ends when nobody needs it.
 //!
 //! Threads: main (socket, clients' lives, the end), `watcher` (the tree), `flusher` (the store), `leases` (writers that
-//! come back), `reader` (the store, at the start and when somebody asks), `spool` (the further tiers, if there are any), and one per connection. It must never lose a staged file, and never stop a program for longer than a
-//! copy in memory takes.
+//! come back), `reader` (the store, at the start and when somebody asks), `spool` (the further tiers, if there are
+//! any), and one per connection. It must never lose a staged file, and never stop a program for longer than a copy in
+//! memory takes.
 
 mod announce;
 mod appender;
@@ -203,7 +204,8 @@ impl Shared {
         self.left_out_count.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// What was left out of earlier batches, without the tracker knowing of it when it made this one, happened before it.
+    /// What was left out of earlier batches, without the tracker knowing of it when it made this one, happened before
+    /// it.
     fn mind_left_out(&self, batch: &mut Batch) {
         if batch.known_left_out != self.left_out_count.load(Ordering::SeqCst) {
             batch.watermark_ns = 0;
@@ -322,7 +324,8 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     let mut tracker = Tracker::new(stage.clone(), keeper, zones.clone())?;
     tracker.limit_batch_files(raise_limits() / 4);
     let (mut ceiling, stage_limit) = (Ceiling::create(&stage)?, stage_limit(&settings, &stage)?);
-    // Before anybody captures: a job can write more than its memory group allows before the watcher looks for the first time.
+    // Before anybody captures: a job can write more than its memory group allows before the watcher looks for the first
+    // time.
     ceiling.tell(&Room::look(&stage)?)?;
     ceiling.tell_publishes_files(settings.layout == Layout::Files)?;
     // What is published together can only be evicted together.
@@ -387,8 +390,8 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         refresh::serve(&reading, &refreshes_asked);
     })?;
     let listener = server::open(&shared)?;
-    // From here on, processes that capture know that a flusher lives: by the pulse, which is closed when the process ends, and by
-    // the word, without asking.
+    // From here on, processes that capture know that a flusher lives: by the pulse, which is closed when the process
+    // ends, and by the word, without asking.
     let pulse = shared.stage.open_pulse()?;
     let alive = Alive::say(&shared.stage);
     if let Err(error) = &alive {
@@ -606,7 +609,8 @@ fn close_inherited() {
 
 /// Blocks what a terminal or a batch system sends to the job: the flusher ends when its work is done, or by SIGKILL.
 fn block_signals() -> io::Result<()> {
-    // SAFETY: sigset_t is plain data that sigemptyset initialises; only this thread exists and its old mask is unwanted.
+    // SAFETY: sigset_t is plain data that sigemptyset initialises; only this thread exists and its old mask is
+    // unwanted.
     let result = unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&mut set);

@@ -1,9 +1,9 @@
 //! Reading the store when the flusher starts, in a thread of its own, for as long as that takes.
 //!
-//! A store of which an aggregate or the directory itself cannot be read (EIO, ESTALE, EACCES, no answer) is read again until
-//! all of it has been. Before that nobody may act on what is known of it: a name that it does not show may be in what
-//! could not be read. So nothing is compared with it, published, evicted or reclaimed, and whoever asks for names or data
-//! waits, and is then told that they cannot be had; never that they do not exist.
+//! A store of which an aggregate or the directory itself cannot be read (EIO, ESTALE, EACCES, no answer) is read again
+//! until all of it has been. Before that nobody may act on what is known of it: a name that it does not show may be in
+//! what could not be read. So nothing is compared with it, published, evicted or reclaimed, and whoever asks for names
+//! or data waits, and is then told that they cannot be had; never that they do not exist.
 
 use std::io;
 use std::path::PathBuf;
@@ -94,8 +94,8 @@ impl Reading {
         true
     }
 
-    /// Whether nobody should wait for the store any more: it has not been read for so long since the flusher's start. Who comes
-    /// later need not find that out once more.
+    /// Whether nobody should wait for the store any more: it has not been read for so long since the flusher's start.
+    /// Who comes later need not find that out once more.
     pub fn is_given_up(&self, limit: Duration) -> bool {
         !self.is_read() && self.since.elapsed() >= limit
     }
@@ -108,8 +108,8 @@ impl Reading {
     }
 }
 
-/// Reads the store until it has been read whole. In a stage that `is_fresh` it is decided first what counts of jobs that lost
-/// nodes; one that is still there from before is shown as it is.
+/// Reads the store until it has been read whole. In a stage that `is_fresh` it is decided first what counts of jobs
+/// that lost nodes; one that is still there from before is shown as it is.
 pub fn read(shared: &Shared, is_fresh: bool) {
     let mut said = None;
     prepare_catalog(&shared.settings.store);
@@ -143,8 +143,8 @@ pub fn read(shared: &Shared, is_fresh: bool) {
     }
 }
 
-/// Reads the store, and what earlier flushers have left in further tiers. What a stage left that is gone is brought to the store
-/// first: by what is there it is decided which part of it counts.
+/// Reads the store, and what earlier flushers have left in further tiers. What a stage left that is gone is brought to
+/// the store first: by what is there it is decided which part of it counts.
 fn read_once(shared: &Shared, is_fresh: bool) -> io::Result<(Store, Vec<SpooledSegment>)> {
     let (directory, stage) = (&shared.settings.store, shared.stage_uuid);
     shared.spool.take(shared)?;

@@ -1,7 +1,7 @@
 //! The flusher's reclaiming: closes aggregates that are mostly dead, copies what is alive out of them, removes them.
 //!
-//! It runs between two publications. Whatever fails in it is tried again later: until an aggregate's last file is copied
-//! and published, the aggregate stays as it is, and a copy beside its original changes nothing.
+//! It runs between two publications. Whatever fails in it is tried again later: until an aggregate's last file is
+//! copied and published, the aggregate stays as it is, and a copy beside its original changes nothing.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -40,7 +40,8 @@ impl Reclaiming {
         self.due
     }
 
-    /// Something has been published. Looking takes time in proportion to all names: it is left out when nothing can have died.
+    /// Something has been published. Looking takes time in proportion to all names: it is left out when nothing can
+    /// have died.
     pub fn published(&mut self, may_have_superseded: bool) {
         if may_have_superseded || !self.looked {
             self.due = Some(self.earliest);
@@ -221,8 +222,8 @@ impl Writer {
         Ok(true)
     }
 
-    /// Removes an aggregate of which nothing is needed any more, for good before anything else is: a power failure must not
-    /// bring it back without what was removed after it.
+    /// Removes an aggregate of which nothing is needed any more, for good before anything else is: a power failure must
+    /// not bring it back without what was removed after it.
     fn remove(&mut self, victim: &Candidate, plan: &Plan, planner: &mut Planner) -> Result<(), Failure> {
         self.shared.store.write().forget(victim.id);
         victim.remove()?;

@@ -1,7 +1,8 @@
 //! Refreshing: what other nodes have published is read when a program is about to be told that a name does not exist.
 //!
-//! One thread reads, for all who have asked before it begins, and at most half of the time; so a program that asks for thousands of
-//! names, or for one in a loop, is slowed down, and not the store. Nobody waits for a store that does not answer for longer than SHEAF_TIMEOUT.
+//! One thread reads, for all who have asked before it begins, and at most half of the time; so a program that asks for
+//! thousands of names, or for one in a loop, is slowed down, and not the store. Nobody waits for a store that does not
+//! answer for longer than SHEAF_TIMEOUT.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -46,7 +47,8 @@ impl Refreshes {
         !matches!(self.sender.try_send(reply), Err(TrySendError::Full(_)))
     }
 
-    /// How long to wait for one that may take so long: whoever comes later need not find out once more that the store does not answer.
+    /// How long to wait for one that may take so long: whoever comes later need not find out once more that the store
+    /// does not answer.
     pub fn limit(&self, limit: Duration) -> Duration {
         self.since.lock().map_or(limit, |since| limit.saturating_sub(since.elapsed()))
     }

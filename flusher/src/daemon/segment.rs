@@ -17,8 +17,9 @@ use crate::store::VersionReader;
 /// Bytes of one write from a mapping.
 const MAPPED_WRITE: u64 = 4 << 20;
 
-/// A file of this size or less that has no holes is gathered with what is around it. Two writes of its own, for what was gathered
-/// before it and for its data, cost more than a copy, and far more where each write is a question to a server.
+/// A file of this size or less that has no holes is gathered with what is around it. Two writes of its own, for what
+/// was gathered before it and for its data, cost more than a copy, and far more where each write is a question to a
+/// server.
 const GATHERED_MAX: u64 = 512 << 10;
 
 /// Bytes read at once where a file cannot be mapped.
@@ -325,8 +326,8 @@ impl Stream<'_> {
         };
         mapping.fetch(offset, end).map_err(|error| SegmentError::Read(index, error))?;
         // SAFETY: the source's lease (or its private copy) keeps the file from shrinking while this clone lives. Should
-        // the kernel take the lease away from a flusher that was stopped for long, reading here may end the flusher; the
-        // next one publishes the file.
+        // the kernel take the lease away from a flusher that was stopped for long, reading here may end the flusher;
+        // the next one publishes the file.
         let bytes = unsafe { mapping.bytes() };
         checksums.data(&bytes[offset as usize..end as usize]);
         let whole_end = offset + (end - offset) / BLOCK * BLOCK;

@@ -137,13 +137,14 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
         }
         Kind::Populate | Kind::PopulateBelow | Kind::Hydrate => match canonical_path(payload) {
             Some(path) if kind != Kind::Hydrate => {
-                // What other nodes have published in it meanwhile is to be in it. If that cannot be had, it is what was known.
+                // What other nodes have published in it meanwhile is to be in it. If that cannot be had, it is what was
+                // known.
                 let _ = await_refresh(shared, connection, shared.settings.timeout / 2)?;
                 let (sender, receiver) = bounded(1);
                 let extent = if kind == Kind::Populate { Extent::Directory } else { Extent::Subtree };
                 shared.commands.send(Command::Populate(path.to_vec(), extent, sender));
-                // A program waits for this: rather pass its call through than hold it up any longer. The watcher is only ever late
-                // when the store does not answer.
+                // A program waits for this: rather pass its call through than hold it up any longer. The watcher is
+                // only ever late when the store does not answer.
                 let late = if shared.reading.is_read() { Errno::TIMEDOUT } else { Errno::IO };
                 let result = wait(connection, &receiver, Some(shared.settings.timeout))?.unwrap_or(Err(late));
                 connection.reply(status(result), shared.news.swap(0, Ordering::SeqCst), b"")
@@ -232,8 +233,8 @@ fn answer_sync(shared: &Shared, connection: &Connection, path: &[u8]) -> io::Res
     }
 }
 
-/// What this process does may be seen on other nodes: this one must be known there first. But nobody waits long for a store that
-/// does not answer.
+/// What this process does may be seen on other nodes: this one must be known there first. But nobody waits long for a
+/// store that does not answer.
 fn await_announced(shared: &Arc<Shared>, connection: &Connection) -> io::Result<()> {
     let (sender, receiver) = bounded(1);
     let done = move || {
@@ -245,8 +246,8 @@ fn await_announced(shared: &Arc<Shared>, connection: &Connection) -> io::Result<
     }
 }
 
-/// What a program removes before the tree has been compared with the store would not be known for a removal, if another node has
-/// published it. It goes on without that when the store cannot be read.
+/// What a program removes before the tree has been compared with the store would not be known for a removal, if another
+/// node has published it. It goes on without that when the store cannot be read.
 fn await_known(shared: &Shared, connection: &Connection, wanted: Known) -> io::Result<()> {
     let (start, limit) = (Instant::now(), shared.settings.timeout);
     while !shared.reading.await_for(wanted, PROGRESS_INTERVAL / 2) {

@@ -1,8 +1,8 @@
 //! A node's place in a file that other nodes write to, too (`SHEAF_LAYOUT=shared:M`): where its next segment goes.
 //!
-//! A range is reserved under a lock on the file, once per segment, and its header is durable before anybody can reserve the next
-//! one: no crash of anything makes the archive end before it, and no two nodes get the same. Outside of the ranges that it has
-//! reserved, a node never writes, and it never makes the file shorter.
+//! A range is reserved under a lock on the file, once per segment, and its header is durable before anybody can reserve
+//! the next one: no crash of anything makes the archive end before it, and no two nodes get the same. Outside of the
+//! ranges that it has reserved, a node never writes, and it never makes the file shorter.
 
 use std::fs;
 use std::io;
@@ -22,8 +22,8 @@ use crate::store::{LARGE, Lock, RESERVING, free_void, give_up, lock_byte, open_f
 
 /// The file grows by this, as a hole: most reservations then find it long enough.
 const GROWTH: u64 = 16 << 20;
-/// What is left of void ranges, a block of each, may take this of a file in any case, and a part of what is published in it, but no
-/// more than a limit: else the next part begins another file, so that this one is removed one day.
+/// What is left of void ranges, a block of each, may take this of a file in any case, and a part of what is published
+/// in it, but no more than a limit: else the next part begins another file, so that this one is removed one day.
 const VOID_ALWAYS: u64 = 64 << 10;
 const VOID_PART: u64 = 8;
 const VOID_MOST: u64 = 16 << 20;
@@ -83,8 +83,8 @@ impl Seat {
         self.first
     }
 
-    /// Reserves a range for a segment of so many bytes, with room for those parts of it that will be written. Yields where the
-    /// segment begins.
+    /// Reserves a range for a segment of so many bytes, with room for those parts of it that will be written. Yields
+    /// where the segment begins.
     ///
     /// # Errors
     /// From the file system, or when somebody holds the lock for too long. The part must then be given up.
@@ -124,8 +124,8 @@ impl Seat {
         Ok(())
     }
 
-    /// Gives the range up that is being written, if there is one. Where its header has not outlived a failed sync, the archive
-    /// ended there, and the place may be another node's by now.
+    /// Gives the range up that is being written, if there is one. Where its header has not outlived a failed sync, the
+    /// archive ended there, and the place may be another node's by now.
     ///
     /// # Errors
     /// From the file system. It does not count in any case.
@@ -156,7 +156,8 @@ fn has_local_locks(mounts: &str, device: u64) -> bool {
     mounts_of(mounts, device).flat_map(|line| line.split([' ', ','])).any(|option| LOCAL.contains(&option))
 }
 
-/// Locks a shared file against others that reserve, and finds where the archive ends, from a place on where a range ends.
+/// Locks a shared file against others that reserve, and finds where the archive ends, from a place on where a range
+/// ends.
 fn reserve_at(target: &Target, from: u64, limit: Duration) -> io::Result<(fs::File, u64)> {
     let path = target.path();
     let (since, mut pause) = (Instant::now(), POLL_FIRST);
@@ -186,8 +187,9 @@ fn reserve_at(target: &Target, from: u64, limit: Duration) -> io::Result<(fs::Fi
     }
 }
 
-/// Sees to it that the file reaches behind a range, with the zeros that end the archive, before anybody may find the range. The
-/// lock is held, so nobody else changes its length; what it is, is asked where the file was opened for the lock.
+/// Sees to it that the file reaches behind a range, with the zeros that end the archive, before anybody may find the
+/// range. The lock is held, so nobody else changes its length; what it is, is asked where the file was opened for the
+/// lock.
 fn extend(target: &Target, lock: &fs::File, end: u64) -> io::Result<()> {
     if lock.metadata()?.len() < end + BLOCK {
         // Never by setting a length where that can be helped: the file must not become shorter.
@@ -243,9 +245,9 @@ fn is_worn(all: &[(Range, RangeState)]) -> bool {
     all.len() > RANGES_MAX || void > VOID_MOST.min(VOID_ALWAYS + published / VOID_PART)
 }
 
-/// The name of a shared file that has none yet. GlusterFS places files by a hash of their names, and takes `.NAME.anything` for `NAME`
-/// (`cluster.rsync-hash-regex`): placed elsewhere, the file has its lasting name for a moment on one of its bricks only, and whoever
-/// looks for it then takes that name away again.
+/// The name of a shared file that has none yet. GlusterFS places files by a hash of their names, and takes
+/// `.NAME.anything` for `NAME` (`cluster.rsync-hash-regex`): placed elsewhere, the file has its lasting name for a
+/// moment on one of its bricks only, and whoever looks for it then takes that name away again.
 fn aside(store: &Path, path: &Path, uuid: [u8; 16]) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     store.join(format!(".{name}.{:032x}{ASIDE}", u128::from_be_bytes(uuid)))

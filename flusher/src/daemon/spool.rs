@@ -1,8 +1,9 @@
 //! The further tiers: what the store does not take fast enough waits there, so that the first tier can be emptied.
 //!
-//! The `spool` thread writes batches there when room is needed that does not come; each is an aggregate of one segment, made by
-//! the same rules as those of the store. The flusher thread copies them to the store, before everything that is newer. What is
-//! only here is published for this node alone: nobody is told that it is safe, and nothing older goes for it.
+//! The `spool` thread writes batches there when room is needed that does not come; each is an aggregate of one segment,
+//! made by the same rules as those of the store. The flusher thread copies them to the store, before everything that is
+//! newer. What is only here is published for this node alone: nobody is told that it is safe, and nothing older goes
+//! for it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
@@ -164,8 +165,8 @@ impl Spool {
     /// Takes the directories in which something may have been left, as far as that has not been done.
     ///
     /// # Errors
-    /// When one of them cannot be looked at, and something may wait there: that is newer than what the store has, and without it
-    /// nobody may be told what is the newest.
+    /// When one of them cannot be looked at, and something may wait there: that is newer than what the store has, and
+    /// without it nobody may be told what is the newest.
     pub fn take(&self, shared: &Shared) -> io::Result<()> {
         let noted = self.stage.spools();
         let places = self.places.lock().clone();
@@ -279,8 +280,9 @@ impl Spool {
         self.directories.lock().iter().map(|directory| directory.path().to_owned()).collect()
     }
 
-    /// What earlier flushers have left, as far as the store is not known to have it. What another stage has left is for its own
-    /// flusher, or if it is gone, for one whose stage `is_fresh`: in one that is not, names that it lacks count as removed.
+    /// What earlier flushers have left, as far as the store is not known to have it. What another stage has left is for
+    /// its own flusher, or if it is gone, for one whose stage `is_fresh`: in one that is not, names that it lacks count
+    /// as removed.
     ///
     /// # Errors
     /// When a directory cannot be listed.

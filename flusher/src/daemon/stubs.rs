@@ -1,7 +1,7 @@
 //! Which version's data each stub lacks, by inode.
 //!
-//! Reclaiming moves versions while other threads handle them, so whoever names a version here holds the store that it was
-//! taken from: one from before a move must never be written over one from after it.
+//! Reclaiming moves versions while other threads handle them, so whoever names a version here holds the store that it
+//! was taken from: one from before a move must never be written over one from after it.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,8 +18,8 @@ pub struct StubVersions {
 }
 
 impl StubVersions {
-    /// Takes note of a stub's version, and yields what was known before. `_store` is where the version was found: it must
-    /// not have changed since.
+    /// Takes note of a stub's version, and yields what was known before. `_store` is where the version was found: it
+    /// must not have changed since.
     pub fn insert(&self, _store: &Store, inode: u64, version: Arc<Version>) -> Option<Arc<Version>> {
         self.by_inode.lock().insert(inode, version)
     }

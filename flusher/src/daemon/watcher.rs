@@ -201,8 +201,8 @@ impl Watcher {
         }
     }
 
-    /// Has older files removed whose successors an earlier flusher has published, or that a scan has found to be so. The
-    /// next batch does it if the writer is busy.
+    /// Has older files removed whose successors an earlier flusher has published, or that a scan has found to be so.
+    /// The next batch does it if the writer is busy.
     fn remove_replaced(&mut self) -> io::Result<()> {
         let replaced = self.tracker.replaced()?;
         if !replaced.is_empty() {
@@ -338,7 +338,8 @@ impl Watcher {
         self.remove_replaced()
     }
 
-    /// Has the tree show what other nodes have published since under names that it has. What cannot be shown is left as it was.
+    /// Has the tree show what other nodes have published since under names that it has. What cannot be shown is left as
+    /// it was.
     fn show_newer(&mut self) -> io::Result<()> {
         let shared = self.shared.clone();
         let store = shared.store.read();
@@ -356,8 +357,9 @@ impl Watcher {
         self.tracker.caught_up(&handled)
     }
 
-    /// Has the tree show names that another node has published and a mirror lacks, once: later on their absence is the news. As
-    /// long as renames of this node wait, nobody can say which these are; who looks for a name waits until then.
+    /// Has the tree show names that another node has published and a mirror lacks, once: later on their absence is the
+    /// news. As long as renames of this node wait, nobody can say which these are; who looks for a name waits until
+    /// then.
     fn show_missing(&mut self) -> io::Result<()> {
         let is_unpublished = self.shared.published() < self.submitted || self.tracker.has_renames();
         if self.shared.reading.has_caught_up() || self.tracker.overflowed() || is_unpublished {
@@ -482,9 +484,9 @@ impl Watcher {
         self.waiters.push(Waiter { position: self.tracker.end_position(), batch: None, is_told, reply });
     }
 
-    /// Whether the store's view has the names in a directory where they are now. Until a rename is published it has what
-    /// only the store holds under the old name: a mirror that was made then would lack it for good. A directory in which
-    /// the store holds nothing, and that no such rename concerns, need not wait for the store.
+    /// Whether the store's view has the names in a directory where they are now. Until a rename is published it has
+    /// what only the store holds under the old name: a mirror that was made then would lack it for good. A directory in
+    /// which the store holds nothing, and that no such rename concerns, need not wait for the store.
     fn knows_names_in(&self, directory: &[u8]) -> bool {
         if self.tracker.overflowed() || self.has_lost_names_in(directory) {
             return false;
@@ -499,8 +501,8 @@ impl Watcher {
         is_untouched && self.shared.store.read().view().children(directory).next().is_none()
     }
 
-    /// Whether the store's view still has names that were removed from a directory which has no mirror any more, and so would
-    /// give them to the directory that has taken its name.
+    /// Whether the store's view still has names that were removed from a directory which has no mirror any more, and so
+    /// would give them to the directory that has taken its name.
     fn has_lost_names_in(&self, directory: &[u8]) -> bool {
         let under_way = self.removing.iter().map(|(_, path)| path.as_slice());
         let mut holders = self.tracker.removed().chain(under_way).map(|path| split(path).0);
@@ -630,8 +632,9 @@ impl Watcher {
         }
     }
 
-    /// Evicts published files, oldest first, when the stage holds more than its limit, when little is free, and when somebody
-    /// waits for room. It goes on until there is some room more than that, so that it need not begin again at once.
+    /// Evicts published files, oldest first, when the stage holds more than its limit, when little is free, and when
+    /// somebody waits for room. It goes on until there is some room more than that, so that it need not begin again at
+    /// once.
     fn make_room(&mut self) -> io::Result<()> {
         let published = self.shared.published();
         // What was brought back a moment ago is about to be read; what is in use now may not be a second later.
@@ -662,8 +665,8 @@ impl Watcher {
         self.tracker.resident_bytes().saturating_sub(of_published)
     }
 
-    /// Has batches go to further tiers when room has been short for a while and the store has not caught up, or at once when some
-    /// are there already.
+    /// Has batches go to further tiers when room has been short for a while and the store has not caught up, or at once
+    /// when some are there already.
     fn use_further_tiers(&mut self, is_short: bool) {
         if !self.shared.spool.has_tiers() {
             return;

@@ -47,8 +47,8 @@ pub enum Job {
     Acknowledge,
     /// There may be something in the spool to be seen to.
     Look,
-    /// Seal the aggregate: the flusher is about to end. With the time when nothing was left that this node would publish,
-    /// if so. Answered when done, whether it worked or not.
+    /// Seal the aggregate: the flusher is about to end. With the time when nothing was left that this node would
+    /// publish, if so. Answered when done, whether it worked or not.
     Seal(Option<u64>, Sender<()>),
 }
 
@@ -71,7 +71,8 @@ pub struct Writer {
     /// Whether that is another stage's, of which nothing is known but what it said itself.
     is_apart: bool,
     throttle: Option<Throttle>,
-    /// One that could not be written to and holds nothing: as long as there is no other, it says that there is this node.
+    /// One that could not be written to and holds nothing: as long as there is no other, it says that there is this
+    /// node.
     given_up: Option<Appender>,
     /// Bytes of the segments that are published.
     published_bytes: u64,
@@ -342,7 +343,8 @@ impl Writer {
         self.shared.commands.look();
     }
 
-    /// The same in layout `files`. What was published by an attempt that failed is published again: the outcome is the same.
+    /// The same in layout `files`. What was published by an attempt that failed is published again: the outcome is the
+    /// same.
     fn publish_files(&mut self, number: u64, mut batch: Batch) {
         let mut pause = RETRY_FIRST;
         let before_bytes = self.published_bytes;
@@ -453,8 +455,8 @@ impl Writer {
         }
     }
 
-    /// Writes one segment and publishes it; the caller has the view show it. When it is published, so is everything up to the time that is `told`, and somebody
-    /// is told so, or not.
+    /// Writes one segment and publishes it; the caller has the view show it. When it is published, so is everything up
+    /// to the time that is `told`, and somebody is told so, or not.
     fn write_segment(
         &mut self,
         entries: &[Entry],
@@ -615,8 +617,8 @@ fn newest_ns<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> u64 {
     own.map(|entry| entry.operation_time_ns).max().unwrap_or(0)
 }
 
-/// What a segment's entries were read from, after all of it was: nothing may have changed, and nobody may be deleting the
-/// stage if anything is removed.
+/// What a segment's entries were read from, after all of it was: nothing may have changed, and nobody may be deleting
+/// the stage if anything is removed.
 pub(super) fn check_staged(shared: &Shared, entries: &[Entry], sources: &[Option<Arc<Source>>]) -> Result<(), Failure> {
     let trusted = lease::trusted_time();
     let is_torn = |index: &usize| sources[*index].as_ref().is_some_and(|source| source.is_torn(trusted));

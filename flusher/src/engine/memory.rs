@@ -129,8 +129,8 @@ impl Mapping {
         Ok(Mapping { start, length })
     }
 
-    /// Brings a range of the file into memory, so that reading it there does not kill whom the disk fails. Kernels before 5.14
-    /// cannot say.
+    /// Brings a range of the file into memory, so that reading it there does not kill whom the disk fails. Kernels
+    /// before 5.14 cannot say.
     ///
     /// # Errors
     /// `EIO` when the disk does not yield it, or there is no memory.

@@ -30,8 +30,8 @@ pub const BLOCK_SIZE: usize = 4 << 20;
 /// Writes in flight at most.
 pub const DEPTH: usize = 8;
 
-/// Blocks that an engine has at most. Gathering small files is slower than writing them: three under way are enough, and each
-/// that is new has to be cleared.
+/// Blocks that an engine has at most. Gathering small files is slower than writing them: three under way are enough,
+/// and each that is new has to be cleared.
 pub const BLOCKS_MAX: usize = 4;
 
 /// What is written.

@@ -1,7 +1,7 @@
 //! An aggregate that is being written: one file, with a descriptor past the page cache and one through it.
 //!
-//! Never truncates or opens a file that exists, but for one that an interrupted merge has begun, or that nodes share: any other
-//! aggregate belongs to the one flusher that created it.
+//! Never truncates or opens a file that exists, but for one that an interrupted merge has begun, or that nodes share:
+//! any other aggregate belongs to the one flusher that created it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -170,8 +170,8 @@ impl Target {
     }
 
     /// Whether writes may be handed to io_uring. After a short write it goes on by itself, from where the file system
-    /// has left the buffer; FUSE leaves it too far on when its server takes less than it was given, and the bytes between
-    /// are lost (seen with Linux 6.18). What pwrite(2) returns is right there.
+    /// has left the buffer; FUSE leaves it too far on when its server takes less than it was given, and the bytes
+    /// between are lost (seen with Linux 6.18). What pwrite(2) returns is right there.
     pub(super) fn takes_queued_writes(&self) -> bool {
         !self.is_fuse
     }
@@ -212,8 +212,9 @@ fn is_fuse(file: impl AsFd) -> bool {
     fstatfs(file).is_ok_and(|status| status.f_type as u64 == FUSE_MAGIC)
 }
 
-/// Has what is read next come from where other nodes have written it. Clients by FUSE may keep what they have read over open(2), and
-/// do not notice what others write: GlusterFS goes on with zeros where a segment is by now. What cannot be forgotten is read as it is.
+/// Has what is read next come from where other nodes have written it. Clients by FUSE may keep what they have read over
+/// open(2), and do not notice what others write: GlusterFS goes on with zeros where a segment is by now. What cannot be
+/// forgotten is read as it is.
 pub fn forget_cached(file: &File) {
     if is_fuse(file) {
         let _ = fadvise(file, 0, None, Advice::DontNeed);

@@ -1,7 +1,7 @@
 //! Tells every process of the node that a flusher lives, so that none need ask.
 //!
-//! The word is a robust futex: when the thread that owns it ends, however that happens, the kernel marks it. Nothing here may leave
-//! a word that names a thread that has ended, or whose stage another flusher may serve.
+//! The word is a robust futex: when the thread that owns it ends, however that happens, the kernel marks it. Nothing
+//! here may leave a word that names a thread that has ended, or whose stage another flusher may serve.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -17,7 +17,8 @@ use super::Stage;
 /// Size of `struct robust_list_head`.
 const HEAD_BYTES: usize = 3 * size_of::<u64>();
 
-/// The word that says so, until this is dropped or the thread that has made it ends. That is the thread which must drop it.
+/// The word that says so, until this is dropped or the thread that has made it ends. That is the thread which must drop
+/// it.
 #[derive(Debug)]
 pub struct Alive {
     told: &'static Told,
@@ -58,8 +59,8 @@ impl Drop for Alive {
     }
 }
 
-/// Has the kernel mark the word when this thread ends. The C library's own list of the thread, of robust mutexes that a dead
-/// thread held, is given up for it: the flusher has none.
+/// Has the kernel mark the word when this thread ends. The C library's own list of the thread, of robust mutexes that a
+/// dead thread held, is given up for it: the flusher has none.
 fn own(told: &'static Told) -> io::Result<()> {
     let [first, futex_offset, pending, entry] = &told.owned;
     let address = |place: &AtomicU64| place.as_ptr() as u64;

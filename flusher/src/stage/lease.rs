@@ -91,7 +91,8 @@ pub fn trusted_time() -> Duration {
 pub fn block_signals() -> io::Result<()> {
     extern "C" fn go_on(_signal: libc::c_int) {}
     for signal in [break_signal(), libc::SIGIO] {
-        // SAFETY: the handler does nothing, so it may run anywhere; no other code of this process handles these signals.
+        // SAFETY: the handler does nothing, so it may run anywhere; no other code of this process handles these
+        // signals.
         unsafe { libc::signal(signal, go_on as extern "C" fn(libc::c_int) as libc::sighandler_t) };
     }
     let set = signal_set();

@@ -1,7 +1,8 @@
 //! Mirrors of directories: populate (stubs for what the store holds), and evict (a file's data leaves the stage).
 //!
-//! A mirror at or below a pattern's fixed prefix carries [`layout::POPULATED_BIT`]: it shows every name that Sheaf holds in
-//! that directory, so a name that is absent in it is not held. It is built aside and moved in, complete, in one step.
+//! A mirror at or below a pattern's fixed prefix carries [`layout::POPULATED_BIT`]: it shows every name that Sheaf
+//! holds in that directory, so a name that is absent in it is not held. It is built aside and moved in, complete, in
+//! one step.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -40,8 +41,8 @@ pub enum Extent {
 }
 
 /// Makes the mirror of a directory and of all its ancestors down from its zone, each with what `view` holds in it; the
-/// same for directories that hold other names of its files, so that every file has all its names. The stubs that it made
-/// are added to `stubs`, also when it fails then.
+/// same for directories that hold other names of its files, so that every file has all its names. The stubs that it
+/// made are added to `stubs`, also when it fails then.
 ///
 /// # Errors
 /// `ENOENT` when neither the parallel file system nor the store knows the directory, `EINVAL` when it is in no zone,
@@ -145,8 +146,8 @@ fn populate_one(
     rustix::fs::chmod(&location, Mode::from_raw_mode(mode | POPULATED_BIT))
 }
 
-/// Files that are made in a directory with the set-group-ID bit get its group: so do those in its mirror, if it may have
-/// that group. Yields the bit, if it is set.
+/// Files that are made in a directory with the set-group-ID bit get its group: so do those in its mirror, if it may
+/// have that group. Yields the bit, if it is set.
 fn take_group(real: &Path, mirror: &Path) -> u32 {
     match fs::metadata(real) {
         Ok(metadata) if metadata.mode() & libc::S_ISGID != 0 => {
@@ -260,8 +261,9 @@ fn fill(
     Ok(())
 }
 
-/// Puts a name into a mirror that another node has published since the mirror was made. `know` hears of the stub before anybody
-/// can open it. Never takes the place of anything. False when the name is there by now, or a newer file on its real path.
+/// Puts a name into a mirror that another node has published since the mirror was made. `know` hears of the stub before
+/// anybody can open it. Never takes the place of anything. False when the name is there by now, or a newer file on its
+/// real path.
 ///
 /// # Errors
 /// From the file system of the stage.
@@ -315,8 +317,8 @@ pub fn supersede(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64, 
     Ok(true)
 }
 
-/// The same for a symbolic link, which nobody can have open. (A link that a program puts there between the look and the move
-/// is taken for the one that was there.)
+/// The same for a symbolic link, which nobody can have open. (A link that a program puts there between the look and the
+/// move is taken for the one that was there.)
 ///
 /// # Errors
 /// From the file system of the stage.
@@ -357,8 +359,8 @@ pub fn remove(stage: &Stage, tracker: &mut Tracker, path: &[u8], inode: u64) -> 
     Ok(true)
 }
 
-/// Takes away the mirrors, at a directory and below it, of what another node has moved or removed. False when there is something left in
-/// one of them.
+/// Takes away the mirrors, at a directory and below it, of what another node has moved or removed. False when there is
+/// something left in one of them.
 pub fn remove_mirrors(stage: &Stage, tracker: &mut Tracker, directory: &[u8]) -> bool {
     let mut is_done = true;
     for mirror in tracker.mirrors_below(directory) {
@@ -483,9 +485,9 @@ pub fn restore(file: &File, attributes: &Attributes, stub: bool) -> io::Result<(
     Ok(())
 }
 
-/// The same for one that becomes a stub of a version (without any data it is none). It bears the version's mark from then on, in
-/// the nanoseconds of its access time: names, sizes and modification times of files can be alike, and a flusher that dies may
-/// leave a stub under another's name.
+/// The same for one that becomes a stub of a version (without any data it is none). It bears the version's mark from
+/// then on, in the nanoseconds of its access time: names, sizes and modification times of files can be alike, and a
+/// flusher that dies may leave a stub under another's name.
 fn restore_stub(file: &File, attributes: &Attributes, version: &Version) -> Result<Stat, Errno> {
     let times = Timestamps {
         last_access: Timespec { tv_sec: version.attributes.mtime_seconds, tv_nsec: version.mark_ns().into() },
@@ -525,8 +527,8 @@ pub fn drop_data(file: &File, size: u64) -> io::Result<()> {
     Ok(rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, length)?)
 }
 
-/// Frees the data of a published file: the file becomes a stub. False when somebody has it open, or it has changed, or the
-/// stage has no room for a note of its times.
+/// Frees the data of a published file: the file becomes a stub. False when somebody has it open, or it has changed, or
+/// the stage has no room for a note of its times.
 ///
 /// # Errors
 /// From the file system of the stage.
@@ -572,8 +574,8 @@ fn open_emptied(
     Ok(Some(file))
 }
 
-/// Opens a file under a lease that keeps everybody else from opening it. Nothing when somebody has it open, it is another or
-/// has changed. A first look ([`look_unused`]) has said what it is like.
+/// Opens a file under a lease that keeps everybody else from opening it. Nothing when somebody has it open, it is
+/// another or has changed. A first look ([`look_unused`]) has said what it is like.
 fn open_unused(
     stage: &Stage,
     tracker: &mut Tracker,
@@ -581,7 +583,8 @@ fn open_unused(
     (inode, attributes): (u64, &Attributes),
 ) -> io::Result<Option<File>> {
     let Ok(file) = open_for_writing(&stage.tree_path(path)) else { return Ok(None) };
-    // A program that changes the mode of such a file cannot open it, and so cannot keep it from being changed meanwhile.
+    // A program that changes the mode of such a file cannot open it, and so cannot keep it from being changed
+    // meanwhile.
     if file.metadata()?.mode() & 0o600 == 0 {
         return Ok(None);
     }

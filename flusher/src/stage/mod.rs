@@ -63,7 +63,8 @@ impl fmt::Display for StageError {
 
 impl std::error::Error for StageError {}
 
-/// A stage directory that has been checked: it is ours, private, and on a file system that tells when files are complete.
+/// A stage directory that has been checked: it is ours, private, and on a file system that tells when files are
+/// complete.
 #[derive(Clone, Debug)]
 pub struct Stage {
     directory: PathBuf,
@@ -105,8 +106,8 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Whether nobody has begun to delete the stage itself, as somebody does who cleans a node up. What then vanishes from
-    /// the tree was removed by no program.
+    /// Whether nobody has begun to delete the stage itself, as somebody does who cleans a node up. What then vanishes
+    /// from the tree was removed by no program.
     pub fn is_intact(&self) -> bool {
         let own = [layout::IDENTITY, layout::LOCK, layout::SCRATCH, layout::LINKS, layout::REPLACED];
         let tree = fs::symlink_metadata(self.path(layout::TREE));
@@ -148,8 +149,8 @@ impl Stage {
         Ok(fs::read_dir(self.path(layout::TREE))?.next().is_none())
     }
 
-    /// Directories of further tiers in which something of this stage may wait for the store, wherever the tiers are by now; with
-    /// whether it may, or nothing does.
+    /// Directories of further tiers in which something of this stage may wait for the store, wherever the tiers are by
+    /// now; with whether it may, or nothing does.
     pub fn spools(&self) -> Vec<(PathBuf, bool)> {
         let text = fs::read(self.path(layout::SPOOLS)).unwrap_or_default();
         let noted = |line: &[u8]| {
@@ -159,7 +160,8 @@ impl Stage {
         text.split(|byte| *byte == b'\n').filter_map(noted).collect()
     }
 
-    /// Takes note whether something may wait in such a directory. One that is noted already takes no room: there may be none.
+    /// Takes note whether something may wait in such a directory. One that is noted already takes no room: there may be
+    /// none.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -258,8 +260,8 @@ impl Stage {
         Ok(File::from(rustix::fs::open(&path, flags, Mode::empty())?))
     }
 
-    /// The markers of older files on the parallel file system, as they were written. One that is not whole, or that names
-    /// another path than its own hash says, is skipped.
+    /// The markers of older files on the parallel file system, as they were written. One that is not whole, or that
+    /// names another path than its own hash says, is skipped.
     ///
     /// # Errors
     /// When the directory of markers cannot be read.
@@ -280,8 +282,8 @@ impl Stage {
         Ok(markers)
     }
 
-    /// Removes the file that a marker means, if it is still there, then the marker. What has come in its place stays, and
-    /// so does the marker: it goes with the name. True if a file was removed.
+    /// Removes the file that a marker means, if it is still there, then the marker. What has come in its place stays,
+    /// and so does the marker: it goes with the name. True if a file was removed.
     ///
     /// # Errors
     /// When the file or the marker cannot be removed.
@@ -302,8 +304,8 @@ impl Stage {
         Ok(is_it)
     }
 
-    /// Keeps a stub's times safe while they are not in its inode. The note is a link's text: it is there whole or not at
-    /// all, and takes no room of a stage that is full.
+    /// Keeps a stub's times safe while they are not in its inode. The note is a link's text: it is there whole or not
+    /// at all, and takes no room of a stage that is full.
     ///
     /// # Errors
     /// When the note cannot be made.
@@ -372,7 +374,8 @@ impl Stage {
         let _ = fs::remove_file(self.marker_path(absolute));
     }
 
-    /// Says that the file at `absolute` has turned out to be older than what the store holds, and is to go with the name.
+    /// Says that the file at `absolute` has turned out to be older than what the store holds, and is to go with the
+    /// name.
     ///
     /// # Errors
     /// When there is no such file, or the marker cannot be written.
@@ -485,8 +488,8 @@ pub fn check_private(path: &Path) -> io::Result<()> {
 }
 
 /// Checks that nobody can put another directory in the place of what lies in `tier`: it, everything above it, and every
-/// link on the way belong to root or to this user, and what everybody may write to has the sticky bit. Groups are whom the
-/// owner has put into them.
+/// link on the way belong to root or to this user, and what everybody may write to has the sticky bit. Groups are whom
+/// the owner has put into them.
 ///
 /// # Errors
 /// Which directory is not to be trusted, with what to do about it.

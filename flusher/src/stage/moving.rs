@@ -49,8 +49,8 @@ fn has_moved(from: &[u8], to: &[u8]) -> bool {
     is_missing && fs::symlink_metadata(absolute(to)).is_ok_and(|found| found.is_dir())
 }
 
-/// Whether the process that has left word, `PROCESS-...`, lives. One of another container seems not to: then its word is
-/// taken away early, and what was to be done is done.
+/// Whether the process that has left word, `PROCESS-...`, lives. One of another container seems not to: then its word
+/// is taken away early, and what was to be done is done.
 fn is_alive(location: &Path) -> bool {
     let name = location.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let process = name.split('-').next().unwrap_or_default();

@@ -108,8 +108,8 @@ impl Ceiling {
     }
 }
 
-/// What this process's memory cgroup and those above it leave, in bytes: the least of all, page cache that can be dropped
-/// counted as free. `None` without a limit. `root` is where `/proc` and `/sys` are.
+/// What this process's memory cgroup and those above it leave, in bytes: the least of all, page cache that can be
+/// dropped counted as free. `None` without a limit. `root` is where `/proc` and `/sys` are.
 fn memory_headroom(root: &Path) -> Option<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let group_of = |line: &str| {

@@ -205,8 +205,8 @@ impl Source {
     }
 
     /// Whether the bytes may have changed before they were read, because the kernel took the lease away. Before
-    /// `trusted` ([`lease::trusted_time`]) has passed it takes none; later one that somebody wants, and that the keeper has not
-    /// seen to, counts as taken.
+    /// `trusted` ([`lease::trusted_time`]) has passed it takes none; later one that somebody wants, and that the keeper
+    /// has not seen to, counts as taken.
     pub fn is_torn(&self, trusted: Duration) -> bool {
         let state = self.state.lock();
         let is_taken = || match state.deadline {
@@ -239,8 +239,8 @@ impl Source {
         rustix::fs::fstat(file).ok()
     }
 
-    /// Does `act` while no other descriptor of any kind has the file open, and none can be opened: whoever tries waits until
-    /// [`Source::release`]. Nothing when somebody has it open, or has asked to write to it.
+    /// Does `act` while no other descriptor of any kind has the file open, and none can be opened: whoever tries waits
+    /// until [`Source::release`]. Nothing when somebody has it open, or has asked to write to it.
     ///
     /// # Errors
     /// From `act`. The file can be opened again then.
@@ -268,8 +268,8 @@ impl Source {
         self.state.lock().release();
     }
 
-    /// Makes way for a writer who asked at `asked`: goes on from a copy, and releases the lease when nothing reads the old
-    /// pages any more.
+    /// Makes way for a writer who asked at `asked`: goes on from a copy, and releases the lease when nothing reads the
+    /// old pages any more.
     fn step_aside(self: &Arc<Self>, scratch: &Path, asked: Instant) {
         if !self.is_wanted() || self.wait_for_replacement(asked) {
             return;
@@ -453,7 +453,8 @@ impl LeaseKeeper {
                     all.iter().for_each(|source| source.step_aside(&self.scratch, asked));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Without notices a writer waits until the flush ends or the kernel breaks the lease: slower, never wrong.
+                // Without notices a writer waits until the flush ends or the kernel breaks the lease: slower, never
+                // wrong.
                 Err(_) => return,
             }
         }

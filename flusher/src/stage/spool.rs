@@ -1,4 +1,5 @@
-//! The directory of a further tier in which segments wait for the store: `TIER/sheaf-UID/HASH.spool`, beside where a stage would be.
+//! The directory of a further tier in which segments wait for the store: `TIER/sheaf-UID/HASH.spool`, beside where a
+//! stage would be.
 //!
 //! It outlives processes, jobs and the first tier. One flusher at a time has it; it must be as private as a stage.
 
@@ -33,7 +34,8 @@ pub struct SpoolDirectory {
 }
 
 impl SpoolDirectory {
-    /// Makes the directory if it is missing, checks it, and takes it for this process. Nothing when another flusher has it.
+    /// Makes the directory if it is missing, checks it, and takes it for this process. Nothing when another flusher has
+    /// it.
     ///
     /// # Errors
     /// When it is not private, or cannot be made or locked.
@@ -118,7 +120,8 @@ pub fn segment_files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Keeps a segment of which not everything could be read, for `sheaf extract --salvage`; nobody takes it for one that waits.
+/// Keeps a segment of which not everything could be read, for `sheaf extract --salvage`; nobody takes it for one that
+/// waits.
 ///
 /// # Errors
 /// From rename(2).

@@ -184,8 +184,8 @@ pub struct Tracker {
     unfinished: HashSet<StagedPath>,
     /// For which file, complete once and open for writing again, newer work waits, and since when work does.
     held_back: Option<(StagedPath, Instant)>,
-    /// Files that were complete, and that a batch was made without, with the position at which they were complete first:
-    /// nothing waits for them any more, but no watermark passes them.
+    /// Files that were complete, and that a batch was made without, with the position at which they were complete
+    /// first: nothing waits for them any more, but no watermark passes them.
     left_out: HashMap<StagedPath, u64>,
     /// How many files the flusher thread has left out.
     known_left_out: u64,
@@ -394,8 +394,8 @@ impl Tracker {
         }
     }
 
-    /// Has the next batch take a file as it is, complete or not: somebody waits until what it holds now is durable. What is
-    /// in a batch already, and has no writer, cannot have changed: its closing would have been seen.
+    /// Has the next batch take a file as it is, complete or not: somebody waits until what it holds now is durable.
+    /// What is in a batch already, and has no writer, cannot have changed: its closing would have been seen.
     pub fn publish_as_it_is(&mut self, path: &[u8]) {
         let is_written = || matches!(Source::open(&self.stage, path), Ok(Opened::StillWritten));
         if self.stat(path).is_some() && (!self.is_clean(path) || is_written()) {
@@ -409,8 +409,8 @@ impl Tracker {
         &self.failing
     }
 
-    /// Publishes files again that were left out of a batch: they are known by inode, their names may have changed. Those that
-    /// cannot be read wait until [`Tracker::recheck_unfinished`].
+    /// Publishes files again that were left out of a batch: they are known by inode, their names may have changed.
+    /// Those that cannot be read wait until [`Tracker::recheck_unfinished`].
     pub fn publish_again(&mut self, left_out: &[LeftOut]) {
         self.known_left_out += left_out.len() as u64;
         for LeftOut { path, inode, unreadable } in left_out {
@@ -463,8 +463,8 @@ impl Tracker {
         Ok(changes)
     }
 
-    /// Up to this time everything that happened is in a batch, and what comes will be later; 0 when that cannot be said. What
-    /// was complete and is not in a batch, because it waits, is held back or was left out, happened later.
+    /// Up to this time everything that happened is in a batch, and what comes will be later; 0 when that cannot be
+    /// said. What was complete and is not in a batch, because it waits, is held back or was left out, happened later.
     pub fn watermark_ns(&mut self) -> u64 {
         if self.overflowed {
             return 0;
@@ -498,14 +498,15 @@ impl Tracker {
         self.first_position().into_iter().chain(earlier).chain(self.left_out.values().copied()).min()
     }
 
-    /// Programs are about to see what other nodes have published, too: whatever happens from here on is later, even if this
-    /// node's clock is behind theirs.
+    /// Programs are about to see what other nodes have published, too: whatever happens from here on is later, even if
+    /// this node's clock is behind theirs.
     pub fn has_seen(&mut self, store: &Store) {
         self.last_time_ns = self.last_time_ns.max(store.newest_time_ns());
     }
 
-    /// The same where only what was published just now can be later than what happens here from here on; what waits keeps the time
-    /// at which it happened. Nodes that see the same are not to give the same times: `offset_ns` is this one's.
+    /// The same where only what was published just now can be later than what happens here from here on; what waits
+    /// keeps the time at which it happened. Nodes that see the same are not to give the same times: `offset_ns` is this
+    /// one's.
     pub fn has_seen_lately(&mut self, store: &Store, offset_ns: u64) {
         let newest_ns = store.newest_time_ns();
         if newest_ns.saturating_add(TIMESTAMP_GRAIN.as_nanos() as u64) > now_ns() {
@@ -560,8 +561,9 @@ impl Tracker {
         self.work.insert(position, Work::Operation(Entry { operation_time_ns: stamp_ns, ..entry }));
     }
 
-    /// When an operation happened: the kernel's stamp of it on what it was done to, or, when that is gone, on the directory
-    /// that it went from. Whatever was changed again since has a later stamp, but none that is later than now.
+    /// When an operation happened: the kernel's stamp of it on what it was done to, or, when that is gone, on the
+    /// directory that it went from. Whatever was changed again since has a later stamp, but none that is later than
+    /// now.
     fn stamp_ns(&self, kind: Kind, path: &[u8], target: &[u8]) -> u64 {
         let stamped = match kind {
             Kind::Rename => target,
@@ -582,8 +584,8 @@ impl Tracker {
     /// When a new directory cannot be watched or read.
     fn apply(&mut self, change: Change) -> io::Result<()> {
         if self.overflowed && change.is_of_file() {
-            // It belongs to names that are not known any more: recorded as a move or removal, it would concern another file
-            // than the one that it happened to. The scan finds what has come of it.
+            // It belongs to names that are not known any more: recorded as a move or removal, it would concern another
+            // file than the one that it happened to. The scan finds what has come of it.
             return Ok(());
         }
         match change {
@@ -608,7 +610,8 @@ impl Tracker {
             Change::Linked(inode, place) => match place.map(|place| self.watches.path(&place)) {
                 Some(Some(path)) => self.linked(inode, path),
                 Some(None) => {}
-                // Perhaps the only name that it will have: a scan finds it, while the store has the data under the old one.
+                // Perhaps the only name that it will have: a scan finds it, while the store has the data under the old
+                // one.
                 None => self.overflowed |= self.is_held_stub(inode),
             },
             // Perhaps only the second half of a move has not been seen: a scan finds directories and stubs again.
@@ -675,8 +678,8 @@ impl Tracker {
         self.links.names_with(path).filter(others).cloned().collect()
     }
 
-    /// The names of a file that had none when it was opened: of such a one (O_TMPFILE) the kernel says for ever that it is
-    /// called "#" and its inode's number.
+    /// The names of a file that had none when it was opened: of such a one (O_TMPFILE) the kernel says for ever that it
+    /// is called "#" and its inode's number.
     fn named_since(&self, path: &[u8]) -> Vec<StagedPath> {
         let number = split(path).1.strip_prefix(b"#").and_then(|digits| std::str::from_utf8(digits).ok());
         let Some(inode) = number.and_then(|digits| digits.parse().ok()) else { return Vec::new() };
@@ -830,8 +833,8 @@ impl Tracker {
         self.zones.iter().any(|zone| is_at_or_below(directory, zone))
     }
 
-    /// A directory that the library made in the tree is the mirror of one that the program has just made. Those above the
-    /// zones are there only to be walked through.
+    /// A directory that the library made in the tree is the mirror of one that the program has just made. Those above
+    /// the zones are there only to be walked through.
     fn directory_created(&mut self, path: StagedPath) -> io::Result<()> {
         let Some(stat) = self.stat(&path) else {
             self.missed_directory(&path);
@@ -919,8 +922,8 @@ impl Tracker {
         }
     }
 
-    /// A directory that was watched as `from` turns out to be at `to`, before any event said so: into a directory that was
-    /// not watched, none will. What was seen where is to be looked at again; what only the store holds moves along.
+    /// A directory that was watched as `from` turns out to be at `to`, before any event said so: into a directory that
+    /// was not watched, none will. What was seen where is to be looked at again; what only the store holds moves along.
     fn directory_found(&mut self, from: &[u8], to: &[u8]) {
         self.overflowed = true;
         self.watches.rename(from, to);
@@ -973,11 +976,11 @@ impl Tracker {
         self.left_out = left_out.map(|(path, position)| (follow(path), position)).collect();
     }
 
-    /// Compares the tree with the store's view: at start, and when events were dropped or are not clear. Whatever cannot
-    /// be shown to be published as it is becomes dirty; names that the store holds and a mirror lacks were removed, but for
-    /// those of other nodes' files: these may have been published after the mirror was made.
-    /// Yields the stubs that it found, with their versions. When the tree changed so that the comparison proves
-    /// nothing, [`Tracker::overflowed`] still asks for a scan.
+    /// Compares the tree with the store's view: at start, and when events were dropped or are not clear. Whatever
+    /// cannot be shown to be published as it is becomes dirty; names that the store holds and a mirror lacks were
+    /// removed, but for those of other nodes' files: these may have been published after the mirror was made. Yields
+    /// the stubs that it found, with their versions. When the tree changed so that the comparison proves nothing,
+    /// [`Tracker::overflowed`] still asks for a scan.
     ///
     /// # Errors
     /// When the tree cannot be watched or read.
@@ -1047,7 +1050,8 @@ impl Tracker {
                 present.insert(name, kind.is_dir());
             }
             if self.is_mirror(&directory) {
-                // A file took a directory's name, or the other way round: what was there is gone, whatever comes of this.
+                // A file took a directory's name, or the other way round: what was there is gone, whatever comes of
+                // this.
                 let is_absent =
                     |name: &[u8], node: &Node| present.get(name) != Some(&matches!(node, Node::Directory(_)));
                 let absent = view.children(&directory).filter(|(name, node)| is_absent(name, node));
@@ -1059,9 +1063,10 @@ impl Tracker {
         Ok(scan)
     }
 
-    /// Whether something happened during a scan that makes it unclear which names the tree lacks. A file that moved or got a
-    /// name only matters when it is a stub: others are published anew. (While a stub is not where the store holds it, any
-    /// move matters: it could be the one that has taken it there, and would take another along when it is applied.)
+    /// Whether something happened during a scan that makes it unclear which names the tree lacks. A file that moved or
+    /// got a name only matters when it is a stub: others are published anew. (While a stub is not where the store holds
+    /// it, any move matters: it could be the one that has taken it there, and would take another along when it is
+    /// applied.)
     fn upsets(&self, change: &Change, gone: &HashSet<&StagedPath>) -> bool {
         let may_be_stub = |place: &Place| {
             let stat = self.watches.path(place).and_then(|path| self.stat(&path));
@@ -1097,8 +1102,8 @@ impl Tracker {
     }
 
     /// A stub that does not fit what the store holds under its name was renamed shortly before a flusher died. Its
-    /// version is one of the same size and time that is not where the store holds it; see [`Lost::take`]. As long as it is
-    /// not clear which, none of them is removed.
+    /// version is one of the same size and time that is not where the store holds it; see [`Lost::take`]. As long as it
+    /// is not clear which, none of them is removed.
     fn match_orphans(&mut self, store: &Store, scan: &mut Scan) {
         let view = store.view();
         self.has_unclear = false;
@@ -1151,8 +1156,8 @@ impl Tracker {
         }
     }
 
-    /// A stub whose mark a program has overwritten is what its name says, as long as its size and time say so, too. Yields the
-    /// others.
+    /// A stub whose mark a program has overwritten is what its name says, as long as its size and time say so, too.
+    /// Yields the others.
     fn keep_unmarked(
         &mut self,
         store: &Store,
@@ -1192,9 +1197,9 @@ impl Tracker {
         self.stat(path).unwrap_or(stat)
     }
 
-    /// Whether the store has a version of another node that is newer than what the tree has under this name. A file that is
-    /// what a superseded record says is older, whatever its change time: it may have been brought back since. Of others the
-    /// change time tells, if it differs by more than clocks do.
+    /// Whether the store has a version of another node that is newer than what the tree has under this name. A file
+    /// that is what a superseded record says is older, whatever its change time: it may have been brought back since.
+    /// Of others the change time tells, if it differs by more than clocks do.
     fn is_outdated(&self, path: &[u8], stat: &Stat, node: &Node, store: &Store) -> bool {
         let newer_ns = match node {
             Node::File(version) => version.operation_time_ns,
@@ -1326,8 +1331,8 @@ impl Tracker {
         self.unhold(path);
     }
 
-    /// What has been put under these names, or changed there, for what the store holds is no news: published by this node, it would
-    /// be newer than what the other node does with it meanwhile. Whatever else happened to them is.
+    /// What has been put under these names, or changed there, for what the store holds is no news: published by this
+    /// node, it would be newer than what the other node does with it meanwhile. Whatever else happened to them is.
     ///
     /// # Errors
     /// When the queue cannot be read.
@@ -1355,8 +1360,8 @@ impl Tracker {
         Ok(())
     }
 
-    /// The names under which the last scan found the store to have a newer version of another node, with their inodes in the
-    /// tree.
+    /// The names under which the last scan found the store to have a newer version of another node, with their inodes
+    /// in the tree.
     pub fn take_outdated(&mut self) -> Vec<(StagedPath, u64)> {
         std::mem::take(&mut self.outdated)
     }
@@ -1409,8 +1414,8 @@ impl Tracker {
         self.work.values().any(is_rename)
     }
 
-    /// What this node has removed without having published it yet. Nothing when names have moved, or may have: then nobody can say
-    /// of a name that the tree lacks whether this node took it away.
+    /// What this node has removed without having published it yet. Nothing when names have moved, or may have: then
+    /// nobody can say of a name that the tree lacks whether this node took it away.
     pub fn removals(&self) -> Option<HashSet<&[u8]>> {
         if self.has_renames() {
             return None;
@@ -1438,7 +1443,8 @@ impl Tracker {
         self.operate_at(now_ns(), record(Kind::Unlink, path, b"", Attributes::default()));
     }
 
-    /// The clean resident files of batches up to `published`, as (path, inode, size, attributes): what could be evicted.
+    /// The clean resident files of batches up to `published`, as (path, inode, size, attributes): what could be
+    /// evicted.
     pub fn resident(&self, published: u64) -> impl Iterator<Item = (&StagedPath, u64, u64, &Attributes)> {
         self.held
             .iter()
@@ -1462,8 +1468,8 @@ impl Tracker {
         self.held.contains_key(path) && !self.dirty.contains_key(path) && !self.unfinished.contains(path)
     }
 
-    /// Makes the next batch: a prefix of the order of events, with its files leased. Empty when nothing is ready, or when it
-    /// can wait and a file that was complete has to come first.
+    /// Makes the next batch: a prefix of the order of events, with its files leased. Empty when nothing is ready, or
+    /// when it can wait and a file that was complete has to come first.
     ///
     /// # Errors
     /// When the queue or a staged file cannot be read.
@@ -1546,7 +1552,8 @@ impl Tracker {
         let mut result = Ok(());
         let mut changes = changes.into_iter().peekable();
         while let Some(change) = changes.next() {
-            // Of most files: what is there is looked at when it is published, and the close says as much as the creation.
+            // Of most files: what is there is looked at when it is published, and the close says as much as the
+            // creation.
             if let (Change::Created(place, false), Some(Change::Closed(next))) = (&change, changes.peek())
                 && place == next
                 && self.hydrated.lock().is_empty()
@@ -1642,8 +1649,8 @@ impl Tracker {
         }
     }
 
-    /// Opens and leases the files of the longest prefix that fits into a batch, at least up to `minimum_end`. The newest
-    /// is leased first: it is the likeliest to be written again before its turn.
+    /// Opens and leases the files of the longest prefix that fits into a batch, at least up to `minimum_end`. The
+    /// newest is leased first: it is the likeliest to be written again before its turn.
     fn open_prefix(&self, minimum_end: u64) -> Candidate {
         let mut candidate = Candidate::default();
         let within = |(index, (position, _)): &(usize, (&u64, &Work))| {
@@ -1665,8 +1672,8 @@ impl Tracker {
         candidate
     }
 
-    /// Leaves out of a candidate what came after the completion of a file that somebody has opened for writing again before
-    /// it could be read: without that file it would be a cut that never was. Nothing waits so for longer than
+    /// Leaves out of a candidate what came after the completion of a file that somebody has opened for writing again
+    /// before it could be read: without that file it would be a cut that never was. Nothing waits so for longer than
     /// [`HOLD_BACK_MAX`], or one file could keep everything from being published. False when nothing is left out.
     fn hold_back(&mut self, candidate: &mut Candidate, minimum_end: u64) -> bool {
         let blocks = |(position, opened): &(u64, Opened)| match self.work.get(position) {
@@ -1813,8 +1820,8 @@ impl Tracker {
         Ok(())
     }
 
-    /// Says for how long a file has been written to that the store has nothing of yet. Since when one was written to anew that was there
-    /// before, nobody knows.
+    /// Says for how long a file has been written to that the store has nothing of yet. Since when one was written to
+    /// anew that was there before, nobody knows.
     fn writing_flags(&self, path: &[u8], source: &Source, stat: &Stat) -> u32 {
         let born_ns = source.born_ns();
         if born_ns == 0 || self.held.get(path).is_some_and(|held| held.inode == stat.st_ino) {
@@ -1946,8 +1953,8 @@ struct Lost {
 }
 
 impl Lost {
-    /// The version that a stub with this mark stands for, with a name that no other stub has taken. Nothing when several
-    /// could be meant. A mark that none has was set by a program.
+    /// The version that a stub with this mark stands for, with a name that no other stub has taken. Nothing when
+    /// several could be meant. A mark that none has was set by a program.
     fn take(&mut self, mark_ns: u32) -> Option<(StagedPath, Arc<Version>)> {
         let origin = |version: &Version| (version.aggregate, version.sequence);
         let is_known = self.has_mark(mark_ns);
@@ -2033,8 +2040,8 @@ impl Candidate {
 }
 
 /// The data of a file as extents that start and end on blocks (but for the file's end), so that holes of whole blocks
-/// stay holes in the aggregate. They are not looked for where the file takes as much room as it is long: what room behind its
-/// end could hide is written as zeros. Nor in a small file that takes more.
+/// stay holes in the aggregate. They are not looked for where the file takes as much room as it is long: what room
+/// behind its end could hide is written as zeros. Nor in a small file that takes more.
 fn data_extents(source: &Source, stat: &Stat) -> io::Result<Extents> {
     let allocated = (stat.st_blocks as u64).saturating_mul(512);
     let is_dense = allocated == source.size().next_multiple_of(BLOCK);

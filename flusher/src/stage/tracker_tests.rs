@@ -305,7 +305,8 @@ fn a_file_that_stays_open_holds_nothing_up_for_long_and_not_twice() {
     assert!(scene.store.view().get(b"s/second").is_some());
 }
 
-/// When a file was last changed, once the watermark has passed what came before. What happens next is seen apart from it.
+/// When a file was last changed, once the watermark has passed what came before. What happens next is seen apart from
+/// it.
 fn change_time_ns(scene: &mut Scene, name: &str) -> u64 {
     let metadata = fs::metadata(scene.at(name)).unwrap();
     let time_ns = metadata.ctime() as u64 * 1_000_000_000 + metadata.ctime_nsec() as u64;
@@ -1070,8 +1071,8 @@ fn both_names_of_a_stub_that_moved_unseen_are_found() {
     assert_eq!(names.len(), 3, "{names:?}");
 }
 
-/// Three stubs that are rotated, as by a program that was restarted and keeps three checkpoints: `state.0` is one byte long,
-/// `state.1` two, `state.2` three.
+/// Three stubs that are rotated, as by a program that was restarted and keeps three checkpoints: `state.0` is one byte
+/// long, `state.1` two, `state.2` three.
 fn scene_of_rotation() -> Scene {
     let mut scene = Scene::new();
     for length in 1..=3 {

@@ -34,8 +34,8 @@ pub enum Change {
     Moved(Place, Place, IsDirectory),
     /// A name came from outside the tree (`STAGE/scratch`).
     MovedIn(Place, IsDirectory),
-    /// A name came from `STAGE/links`: another name of the file with this inode, or nothing if it lies in a directory that
-    /// is not watched.
+    /// A name came from `STAGE/links`: another name of the file with this inode, or nothing if it lies in a directory
+    /// that is not watched.
     Linked(u64, Option<Place>),
     /// A name left the tree.
     MovedOut(Place, IsDirectory),

@@ -1,8 +1,8 @@
 //! The catalog: what a reader looks at in aggregates that nobody writes to any more, gathered in one file of the store.
 //!
-//! A restart on a thousand nodes then lists the store and reads one file, where it would open ten thousand on each. It is a
-//! shortcut, never the truth: an aggregate is read from it by the code that reads aggregates, with all its checks, and
-//! what is missing or wrong in it is read from the aggregate itself. Nothing may be removed because of a catalog.
+//! A restart on a thousand nodes then lists the store and reads one file, where it would open ten thousand on each. It
+//! is a shortcut, never the truth: an aggregate is read from it by the code that reads aggregates, with all its checks,
+//! and what is missing or wrong in it is read from the aggregate itself. Nothing may be removed because of a catalog.
 //!
 //! A name that a catalog has is not given to another aggregate (see [`names_of`]), so a name in the listing says which
 //! aggregate is meant. What people put in an aggregate's place has another inode, and is read itself.
@@ -199,8 +199,8 @@ fn table_crc(table: &[u8], trailer: Trailer) -> U32 {
     crc.into()
 }
 
-/// The names that the newest catalog of a store has. A new aggregate must not get any of them, or who reads by the catalog
-/// takes it for the one that had the name.
+/// The names that the newest catalog of a store has. A new aggregate must not get any of them, or who reads by the
+/// catalog takes it for the one that had the name.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     catalog: u64,
@@ -388,8 +388,8 @@ pub enum Outcome {
     NoLocks,
 }
 
-/// Makes the catalog of a store anew, with what the old one has. While it is made nobody reclaims: what it names is there
-/// when it gets its name.
+/// Makes the catalog of a store anew, with what the old one has. While it is made nobody reclaims: what it names is
+/// there when it gets its name.
 ///
 /// # Errors
 /// From the file system.
@@ -444,8 +444,8 @@ fn write(file: &File, files: &Files, old: Option<&Catalog>) -> io::Result<Built>
     Ok(Built { aggregates, left_out: all.len() - aggregates, bytes: 0 })
 }
 
-/// Sees to it that a store with many aggregates has a catalog before it is read: of all who come at once, one makes it and
-/// the others wait for that, for a bounded time. Whatever fails, the store is read without.
+/// Sees to it that a store with many aggregates has a catalog before it is read: of all who come at once, one makes it
+/// and the others wait for that, for a bounded time. Whatever fails, the store is read without.
 pub fn prepare(store: &Path) {
     let since = Instant::now();
     while since.elapsed() < BUILD_LIMIT {

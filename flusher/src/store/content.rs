@@ -1,7 +1,7 @@
 //! What a namespace holds, as records that make the same one: what `sheaf merge` writes.
 //!
-//! Only what is there, not how it came about: no renames, no removals, nothing that was superseded. Nothing here reads data or
-//! changes a file.
+//! Only what is there, not how it came about: no renames, no removals, nothing that was superseded. Nothing here reads
+//! data or changes a file.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use crate::aggregate::{Attributes, Entry, FLAG_CONTESTED, FLAG_MOVED, FLAG_UNCLO
 
 impl Store {
     /// Everything in the namespace: directories, then files and links in the order in which their data lies in the
-    /// aggregates, a file's further names right behind it. Directories that are only the way to something go without saying.
+    /// aggregates, a file's further names right behind it. Directories that are only the way to something go without
+    /// saying.
     pub fn content(&self) -> Vec<Copied> {
         let mut directories = Vec::new();
         // Files and links with the names they have, by their origin.

@@ -1,7 +1,8 @@
 //! Several nodes that write to one file: each has published what its own processes wrote, and nobody has the whole.
 //!
-//! It is told from what the records say, so that every reader comes to the same (FORMAT.md, "Several writers"). Nothing is merged: which
-//! bytes count where both wrote, or where one has zeros, nobody can know. It must never be said of nodes that wrote one after the other.
+//! It is told from what the records say, so that every reader comes to the same (FORMAT.md, "Several writers"). Nothing
+//! is merged: which bytes count where both wrote, or where one has zeros, nobody can know. It must never be said of
+//! nodes that wrote one after the other.
 
 use std::collections::BTreeSet;
 use std::fmt;

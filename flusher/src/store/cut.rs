@@ -1,8 +1,9 @@
 //! The consistent cut: up to which time the store shows what all nodes of a job have done.
 //!
 //! A node is what one stage has published, in however many aggregates. Each tells up to which time it has published
-//! everything; one that is lost cannot say what it did after that. A cut is a time at which nothing that can be seen may have
-//! happened because of something that cannot. Nothing here changes an aggregate, and no node may be cut off that still lives.
+//! everything; one that is lost cannot say what it did after that. A cut is a time at which nothing that can be seen
+//! may have happened because of something that cannot. Nothing here changes an aggregate, and no node may be cut off
+//! that still lives.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -18,8 +19,8 @@ use super::{Aggregate, Lock, Node, Store, View};
 /// Everything counts, however late.
 pub const NO_LIMIT: u64 = u64::MAX;
 
-/// A cut is no older than the last word of a lost node by more than so many times the skew. If the nodes wrote all the time,
-/// closer to each other than the skew, it is made where it is right for clocks that agree better.
+/// A cut is no older than the last word of a lost node by more than so many times the skew. If the nodes wrote all the
+/// time, closer to each other than the skew, it is made where it is right for clocks that agree better.
 const PATIENCE: u64 = 10;
 /// A node that others have outlived by so much is not one that they depend on: it cuts nothing off.
 const OUTLIVED_NS: u64 = 3_600_000_000_000;
@@ -82,9 +83,9 @@ fn nanoseconds(skew: Duration) -> u64 {
     u64::try_from(skew.as_nanos()).unwrap_or(NO_LIMIT)
 }
 
-/// The newest time that is no later than `latest_ns` and no watermark, and before which nothing can be seen that may have
-/// happened because of what cannot: an operation of another node that is later than the cut, or missing, is later than
-/// everything that can be seen by more than `skew_ns`. On one node the order is known, and no distance is needed.
+/// The newest time that is no later than `latest_ns` and no watermark, and before which nothing can be seen that may
+/// have happened because of what cannot: an operation of another node that is later than the cut, or missing, is later
+/// than everything that can be seen by more than `skew_ns`. On one node the order is known, and no distance is needed.
 fn newest_cut(nodes: &[Told], latest_ns: u64, skew_ns: u64) -> u64 {
     let mut cut_ns = latest(nodes, latest_ns);
     // What a node that is lost did next would be missing just behind its watermark.
@@ -207,8 +208,8 @@ impl<'a> Group<'a> {
         self.stages.iter().flat_map(|stage| &stage.aggregates).copied()
     }
 
-    /// The stages of each node, one after the other: one that was made on a node behind the last word of another, to which
-    /// nobody writes any more, has taken its place. What was done in it is later than all that the other one had.
+    /// The stages of each node, one after the other: one that was made on a node behind the last word of another, to
+    /// which nobody writes any more, has taken its place. What was done in it is later than all that the other one had.
     fn nodes(&self) -> Vec<Vec<&Stage<'a>>> {
         let mut stages: Vec<&Stage<'a>> = self.stages.iter().collect();
         stages.sort_by_key(|stage| stage.began_ns());
@@ -269,8 +270,8 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Up to which time the operations in each aggregate count if this is chosen. What somebody was told to be safe does, unless
-    /// a time is asked for.
+    /// Up to which time the operations in each aggregate count if this is chosen. What somebody was told to be safe
+    /// does, unless a time is asked for.
     fn limits(
         &self,
         times: &HashMap<[u8; 16], Vec<u64>>,
@@ -318,8 +319,8 @@ impl Store {
         self.in_store().filter(move |aggregate| aggregate.identity.stage == stage)
     }
 
-    /// Of a stage: up to which time everything is published, when the newest operation that is published happened, and up to
-    /// which time somebody was told that it is safe.
+    /// Of a stage: up to which time everything is published, when the newest operation that is published happened, and
+    /// up to which time somebody was told that it is safe.
     pub fn told_of(&self, stage: [u8; 16]) -> (u64, u64, u64) {
         let greatest = |of: fn(&Aggregate) -> u64| self.of_stage(stage).map(of).max().unwrap_or(0);
         (
@@ -335,7 +336,8 @@ impl Store {
         others.max_by_key(|aggregate| aggregate.age()).is_some_and(|newest| !newest.ended)
     }
 
-    /// Whether reclaiming an aggregate would take away its stage's last word, and what is left would say something else.
+    /// Whether reclaiming an aggregate would take away its stage's last word, and what is left would say something
+    /// else.
     pub(super) fn is_last_word(&self, aggregate: &Aggregate, nobody_else_writes: bool) -> bool {
         if aggregate.identity.stage == [0; 16] || self.decided().contains(&aggregate.identity.uuid) {
             return false;
@@ -381,8 +383,8 @@ impl Store {
         groups.into_values().collect()
     }
 
-    /// No cut of this job that is made from here on can be older, whichever of its nodes are lost: everything that the nodes
-    /// did up to here is known.
+    /// No cut of this job that is made from here on can be older, whichever of its nodes are lost: everything that the
+    /// nodes did up to here is known.
     pub(super) fn settled_cut_ns(&self, job: &str, all: &[Step<'_>], skew: Duration) -> u64 {
         let of_job = |group: &Group<'_>| group.aggregates().any(|aggregate| aggregate.identity.job == job);
         let group = self.groups().into_iter().find(of_job);
@@ -475,9 +477,9 @@ impl Store {
         self.load()
     }
 
-    /// Decides what counts of jobs that nobody serves any more, if some of their nodes have not ended, and sees it so from
-    /// here on. Whoever begins on what they left must do so before it shows anything of it. Yields what is not shown
-    /// because of that.
+    /// Decides what counts of jobs that nobody serves any more, if some of their nodes have not ended, and sees it so
+    /// from here on. Whoever begins on what they left must do so before it shows anything of it. Yields what is not
+    /// shown because of that.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -602,8 +604,8 @@ pub struct Cut {
     pub hidden: Option<usize>,
 }
 
-/// The consistent cuts of each job of a store, the newest first: the newest one, with what somebody was told to be safe, and those
-/// after which nothing happened for longer than `skew`. No more than `most` of each job.
+/// The consistent cuts of each job of a store, the newest first: the newest one, with what somebody was told to be
+/// safe, and those after which nothing happened for longer than `skew`. No more than `most` of each job.
 ///
 /// # Errors
 /// As [`Store::open`].
@@ -688,7 +690,8 @@ mod tests {
 
     #[test]
     fn a_lost_node_cuts_off_what_others_did_after_its_last_word() {
-        // One file a node, a barrier, and the name of both; then again, and the second node is lost before it publishes.
+        // One file a node, a barrier, and the name of both; then again, and the second node is lost before it
+        // publishes.
         let nodes = [node(&[100, 110, 200, 210], Some(300)), node(&[101], Some(150))];
         assert_eq!(newest_cut(&nodes, NO_LIMIT, 10), 150);
         // It may have done something right after its last word, by a clock that is late.

@@ -1,8 +1,9 @@
 //! A decision: what counts of aggregates whose nodes are lost, the same for everybody who reads the store from then on.
 //!
-//! Who begins on what another job left decides once, in a file of the store, before anybody acts on what is seen. What is cut
-//! off then does not come back by accident; but it is still there, and counts again if all the nodes turn out not to have been
-//! lost, or somebody asks for all of it. Else a decision is never changed, and two who decide at once about the same aggregates decide alike.
+//! Who begins on what another job left decides once, in a file of the store, before anybody acts on what is seen. What
+//! is cut off then does not come back by accident; but it is still there, and counts again if all the nodes turn out
+//! not to have been lost, or somebody asks for all of it. Else a decision is never changed, and two who decide at once
+//! about the same aggregates decide alike.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,7 +1,7 @@
 //! An aggregate's file that is read: large parts past the page cache, the rest through it.
 //!
-//! What comes back from a store is mostly read once, and filling the page cache costs more processor time than everything else
-//! about it. Whatever direct reading has against it, the page cache gives the answer.
+//! What comes back from a store is mostly read once, and filling the page cache costs more processor time than
+//! everything else about it. Whatever direct reading has against it, the page cache gives the answer.
 
 use std::fs::File;
 use std::io;

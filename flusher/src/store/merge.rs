@@ -1,7 +1,7 @@
 //! Reading many aggregates at once and applying their records in the order of time.
 //!
-//! Aggregates come and go while they are read: what was taken out of one by reclaiming is in another by then. So reading
-//! is repeated until the store has the same aggregates before and after it.
+//! Aggregates come and go while they are read: what was taken out of one by reclaiming is in another by then. So
+//! reading is repeated until the store has the same aggregates before and after it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -41,8 +41,8 @@ pub struct Note {
 }
 
 impl Note {
-    /// Whether the aggregate holds names that nobody can tell now, and that may be told later: it could not be read, or is of a
-    /// later version. What is damaged stays so.
+    /// Whether the aggregate holds names that nobody can tell now, and that may be told later: it could not be read, or
+    /// is of a later version. What is damaged stays so.
     pub fn hides_names(&self) -> bool {
         !self.damaged && !self.foreign
     }
@@ -144,8 +144,8 @@ impl Store {
         Ok(files)
     }
 
-    /// Reads what is new in the source's aggregates. When that contains something older than what was applied before, or
-    /// an aggregate is gone, everything is read and applied again, in order.
+    /// Reads what is new in the source's aggregates. When that contains something older than what was applied before,
+    /// or an aggregate is gone, everything is read and applied again, in order.
     pub(super) fn load(&mut self) -> io::Result<()> {
         for _ in 0..READ_ATTEMPTS {
             let files = self.files()?;
@@ -274,7 +274,8 @@ impl Store {
                     continue;
                 }
             };
-            // Another aggregate has been given the name meanwhile; what the old one held is forgotten in the next round.
+            // Another aggregate has been given the name meanwhile; what the old one held is forgotten in the next
+            // round.
             if let Some(known) = known
                 && self.aggregates[known].identity.uuid != recovered.identity.uuid
             {
@@ -296,8 +297,8 @@ impl Store {
         (additions, complete)
     }
 
-    /// Yields whether all that was removed had been so before: else there may be copies of it that were not there yet when other
-    /// files were read.
+    /// Yields whether all that was removed had been so before: else there may be copies of it that were not there yet
+    /// when other files were read.
     fn take_in_parts(&mut self, file: &Path, content: SharedContent, additions: &mut Vec<Addition>) -> bool {
         let mut complete = true;
         if let Some(at) = content.damaged {

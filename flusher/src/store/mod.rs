@@ -88,8 +88,8 @@ pub(crate) struct Aggregate {
     spooled: bool,
 }
 
-/// What merging compares: a record that is applied late must not come before one that was applied. Time, whether it is a
-/// copy, the aggregate's uuid, and sequence.
+/// What merging compares: a record that is applied late must not come before one that was applied. Time, whether it is
+/// a copy, the aggregate's uuid, and sequence.
 type MergeKey = (u64, bool, [u8; 16], u64);
 
 impl Aggregate {
@@ -270,7 +270,8 @@ impl Files {
     }
 }
 
-/// Opens an aggregate's file, to read what is in it by now. What only has the name of one, and would keep a reader waiting, is refused.
+/// Opens an aggregate's file, to read what is in it by now. What only has the name of one, and would keep a reader
+/// waiting, is refused.
 ///
 /// # Errors
 /// From open(2), or when it is no regular file.
@@ -325,8 +326,8 @@ impl Store {
         Ok(store)
     }
 
-    /// As [`Store::open_all`], with everything that can be read of damaged aggregates. Where a damaged segment had renamed or
-    /// removed names, they are as they were before it.
+    /// As [`Store::open_all`], with everything that can be read of damaged aggregates. Where a damaged segment had
+    /// renamed or removed names, they are as they were before it.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -394,8 +395,8 @@ impl Store {
         self.aggregates.get(id.0 as usize).ok_or_else(|| io::Error::other("no such aggregate in this store"))
     }
 
-    /// Takes note of an aggregate that this process has just made, and where it begins if it shares its file; [`Store::publish`]
-    /// says what is in it.
+    /// Takes note of an aggregate that this process has just made, and where it begins if it shares its file;
+    /// [`Store::publish`] says what is in it.
     ///
     /// # Errors
     /// When there are more aggregates than can be counted.
@@ -424,8 +425,8 @@ impl Store {
         Ok(id)
     }
 
-    /// Whether another node than this process's has put under this name what is there: a file or link, with its content or by a
-    /// rename.
+    /// Whether another node than this process's has put under this name what is there: a file or link, with its content
+    /// or by a rename.
     pub fn is_of_another_node(&self, path: &[u8]) -> bool {
         let content = || self.view.get(path).and_then(Node::origin).map(|(aggregate, _)| aggregate);
         self.view.named_by(path).or_else(content).is_some_and(|aggregate| self.is_another_nodes(aggregate))
@@ -436,8 +437,8 @@ impl Store {
         self.view.named_by(path).is_some_and(|aggregate| self.is_another_nodes(aggregate))
     }
 
-    /// Takes note when this process's stage was made, in nanoseconds since 1970: what another stage of the node's has published
-    /// since then may never have been seen in this one.
+    /// Takes note when this process's stage was made, in nanoseconds since 1970: what another stage of the node's has
+    /// published since then may never have been seen in this one.
     pub fn know_birth(&mut self, born_ns: u64) {
         self.born_ns = born_ns;
     }
@@ -447,8 +448,8 @@ impl Store {
             .is_ok_and(|aggregate| aggregate.identity.node != self.node || self.is_beside(aggregate))
     }
 
-    /// Whether another stage of this node has published it, or a part of it, since there is this process's: such as a job's that has a
-    /// /dev/shm of its own, or somebody who has moved aggregates.
+    /// Whether another stage of this node has published it, or a part of it, since there is this process's: such as a
+    /// job's that has a /dev/shm of its own, or somebody who has moved aggregates.
     fn is_beside(&self, aggregate: &Aggregate) -> bool {
         let newest_ns = aggregate.newest_ns.max(aggregate.identity.created_ns);
         self.own_stage.is_some_and(|stage| stage != aggregate.identity.stage) && newest_ns > self.born_ns
@@ -481,7 +482,8 @@ impl Store {
         }
     }
 
-    /// As [`Store::reader`], for somebody who copies a version as it is: a part that several nodes have written stays one.
+    /// As [`Store::reader`], for somebody who copies a version as it is: a part that several nodes have written stays
+    /// one.
     ///
     /// # Errors
     /// As there.
@@ -498,7 +500,8 @@ impl Store {
         self.locate(version)?.open()
     }
 
-    /// Where a version's data lies, to be opened as by [`Store::reader`] while nobody holds the store: a file system may not answer.
+    /// Where a version's data lies, to be opened as by [`Store::reader`] while nobody holds the store: a file system
+    /// may not answer.
     ///
     /// # Errors
     /// When it is no version of this store.
@@ -516,8 +519,8 @@ impl Store {
         Ok(Located { version: version.clone(), aggregate, contest, older, sources: self.sources.clone() })
     }
 
-    /// The segment that seals an aggregate with the index of its live names, and a last watermark. It has this sequence, and
-    /// begins at this offset.
+    /// The segment that seals an aggregate with the index of its live names, and a last watermark. It has this
+    /// sequence, and begins at this offset.
     ///
     /// # Errors
     /// When there are more names than an index can hold.

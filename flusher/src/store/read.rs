@@ -140,8 +140,8 @@ impl VersionReader {
         &self.version
     }
 
-    /// This reader, or one of an older version that is intact, if this one is not and `damaged` allows it. That takes reading
-    /// all data once more.
+    /// This reader, or one of an older version that is intact, if this one is not and `damaged` allows it. That takes
+    /// reading all data once more.
     pub fn choose(self, damaged: Damaged) -> VersionReader {
         let is_fine = || self.copy(&mut |_, _| Ok(())).is_ok();
         if damaged == Damaged::Refuse || is_fine() {
@@ -158,8 +158,8 @@ impl VersionReader {
         Some(VersionReader { version, path, file, contest: None, older: Vec::new(), sources })
     }
 
-    /// Hands out all data in order, as offsets in the file and bytes; holes are left out. What cannot be had intact is read
-    /// from another copy of the same version, if reclaiming has made one.
+    /// Hands out all data in order, as offsets in the file and bytes; holes are left out. What cannot be had intact is
+    /// read from another copy of the same version, if reclaiming has made one.
     ///
     /// # Errors
     /// What `out` returns, or an error with a [`DataLoss`] inside when the data cannot be had intact.
@@ -169,8 +169,8 @@ impl VersionReader {
         (0..file_data(&self.version).chunk_count()).try_for_each(|chunk| self.chunk(chunk, &mut buffer, &copies, out))
     }
 
-    /// As [`VersionReader::copy`] in no particular order, by this thread and as many helpers as are worth it and free: what is read,
-    /// checked and taken overlaps.
+    /// As [`VersionReader::copy`] in no particular order, by this thread and as many helpers as are worth it and free:
+    /// what is read, checked and taken overlaps.
     ///
     /// # Errors
     /// As there.

@@ -1,8 +1,8 @@
-//! Which names were touched lately, and by what: whether an operation that is learned of late, because another node has published
-//! it later, can still be applied as if it had come in its place.
+//! Which names were touched lately, and by what: whether an operation that is learned of late, because another node has
+//! published it later, can still be applied as if it had come in its place.
 //!
-//! Operations on names that have nothing to do with each other give the same in either order. Where that cannot be shown the answer
-//! is no, and everything has to be applied anew.
+//! Operations on names that have nothing to do with each other give the same in either order. Where that cannot be
+//! shown the answer is no, and everything has to be applied anew.
 
 use std::collections::BTreeMap;
 
@@ -84,8 +84,8 @@ impl Recent {
     }
 }
 
-/// Whether what a record says is in the namespace already, by its original: reclaiming has made a copy of it. (A copy stands at the
-/// time of its original, and no two operations of a node have the same.)
+/// Whether what a record says is in the namespace already, by its original: reclaiming has made a copy of it. (A copy
+/// stands at the time of its original, and no two operations of a node have the same.)
 pub(super) fn is_shown(view: &View, step: &Step<'_>) -> bool {
     let entry = &step.record.entry;
     let time_ns = |path| match view.get(path) {

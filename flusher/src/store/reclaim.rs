@@ -31,8 +31,8 @@ use crate::stage::tracker::is_at_or_below;
 const WORTHWHILE: u64 = 32 << 10;
 /// A larger aggregate is closed, so that it can be reclaimed some day.
 pub const LARGE: u64 = 64 << 30;
-/// Watermarks of a node that has nothing to publish may take so many bytes in an aggregate; the next one goes to another, and
-/// what only had watermarks is removed.
+/// Watermarks of a node that has nothing to publish may take so many bytes in an aggregate; the next one goes to
+/// another, and what only had watermarks is removed.
 pub const WATERMARKS_MAX: u64 = 4 << 20;
 /// More aggregates than this of one node are joined, smallest first, so that opening stays quick.
 const AGGREGATES_MAX: usize = 16;
@@ -91,8 +91,8 @@ impl Candidate {
         self.live == Live::default()
     }
 
-    /// Whether the next segment should go to a new aggregate: this one is large, or has so much in it that is dead that it
-    /// is better left to die.
+    /// Whether the next segment should go to a new aggregate: this one is large, or has so much in it that is dead that
+    /// it is better left to die.
     pub fn is_full(&self) -> bool {
         let mostly_dead = self.dead_bytes().saturating_sub(2 * BLOCK) >= self.written_bytes / 4;
         self.written_bytes >= LARGE
@@ -110,9 +110,9 @@ pub enum Cause {
     Number,
 }
 
-/// The aggregate that should be reclaimed next, if any: one that is dead; else, when there is more than twice of what is
-/// alive, the one with the largest part dead; else the smallest of too many. `current` is still written to; `is_open` says
-/// which may still be tried.
+/// The aggregate that should be reclaimed next, if any: one that is dead; else, when there is more than twice of what
+/// is alive, the one with the largest part dead; else the smallest of too many. `current` is still written to;
+/// `is_open` says which may still be tried.
 pub fn next_victim(
     candidates: &[Candidate],
     current: Option<[u8; 16]>,
@@ -159,8 +159,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether it is worth its cost: what stays, in an aggregate of its own, is less than half of what goes. So nothing can
-    /// be copied again and again for little.
+    /// Whether it is worth its cost: what stays, in an aggregate of its own, is less than half of what goes. So nothing
+    /// can be copied again and again for little.
     pub fn frees_half_of(&self, written_bytes: u64) -> bool {
         self.copied_bytes == 0 || self.copied_bytes.saturating_add(2 * BLOCK) <= written_bytes / 2
     }
@@ -302,8 +302,9 @@ impl Planner {
     }
 
     /// The one place that asks whether what superseded something is published on every node of the job: no cut that is
-    /// made from here on, whichever of the nodes are lost, can be older than this time. Of nodes that tell no watermarks
-    /// everything is known up to the newest operation that is published: each publishes in the order of its operations.
+    /// made from here on, whichever of the nodes are lost, can be older than this time. Of nodes that tell no
+    /// watermarks everything is known up to the newest operation that is published: each publishes in the order of its
+    /// operations.
     fn settled_ns(&self, victim: &Aggregate, own: Option<[u8; 16]>, all: &[Step<'_>]) -> u64 {
         if self.nobody_else_writes {
             return u64::MAX;
@@ -413,8 +414,8 @@ fn replay_without<'a, 'b>(
             !copied && apply(&mut view)
         };
         if stays {
-            // A copy stands right behind its original. With others of the same time it might stand behind these: clocks tick
-            // every few milliseconds, and nodes write their checkpoints at once.
+            // A copy stands right behind its original. With others of the same time it might stand behind these: clocks
+            // tick every few milliseconds, and nodes write their checkpoints at once.
             if at_the_same_time(all, index).any(|other| !is_copy(other, step) && !commute(other, step)) {
                 return refuse("two records have the same time");
             }
@@ -438,8 +439,8 @@ fn is_copy(one: &Step<'_>, other: &Step<'_>) -> bool {
     (first.is_moved() || second.is_moved()) && first.kind == second.kind && first.path == second.path && same_target
 }
 
-/// Whether two records give the same in either order, as far as that is plain: they are about names that have nothing to do with each
-/// other. What concerns a file by any of its names is not.
+/// Whether two records give the same in either order, as far as that is plain: they are about names that have nothing
+/// to do with each other. What concerns a file by any of its names is not.
 fn commute(one: &Step<'_>, other: &Step<'_>) -> bool {
     let (Some(first), Some(second)) = (concerned(&one.record.entry), concerned(&other.record.entry)) else {
         return false;
@@ -448,7 +449,8 @@ fn commute(one: &Step<'_>, other: &Step<'_>) -> bool {
     !first.iter().any(|name| second.iter().any(|other| touch(name, other)))
 }
 
-/// The names that a record is about, the same one twice if there is no other; nothing where a file's further names may matter.
+/// The names that a record is about, the same one twice if there is no other; nothing where a file's further names may
+/// matter.
 fn concerned(entry: &Entry) -> Option<[&[u8]; 2]> {
     match entry.kind {
         Kind::File | Kind::Directory | Kind::Symlink | Kind::Unlink | Kind::RemoveDirectory => {
@@ -515,8 +517,8 @@ impl Store {
         self.aggregates.iter().enumerate().find(is_it).map(|(index, found)| (AggregateId(index as u32), found))
     }
 
-    /// The aggregates of a node, or of all, with what is alive in them. Copies would be this stage's, and what it lacks of them
-    /// removed: so what other stages of the node publish is theirs to reclaim.
+    /// The aggregates of a node, or of all, with what is alive in them. Copies would be this stage's, and what it lacks
+    /// of them removed: so what other stages of the node publish is theirs to reclaim.
     pub fn candidates(&self, node: Option<&str>) -> Vec<Candidate> {
         let mut live = self.view.live();
         let is_there = |(_, aggregate): &(usize, &Aggregate)| !aggregate.gone && !aggregate.spooled;

@@ -1,5 +1,5 @@
-//! Reclaiming against a store from which nothing was ever removed: random histories of two nodes, and every state that a
-//! crash can leave. And what a merge of such a store shows.
+//! Reclaiming against a store from which nothing was ever removed: random histories of two nodes, and every state that
+//! a crash can leave. And what a merge of such a store shows.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -96,8 +96,8 @@ impl Writing {
         fs::write(path, builder.finished()).unwrap();
     }
 
-    /// Reclaims an aggregate if that is allowed; what is seen stays the same after each step. Yields how many records were
-    /// copied.
+    /// Reclaims an aggregate if that is allowed; what is seen stays the same after each step. Yields how many records
+    /// were copied.
     fn reclaim(&mut self, which: usize) -> Option<usize> {
         let victim = which % self.aggregates.len();
         if victim == self.aggregates.len() - 1 {
@@ -213,7 +213,8 @@ proptest! {
             let index = |first: bool| usize::from(!first);
             match action {
                 Action::Record(first, kind, path, target) => {
-                    // Of the same names only at times of their own: else chance decides. A node's clock never stands still.
+                    // Of the same names only at times of their own: else chance decides. A node's clock never stands
+                    // still.
                     let of_node = |path: String| if tick > 1 { format!("{}/{path}", index(first)) } else { path };
                     let mut item = item(kind, &of_node(path), &of_node(target), number as u64 + 1);
                     let now = (number as u64 / tick + 1) * 1000;

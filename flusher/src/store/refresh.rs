@@ -1,8 +1,8 @@
 //! Taking in what other nodes have published, while this process publishes to the same store.
 //!
-//! Reading holds nobody up: it is made on an outline of the store, and what was read is taken in afterwards. Of this process's own
-//! aggregates nothing is read, because what is in them is told as it is published. What a cut hides stays hidden, and where the order
-//! of all operations cannot be kept by adding to what is known, everything is read anew.
+//! Reading holds nobody up: it is made on an outline of the store, and what was read is taken in afterwards. Of this
+//! process's own aggregates nothing is read, because what is in them is told as it is published. What a cut hides stays
+//! hidden, and where the order of all operations cannot be kept by adding to what is known, everything is read anew.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -70,7 +70,8 @@ impl Changed {
     }
 }
 
-/// Has a store that others use meanwhile show what other nodes have published until now. Yields which names that concerns.
+/// Has a store that others use meanwhile show what other nodes have published until now. Yields which names that
+/// concerns.
 ///
 /// # Errors
 /// As [`Store::open_whole`].
@@ -244,8 +245,8 @@ impl Store {
         true
     }
 
-    /// Whether a store that was read anew has everything that is known of this process's own aggregates. Those that it has not
-    /// told of yet are left out there.
+    /// Whether a store that was read anew has everything that is known of this process's own aggregates. Those that it
+    /// has not told of yet are left out there.
     fn is_equalled_by(&self, anew: &mut Store) -> bool {
         let known = self.aggregates.len();
         if anew.aggregates.len() < known {

@@ -1,7 +1,8 @@
 //! Files that several nodes write to: who holds what of them, and what becomes of parts that are not needed any more.
 //!
-//! Locks are on single bytes: the first is held by whoever reserves a range, that at which a part begins by whoever writes the
-//! part. They end with their process. Nobody changes anything of another's part, but for one that is reclaimed.
+//! Locks are on single bytes: the first is held by whoever reserves a range, that at which a part begins by whoever
+//! writes the part. They end with their process. Nobody changes anything of another's part, but for one that is
+//! reclaimed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,8 +19,8 @@ use crate::engine::{forget_cached, sync_directory};
 /// The byte that is locked by whoever reserves a range.
 pub const RESERVING: u64 = 0;
 
-/// Opens an aggregate's file to lock or change something in it. It is opened anew each time: on network file systems that is when
-/// its length is asked for, and they lock exclusively only what is open for writing.
+/// Opens an aggregate's file to lock or change something in it. It is opened anew each time: on network file systems
+/// that is when its length is asked for, and they lock exclusively only what is open for writing.
 ///
 /// # Errors
 /// From open(2).
@@ -53,8 +54,9 @@ pub fn lock_place(path: &Path, first: Option<u64>) -> Lock {
     open_to_change(path).map_or(Lock::Unknown, |file| lock_byte(file, first))
 }
 
-/// Removes a part of a shared file for good, and gives its room back where the file system can; the file itself when nothing in it
-/// is needed. At each moment it is there whole or not at all, for those who read the store; tar readers see its files go one by one.
+/// Removes a part of a shared file for good, and gives its room back where the file system can; the file itself when
+/// nothing in it is needed. At each moment it is there whole or not at all, for those who read the store; tar readers
+/// see its files go one by one.
 ///
 /// # Errors
 /// From the file system.

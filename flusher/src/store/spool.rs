@@ -1,8 +1,8 @@
 //! Segments that wait in a spool for the store, read as part of it.
 //!
-//! Each lies in an aggregate of its own, outside of the store. A flusher that died may have copied one to the store before it
-//! could remove it: what is there already is told by its records, of which no two of a node have the same time; and where the
-//! store has dropped records since, by its word up to which time it has everything of the stage.
+//! Each lies in an aggregate of its own, outside of the store. A flusher that died may have copied one to the store
+//! before it could remove it: what is there already is told by its records, of which no two of a node have the same
+//! time; and where the store has dropped records since, by its word up to which time it has everything of the stage.
 
 use std::collections::HashSet;
 use std::io;
@@ -54,8 +54,8 @@ fn key(record: &Record) -> (u64, u64, &[u8]) {
 }
 
 impl Store {
-    /// As [`Store::open_whole`], with what lies in these files of a spool. Yields the segments that the store lacks, oldest
-    /// first; files that have none are not needed any more.
+    /// As [`Store::open_whole`], with what lies in these files of a spool. Yields the segments that the store lacks,
+    /// oldest first; files that have none are not needed any more.
     ///
     /// # Errors
     /// As [`Store::open_whole`], also of the spool.

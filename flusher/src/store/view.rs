@@ -301,8 +301,8 @@ impl View {
         }
     }
 
-    /// Whether what is at a place, which has this path, makes a new version of it contested: it is of the same time and of another node,
-    /// or the new one only changes what was contested.
+    /// Whether what is at a place, which has this path, makes a new version of it contested: it is of the same time and
+    /// of another node, or the new one only changes what was contested.
     fn is_contested_at(&self, place: Place, path: &[u8], new: &Version) -> bool {
         let Node::File(current) = &self.slot(place).node else { return false };
         if current.is_copy_of(new) {
@@ -352,8 +352,8 @@ impl View {
         live
     }
 
-    /// Takes note that records have been copied: each is known by its old place, with the version that the copy makes, or
-    /// its new place.
+    /// Takes note that records have been copied: each is known by its old place, with the version that the copy makes,
+    /// or its new place.
     pub(super) fn relocate(&mut self, moved: &HashMap<(AggregateId, u64), Moved>) {
         // All names of a file share one version.
         let mut copies: HashMap<(AggregateId, u64), Arc<Version>> = HashMap::new();
@@ -421,8 +421,8 @@ impl View {
         children.map(|(name, place)| (&name[..], &self.slot(*place).node))
     }
 
-    /// Everything but the root: each directory before what is in it, names in byte order. What hostile renames have given a
-    /// longer path than a file can have is left out, with all below it.
+    /// Everything but the root: each directory before what is in it, names in byte order. What hostile renames have
+    /// given a longer path than a file can have is left out, with all below it.
     pub fn iter(&self) -> Iter<'_> {
         Iter { view: self, stack: vec![self.slot(ROOT).children.iter()], path: Vec::new(), lengths: vec![0] }
     }

@@ -71,7 +71,8 @@ impl Supervisor {
         self.add_thread()
     }
 
-    /// Waits until nobody is trapped any more, except flushers: these wait in turn for this process, which has captured.
+    /// Waits until nobody is trapped any more, except flushers: these wait in turn for this process, which has
+    /// captured.
     pub fn await_end(&self) {
         while !self.listener.await_end(&LOOK) {
             if self.only_flushers_are_left() {

@@ -1,8 +1,9 @@
 //! The program of the campaign of kills.
 //!
-//! `stepper do SEED FROM TO DIRECTORY JOURNAL` performs steps of the seed's plan; `stepper judge SEED LOW HIGH DIRECTORY`
-//! prints after how many steps the directory looks as it does, or ends with a failing status and says what is wrong;
-//! `stepper judge-names ...` is content when each name by itself looks as it did at some time, and prints LOW.
+//! `stepper do SEED FROM TO DIRECTORY JOURNAL` performs steps of the seed's plan; `stepper judge SEED LOW HIGH
+//! DIRECTORY` prints after how many steps the directory looks as it does, or ends with a failing status and says what
+//! is wrong; `stepper judge-names ...` is content when each name by itself looks as it did at some time, and prints
+//! LOW.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,7 +1,8 @@
 //! Many processes that write and rename checkpoint files at once.
 //!
-//! `storm run DIRECTORY PROCESSES FILES` writes them, and reads each back at once; `storm check` with the same arguments
-//! finds exactly what must be there afterwards. Any wrong byte or name ends it with a panic, so with a failing status.
+//! `storm run DIRECTORY PROCESSES FILES` writes them, and reads each back at once; `storm check` with the same
+//! arguments finds exactly what must be there afterwards. Any wrong byte or name ends it with a panic, so with a
+//! failing status.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,7 +1,7 @@
 //! What the names of a program's directory may hold when it has died after so many steps.
 //!
-//! A death between two steps leaves exactly one state; a death within a step one of the step's few. Only a file that was
-//! being written in place may be incomplete, as it may be without Sheaf.
+//! A death between two steps leaves exactly one state; a death within a step one of the step's few. Only a file that
+//! was being written in place may be incomplete, as it may be without Sheaf.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -208,8 +208,8 @@ pub fn judge(plan: &Plan, found: &Found, counts: RangeInclusive<usize>) -> Resul
     Err(problems.join("\n"))
 }
 
-/// Whether each name is as it was after a number in `counts` of a plan's steps, or within the next one: another number for each,
-/// as when a node is lost whose files take their places one by one.
+/// Whether each name is as it was after a number in `counts` of a plan's steps, or within the next one: another number
+/// for each, as when a node is lost whose files take their places one by one.
 ///
 /// # Errors
 /// What is wrong.

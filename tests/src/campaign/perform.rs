@@ -29,7 +29,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Reads a journal; one that is not there says that nothing was done. Waits until no process of the program is left.
+    /// Reads a journal; one that is not there says that nothing was done. Waits until no process of the program is
+    /// left.
     ///
     /// # Panics
     /// When one does not end.

@@ -1,5 +1,5 @@
-//! Seeded rounds of an MPI job over three nodes that loses one at any moment, sometimes that of rank 0: what `latest` names is whole
-//! for the next job, on a node that was left and on another one. With everything shown it need not be.
+//! Seeded rounds of an MPI job over three nodes that loses one at any moment, sometimes that of rank 0: what `latest`
+//! names is whole for the next job, on a node that was left and on another one. With everything shown it need not be.
 //!
 //! Two rounds in each run of the tests; `scripts/cluster-campaign.sh` has 200.
 

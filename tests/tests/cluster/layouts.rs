@@ -1,5 +1,5 @@
-//! What each layout asks of a file system with servers of its own, beside a file for each process: files and operations of one
-//! checkpoint, as the servers count them, and the time until it is durable. Judges nothing by time.
+//! What each layout asks of a file system with servers of its own, beside a file for each process: files and operations
+//! of one checkpoint, as the servers count them, and the time until it is durable. Judges nothing by time.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Parallel HDF5 over nodes: what all ranks write together by MPI-IO is left alone, what each writes by itself is captured.
+//! Parallel HDF5 over nodes: what all ranks write together by MPI-IO is left alone, what each writes by itself is
+//! captured.
 
 use std::fs;
 

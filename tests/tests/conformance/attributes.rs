@@ -21,7 +21,8 @@ fn stubs(count: usize, bytes: usize) -> Scene {
 fn what_is_set_while_the_data_comes_back_stays() {
     let bytes = 150_000_000;
     let scene = stubs(1, bytes);
-    // One process reads, which brings the data back; another sets mode, times and group as soon as the first of it is there.
+    // One process reads, which brings the data back; another sets mode, times and group as soon as the first of it is
+    // there.
     let change = format!(
         "
 import glob, os, stat, time

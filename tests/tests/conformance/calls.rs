@@ -100,7 +100,8 @@ fn trees_are_walked_as_natively() {
     assert_same_answers(&scene, "trees");
 }
 
-/// Those that compilers and headers write: for large files, for checked sizes, for versions before 2.33; and the rarest.
+/// Those that compilers and headers write: for large files, for checked sizes, for versions before 2.33; and the
+/// rarest.
 #[test]
 fn names_that_nobody_writes_answer_as_natively() {
     let scene = prepared();
@@ -206,7 +207,8 @@ int main(int count, char **names)
 }
 "#;
 
-/// A handle could be opened after the data has left the stage: so staged files have none, and everything else has its own.
+/// A handle could be opened after the data has left the stage: so staged files have none, and everything else has its
+/// own.
 #[test]
 fn a_staged_file_has_no_handle() {
     let scene = prepared();

@@ -1,5 +1,5 @@
-//! Many processes at one stub, and a program that is interrupted by signals all the time: right bytes, and no error that a
-//! program would not see natively.
+//! Many processes at one stub, and a program that is interrupted by signals all the time: right bytes, and no error
+//! that a program would not see natively.
 
 use std::fs;
 use std::io::Read;

@@ -1,4 +1,5 @@
-//! SHEAF_DURABLE: what a program has been told is durable is in the store, whatever dies then. And files that nobody closes.
+//! SHEAF_DURABLE: what a program has been told is durable is in the store, whatever dies then. And files that nobody
+//! closes.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

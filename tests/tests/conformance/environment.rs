@@ -1,5 +1,5 @@
-//! What the environment said when the program was started holds, whatever the program does to it; and it costs a program
-//! that names no path nothing.
+//! What the environment said when the program was started holds, whatever the program does to it; and it costs a
+//! program that names no path nothing.
 
 use std::fs;
 

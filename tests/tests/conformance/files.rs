@@ -71,8 +71,8 @@ fn a_run_ends_when_the_files_are_there() {
     assert_eq!(scene.sheaf(&["report"]).status.code(), Some(2));
 }
 
-/// A job in layout `files` between others whose files are in aggregates, with the stage of the one before or without: what
-/// happened last is what is seen, whoever looks.
+/// A job in layout `files` between others whose files are in aggregates, with the stage of the one before or without:
+/// what happened last is what is seen, whoever looks.
 #[test]
 fn stores_with_aggregates_are_gone_on_with() {
     const FIRST: &str =
@@ -131,8 +131,8 @@ fn a_file_that_is_read_while_it_is_published_stays_right() {
     assert!(!scene.checkpoints().join("a").exists());
 }
 
-/// A mode that is set and a name that is given while the flusher is busy with something else: the first is on its way to the target
-/// under the old name when the second has happened.
+/// A mode that is set and a name that is given while the flusher is busy with something else: the first is on its way
+/// to the target under the old name when the second has happened.
 #[test]
 fn a_mode_that_was_set_before_a_rename_is_not_forgotten() {
     let scene = Scene::new(Engine::IoUring).in_layout("files");
@@ -183,7 +183,8 @@ os.rename('ckpt/a', 'ckpt/b')";
     scene.drain();
 }
 
-/// Renaming one name of a file to another of its names changes nothing, staged or published; so it is with symbolic links.
+/// Renaming one name of a file to another of its names changes nothing, staged or published; so it is with symbolic
+/// links.
 #[test]
 fn two_names_of_one_file_both_stay() {
     const MAKE: &str = "set -e; cd ckpt; echo data > file; ln -s file a; ln -P a b; ln file one";
@@ -206,7 +207,8 @@ fn two_names_of_one_file_both_stay() {
     }
 }
 
-/// A program that removes its last checkpoint but one waits until the last one is published: a node that is lost never takes both.
+/// A program that removes its last checkpoint but one waits until the last one is published: a node that is lost never
+/// takes both.
 #[test]
 fn what_is_removed_goes_after_what_was_written_before() {
     let scene = Scene::new(Engine::IoUring).in_layout("files");
@@ -247,7 +249,8 @@ fn costs(layout: Option<&'static str>, bytes: u32) -> (usize, usize) {
     (files, text.lines().filter(is_on_target).count())
 }
 
-/// A table of what one checkpoint of 64 files costs the parallel file system. Flushers end by themselves, so all is published.
+/// A table of what one checkpoint of 64 files costs the parallel file system. Flushers end by themselves, so all is
+/// published.
 #[test]
 fn what_a_checkpoint_costs_the_target() {
     println!("| 64 files of | layout | files | metadata operations |\n| ---: | --- | ---: | ---: |");

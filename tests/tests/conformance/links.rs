@@ -167,8 +167,8 @@ print('all')
     same(&[("ckpt/state", "old\n")], script);
 }
 
-/// Thousands of names of one file and thousands of links, of which most go again, also while the flusher reads them. The
-/// flusher once looked at every name for every name, and was hours behind.
+/// Thousands of names of one file and thousands of links, of which most go again, also while the flusher reads them.
+/// The flusher once looked at every name for every name, and was hours behind.
 #[test]
 fn thousands_of_names() {
     const SCRIPT: &str = "

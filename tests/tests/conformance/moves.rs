@@ -9,8 +9,8 @@ fn say(scene: &Scene, script: &str) -> String {
     scene.preloaded(&["python3", "-c", script]).expect_success().text()
 }
 
-/// A rename out of the checkpoint directory while `hold` writes: it works, or it is refused as between two file systems,
-/// and then works when the writer is done. Nothing that was written is lost.
+/// A rename out of the checkpoint directory while `hold` writes: it works, or it is refused as between two file
+/// systems, and then works when the writer is done. Nothing that was written is lost.
 fn moved_while_written(hold: &str, write: &str, end: &str) {
     let scene = Scene::new(Engine::IoUring);
     let script = format!(
@@ -89,7 +89,8 @@ print(open('ckpt/renamed').read(), open('ckpt/linked').read(), open('out').read(
     assert_eq!(say(&scene, &script), "new other\n other\n ['linked', 'renamed']\n");
 }
 
-/// Two real directories of which one has captured files: their mirrors cannot be exchanged with them, so neither are they.
+/// Two real directories of which one has captured files: their mirrors cannot be exchanged with them, so neither are
+/// they.
 #[test]
 fn exchanging_directories_is_refused_where_one_has_captured_files() {
     let scene = Scene::new(Engine::IoUring);
@@ -109,8 +110,8 @@ for names in [(b'ckpt/one', b'ckpt/two'), (b'ckpt/two', b'ckpt/one')]:
     scene.drain();
 }
 
-/// What comes from elsewhere in the place of the patterns' directory itself is real and stays so; what is written in it then is
-/// captured. Where the store lies in that directory, it is not empty.
+/// What comes from elsewhere in the place of the patterns' directory itself is real and stays so; what is written in it
+/// then is captured. Where the store lies in that directory, it is not empty.
 #[test]
 fn a_directory_that_takes_the_place_of_the_checkpoint_directory() {
     let scene = Scene::new(Engine::IoUring);

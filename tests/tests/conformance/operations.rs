@@ -28,8 +28,8 @@ fn same_answers(scene: &Scene, seed: u64) {
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "seed {seed}");
 }
 
-/// The native file system itself is what is looked at when all is published. (How many names a file has is not compared: one that
-/// another file has taken counts until that is published.)
+/// The native file system itself is what is looked at when all is published. (How many names a file has is not
+/// compared: one that another file has taken counts until that is published.)
 #[test]
 fn random_operations_as_files() {
     for round in 0..6 {
@@ -67,8 +67,8 @@ fn meanwhile(again: impl Fn() + Sync, act: impl FnOnce()) {
     });
 }
 
-/// While names are published and leave the stage as fast as they can, and flushers are killed or not, every answer is still the
-/// native one.
+/// While names are published and leave the stage as fast as they can, and flushers are killed or not, every answer is
+/// still the native one.
 #[test]
 fn random_operations_while_files_are_published() {
     for round in 0..4 {
@@ -98,8 +98,8 @@ fn random_operations_while_files_are_published() {
     }
 }
 
-/// The answers without how many names a file has, and without whether a time that was given stays: that of a directory does not
-/// when a file is published in it.
+/// The answers without how many names a file has, and without whether a time that was given stays: that of a directory
+/// does not when a file is published in it.
 fn without_links(answers: &str) -> String {
     let without = |line: &str| match line.split_once(": ") {
         Some((call, "true" | "false")) if call.contains(" times ") => call.to_string(),

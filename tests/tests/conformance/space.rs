@@ -373,8 +373,8 @@ impl Drop for MemoryGroup {
     }
 }
 
-/// What is staged in memory counts as the job's, and beyond its limit the kernel kills: a program that writes several times as
-/// much, as fast as it can, must not notice.
+/// What is staged in memory counts as the job's, and beyond its limit the kernel kills: a program that writes several
+/// times as much, as fast as it can, must not notice.
 #[test]
 fn a_memory_group_smaller_than_the_data() {
     let scene = Scene::new(Engine::IoUring);
@@ -397,7 +397,8 @@ for number in range(24):
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
 }
 
-/// A job that takes more memory than it may is killed, with whatever of it the kernel chooses, and has lost nothing that it wrote.
+/// A job that takes more memory than it may is killed, with whatever of it the kernel chooses, and has lost nothing
+/// that it wrote.
 #[test]
 fn what_is_killed_for_want_of_memory_has_lost_nothing() {
     let scene = Scene::new(Engine::IoUring);

@@ -1,5 +1,5 @@
-//! What the library costs a program, in instructions and system calls: counts, so that neither the machine nor its load has
-//! a part in them. `scripts/costs.sh` writes the table that this makes into `tests/COSTS.md`.
+//! What the library costs a program, in instructions and system calls: counts, so that neither the machine nor its load
+//! has a part in them. `scripts/costs.sh` writes the table that this makes into `tests/COSTS.md`.
 
 use std::fmt::Write;
 use std::fs;
@@ -11,17 +11,21 @@ use std::time::{Duration, Instant};
 use sheaf_tests::scene::{artefact, workspace};
 use sheaf_tests::{Engine, Scene, process};
 
-/// Instructions that a call may cost more on a path in a system directory: what it costs now, and a tenth. 60 is aimed at.
+/// Instructions that a call may cost more on a path in a system directory: what it costs now, and a tenth. 60 is aimed
+/// at.
 const SYSTEM_BAR: u64 = 60;
 /// The same outside of these, where a readlink must tell whether the name leads to a checkpoint.
 const OUTSIDE_BAR: u64 = 450;
 /// Instructions of the program's start.
 const START_BAR: u64 = 84_000;
-/// Instructions that a write and a close of a captured file may cost more: a call in between and a branch on what comes of it.
+/// Instructions that a write and a close of a captured file may cost more: a call in between and a branch on what comes
+/// of it.
 const DATA_BAR: u64 = 28;
-/// System calls of the flusher for one small file, from its creation until it is published: what it makes now, and a third.
+/// System calls of the flusher for one small file, from its creation until it is published: what it makes now, and a
+/// third.
 const PUBLISH_CALLS_BAR: u64 = 11;
-/// System calls that a captured open of a new file may make more: three looks for the name, and one for room. 6 are aimed at.
+/// System calls that a captured open of a new file may make more: three looks for the name, and one for room. 6 are
+/// aimed at.
 const OPEN_CALLS_BAR: u64 = 4;
 /// Size of the library without what only debuggers read.
 const SIZE_BAR_BYTES: u64 = 540_000;
@@ -73,8 +77,8 @@ fn system_calls(scene: &Scene, command: &Command) -> u64 {
     let options = ["-qq", "-o", log.to_str().expect("ours")];
     process::run(&mut scene.traced(&options, command)).expect_success();
     let text = fs::read_to_string(&log).expect("strace wrote its log");
-    // The first part is the program's start. Every other one lies between two marks of a round; the rest of the mark's own
-    // line comes first.
+    // The first part is the program's start. Every other one lies between two marks of a round; the rest of the mark's
+    // own line comes first.
     let rounds = text.split("getppid()").skip(1).step_by(2).map(|round| round.lines().skip(1).count() as u64);
     rounds.min().expect("the program marks its calls")
 }
@@ -197,8 +201,8 @@ fn start(scene: &Scene) -> Line {
 /// Calls whose number says how often the flusher was woken, and not what it did for a file.
 const WAITING: [&str; 5] = ["futex", "ppoll", "read", "accept4", "sched_yield"];
 
-/// A copy of the library beside a `sheaf` that is traced, with a summary for each process: the flusher that the program starts is traced. One that is
-/// started at hand may come too late, or have ended when the program comes.
+/// A copy of the library beside a `sheaf` that is traced, with a summary for each process: the flusher that the program
+/// starts is traced. One that is started at hand may come too late, or have ended when the program comes.
 fn install_traced(scene: &Scene, logs: &Path) -> std::path::PathBuf {
     let directory = scene.root().join("traced");
     let library = directory.join("libsheaf.so");
@@ -212,7 +216,8 @@ fn install_traced(scene: &Scene, logs: &Path) -> std::path::PathBuf {
     library
 }
 
-/// System calls, those that wait apart, of a flusher that lives as long as a program which makes so many files of 4 KiB.
+/// System calls, those that wait apart, of a flusher that lives as long as a program which makes so many files of 4
+/// KiB.
 fn flusher_calls(files: u64) -> u64 {
     let scene = Scene::new(Engine::IoUring);
     let logs = scene.root().join("summaries");
@@ -238,8 +243,8 @@ os.kill(flusher, signal.SIGCONT)",
     working.map(|(_, calls)| calls).sum()
 }
 
-/// What strace has counted of the flusher that has opened so many files, when it has ended. One that was too late to serve the stage leaves
-/// a summary, too.
+/// What strace has counted of the flusher that has opened so many files, when it has ended. One that was too late to
+/// serve the stage leaves a summary, too.
 fn await_summary(logs: &Path, files: u64) -> Vec<(String, u64)> {
     let patience = Instant::now();
     loop {
@@ -257,8 +262,8 @@ fn await_summary(logs: &Path, files: u64) -> Vec<(String, u64)> {
     }
 }
 
-/// The calls in a summary of strace, by name; nothing while it is not all there. Its lines are
-/// `PERCENT SECONDS MICROSECONDS CALLS [ERRORS] NAME`, the last one of the total; what else strace has to say starts with a number that
+/// The calls in a summary of strace, by name; nothing while it is not all there. Its lines are `PERCENT SECONDS
+/// MICROSECONDS CALLS [ERRORS] NAME`, the last one of the total; what else strace has to say starts with a number that
 /// is none of percent.
 fn counts(summary: &str) -> Option<Vec<(String, u64)>> {
     let of_line = |line: &str| {

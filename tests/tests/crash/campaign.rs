@@ -1,8 +1,8 @@
 //! The campaign: programs of many kinds, killed with all that belongs to them at moments that a seed chooses.
 //!
-//! After each round, every file that was complete when the program died is there, byte for byte, in the stage and then in
-//! the aggregates alone; what `sheaf wait` acknowledged survives the node; and nothing torn is offered as complete. A few
-//! rounds run with the tests; `scripts/crash-campaign.sh` runs them all.
+//! After each round, every file that was complete when the program died is there, byte for byte, in the stage and then
+//! in the aggregates alone; what `sheaf wait` acknowledged survives the node; and nothing torn is offered as complete.
+//! A few rounds run with the tests; `scripts/crash-campaign.sh` runs them all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,8 +22,8 @@ use sheaf_tests::{Engine, Scene};
 
 /// Rounds without SHEAF_TEST_CAMPAIGN_ROUNDS: as many as fit into this time.
 const SECONDS: u64 = 15;
-/// What kills a program: calls that name a file, change one, or talk; and how often it may be made before, at most. Loaders
-/// and libraries open and close a lot before a program begins.
+/// What kills a program: calls that name a file, change one, or talk; and how often it may be made before, at most.
+/// Loaders and libraries open and close a lot before a program begins.
 const PROGRAM_CALLS: [(&str, u32); 18] = [
     ("openat", 60),
     ("close", 60),
@@ -172,7 +172,8 @@ impl Round {
         }
         let engine = if engine == Engine::IoUring { "io_uring" } else { "pwrite" };
         let row = (victims, String::new(), kind, engine, layout);
-        // As files, renames and links of what is published overtake what is not: no state of the program's own is left then.
+        // As files, renames and links of what is published overtake what is not: no state of the program's own is left
+        // then.
         let overtakes = layout == FILES && [Program::Rotates, Program::Mixes].contains(&plan.program);
         let loses_stage = victims == Victims::Node && [TMPFS, TIERS].contains(&kind) && !overtakes;
         let variables: &[(&str, &str)] = if kind == TIERS { &SLOW } else { &[] };

@@ -1,4 +1,5 @@
-//! A flusher that is killed at each of its steps: whatever it was about to do, nothing is lost and nothing torn is seen.
+//! A flusher that is killed at each of its steps: whatever it was about to do, nothing is lost and nothing torn is
+//! seen.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,7 +1,7 @@
 //! A job over several nodes loses one: what the next job sees is consistent, whichever node knew more.
 //!
-//! Each node is a host name and a stage of its own on this machine. A node dies with its stage. Time decides nothing here
-//! but which of the states that there may be is found.
+//! Each node is a host name and a stage of its own on this machine. A node dies with its stage. Time decides nothing
+//! here but which of the states that there may be is found.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use rand::{Rng, SeedableRng};
 use sheaf_tests::process::Running;
 use sheaf_tests::{Engine, Finished, Scene, process};
 
-/// A program of several ranks: each writes its file of a step, then rank 0 writes which step is whole, and so on. `$1` is the
-/// rank, `$2` how many there are, `$3` the first step, `$4` the last, `$5` the pause between two.
+/// A program of several ranks: each writes its file of a step, then rank 0 writes which step is whole, and so on. `$1`
+/// is the rank, `$2` how many there are, `$3` the first step, `$4` the last, `$5` the pause between two.
 const PROGRAM: &str = r#"
 meet() {
     : >"../meeting/$1-$rank"
@@ -82,7 +82,8 @@ impl Job {
         process::run(command.env("SHEAF_SKEW_MS", "20").args(arguments).arg(self.scene.store()))
     }
 
-    /// Waits until a file in the store has this content. Unlike after `sheaf wait`, nobody has been told that it is safe.
+    /// Waits until a file in the store has this content. Unlike after `sheaf wait`, nobody has been told that it is
+    /// safe.
     fn await_published(&self, name: &str, content: &str) {
         let path = self.scene.checkpoints().join(name);
         until("it is not published", || {
@@ -188,9 +189,9 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Two steps of two ranks. When the first is safe, the second node's flusher hangs, and the first node publishes that the
-/// second step is whole; perhaps somebody was told that this is safe. Then everything dies, the first node with its stage, the
-/// second without.
+/// Two steps of two ranks. When the first is safe, the second node's flusher hangs, and the first node publishes that
+/// the second step is whole; perhaps somebody was told that this is safe. Then everything dies, the first node with its
+/// stage, the second without.
 fn crashed_job(somebody_was_told: bool) -> Job {
     let job = Job::new(2);
     let nodes = [job.node("a"), job.node("b")];
@@ -260,8 +261,8 @@ fn what_somebody_was_told_is_safe_is_seen() {
     assert_eq!(restarted.stderr, b"", "nothing is hidden");
 }
 
-/// One node dies again and again, with its stage: what is in the store is seen, whatever happened when. Every third time
-/// another one begins while the flusher still lives.
+/// One node dies again and again, with its stage: what is in the store is seen, whatever happened when. Every third
+/// time another one begins while the flusher still lives.
 #[test]
 fn nothing_is_hidden_from_one_node() {
     let job = Job::new(1);
@@ -347,8 +348,8 @@ fn a_node_that_was_not_lost_takes_the_cut_back() {
     job.scene.verify();
 }
 
-/// A file is complete, and before it can be published somebody writes to it again, for a long time. Nothing waits for it for ever;
-/// but what another node says of it must not be seen without it.
+/// A file is complete, and before it can be published somebody writes to it again, for a long time. Nothing waits for
+/// it for ever; but what another node says of it must not be seen without it.
 #[test]
 fn a_file_that_is_written_again_before_it_was_published_is_missed() {
     let job = Job::new(2);
@@ -436,8 +437,8 @@ fn rounds_of_nodes_that_die_at_any_moment() {
     }
 }
 
-/// A program of one rank on each node loses a node, and the others with it or a little later. Others, and those that are left
-/// with an empty stage, begin anew.
+/// A program of one rank on each node loses a node, and the others with it or a little later. Others, and those that
+/// are left with an empty stage, begin anew.
 fn round(seed: u64, cut: &str) -> Result<(), String> {
     let mut random = StdRng::seed_from_u64(seed);
     let job = Job::in_layout(RANKS, if random.random_bool(0.5) { "node" } else { "shared:2" });

@@ -1,8 +1,8 @@
 //! Random histories by several processes are answered alike with and without Sheaf; see `sheaf_tests::differential`.
 //!
 //! A failure leaves `target/differential/SEED/`: the plan, made small if it fails again, and all that the sides had.
-//! `SHEAF_TEST_SEED` runs that one plan again, `SHEAF_TEST_PLAN` one from a file. Every run performs the same plans, so that
-//! a change is judged by its own merits; `SHEAF_TEST_FIRST_SEED` chooses others, for a search.
+//! `SHEAF_TEST_SEED` runs that one plan again, `SHEAF_TEST_PLAN` one from a file. Every run performs the same plans, so
+//! that a change is judged by its own merits; `SHEAF_TEST_FIRST_SEED` chooses others, for a search.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Flushers that are not alone: several for one stage, two nodes of one name, two jobs with one store, another user; and a
-//! node that comes back with its stage.
+//! Flushers that are not alone: several for one stage, two nodes of one name, two jobs with one store, another user;
+//! and a node that comes back with its stage.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -26,8 +26,8 @@ fn native(scene: &Scene, names: &[&str]) {
     }
 }
 
-/// Two jobs on one node, each with a /dev/shm of its own: what one has published since the other looked is nothing that the other has
-/// removed, also when its flusher begins anew.
+/// Two jobs on one node, each with a /dev/shm of its own: what one has published since the other looked is nothing that
+/// the other has removed, also when its flusher begins anew.
 #[test]
 fn a_stage_removes_nothing_that_another_of_the_node_has_published() {
     let scene = Scene::new(Engine::IoUring);

@@ -45,7 +45,8 @@ fn a_damaged_newest_version_is_refused_or_replaced_by_an_older_one() {
 
 fn newest_version_is_damaged(layout: &'static str) {
     let scene = Scene::new(Engine::IoUring).in_layout(layout);
-    // What lives beside the older version keeps its aggregate; in an empty stage it is not published again, however young it is.
+    // What lives beside the older version keeps its aggregate; in an empty stage it is not published again, however
+    // young it is.
     scene.preloaded(&["bash", "-c", "seq 2000 >ckpt/state; seq 100000 140000 >ckpt/keep"]).expect_success();
     scene.drain();
     scene.wipe_stage();
@@ -151,7 +152,8 @@ fn salvaging_gets_what_lies_behind_damage() {
     scene.verify();
 }
 
-/// In a file that nodes share: what lies behind damage is salvaged, also after all nodes have gone on, who see each other's files.
+/// In a file that nodes share: what lies behind damage is salvaged, also after all nodes have gone on, who see each
+/// other's files.
 #[test]
 fn nobody_writes_over_what_lies_behind_damage() {
     let scene = Scene::new(Engine::IoUring).in_layout("shared:1");

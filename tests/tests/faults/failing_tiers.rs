@@ -1,5 +1,5 @@
-//! A further tier that fails or hangs itself: nobody waits for it who need not, nothing that it holds is lost or taken for
-//! missing, and what it cannot take waits in the first tier.
+//! A further tier that fails or hangs itself: nobody waits for it who need not, nothing that it holds is lost or taken
+//! for missing, and what it cannot take waits in the first tier.
 
 use std::fs;
 use std::io::Write;
@@ -81,7 +81,8 @@ fn await_true(what: &str, is_true: impl Fn() -> bool) {
     }
 }
 
-/// While something is written to it: the first tier keeps everything, and the store gets it as soon as it takes something.
+/// While something is written to it: the first tier keeps everything, and the store gets it as soon as it takes
+/// something.
 #[test]
 fn a_tier_that_hangs_when_it_is_needed() {
     let all = Failing::new(Engine::IoUring);
@@ -98,7 +99,8 @@ fn a_tier_that_hangs_when_it_is_needed() {
     assert_recovers(&all.scene, "after a hang");
 }
 
-/// When it holds what nobody else has: nothing counts as published, programs go on, and who reads what it holds waits for it.
+/// When it holds what nobody else has: nothing counts as published, programs go on, and who reads what it holds waits
+/// for it.
 #[test]
 fn a_tier_that_hangs_with_what_it_holds() {
     let all = Failing::new(Engine::IoUring);
@@ -115,8 +117,8 @@ fn a_tier_that_hangs_with_what_it_holds() {
     assert_recovers(&all.scene, "after a hang");
 }
 
-/// A flusher that starts then, with something in it: what the store has may be older, so nobody is told what is the newest; but
-/// nobody hangs, and programs go on that need not know.
+/// A flusher that starts then, with something in it: what the store has may be older, so nobody is told what is the
+/// newest; but nobody hangs, and programs go on that need not know.
 #[test]
 fn a_tier_that_hangs_when_a_flusher_starts() {
     for memory_is_lost in [false, true] {
@@ -186,7 +188,8 @@ fn a_tier_that_answers_with_errors() {
     assert_recovers(&all.scene, "after errors");
 }
 
-/// Somebody else fills it while a segment is being written: that is withdrawn, and the room is used when there is some again.
+/// Somebody else fills it while a segment is being written: that is withdrawn, and the room is used when there is some
+/// again.
 #[test]
 fn a_tier_that_is_filled_while_it_is_written_to() {
     let scene = Scene::with_further_tier(Engine::Pwrite);
@@ -222,8 +225,8 @@ fn a_tier_that_is_filled_while_it_is_written_to() {
     running.finish();
 }
 
-/// What the store has got stays in the further tier, because that takes no changes any more: it never comes back, whatever
-/// the store drops of it.
+/// What the store has got stays in the further tier, because that takes no changes any more: it never comes back,
+/// whatever the store drops of it.
 #[test]
 fn what_cannot_be_removed_does_not_come_back() {
     let all = Failing::new(Engine::IoUring);
@@ -251,7 +254,8 @@ fn what_cannot_be_removed_does_not_come_back() {
     assert_recovers(&all.scene, "when it takes changes again");
 }
 
-/// Another user's name is where segments would wait, or comes to be there: it is not used, and said, and nothing is lost.
+/// Another user's name is where segments would wait, or comes to be there: it is not used, and said, and nothing is
+/// lost.
 #[test]
 fn a_tier_in_which_a_stranger_has_the_name() {
     let all = Failing::new(Engine::IoUring);
@@ -289,8 +293,9 @@ fn an_epilog_stores_what_is_left() {
     assert_recovers(&all.scene, "from the store alone");
 }
 
-/// Two jobs of one store on a node, with first tiers of their own and one further tier: one at a time has that, and nobody loses
-/// anything, also if the one that has it is lost with its memory: then the next one brings to the store what it has left.
+/// Two jobs of one store on a node, with first tiers of their own and one further tier: one at a time has that, and
+/// nobody loses anything, also if the one that has it is lost with its memory: then the next one brings to the store
+/// what it has left.
 #[test]
 fn two_jobs_with_one_further_tier() {
     let scene = Scene::with_further_tier(Engine::IoUring);

@@ -1,5 +1,5 @@
-//! A stage that is smaller than what programs write, and a store that is slow: every program finishes, no call comes to less
-//! than it was asked for, and all bytes are right, wherever they have ended.
+//! A stage that is smaller than what programs write, and a store that is slow: every program finishes, no call comes to
+//! less than it was asked for, and all bytes are right, wherever they have ended.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! A parallel file system that does not answer, or only with errors: the program goes on, `sheaf run` gives up in its time, and
-//! everything is published when the file system works again.
+//! A parallel file system that does not answer, or only with errors: the program goes on, `sheaf run` gives up in its
+//! time, and everything is published when the file system works again.
 
 use std::fs;
 use std::path::PathBuf;
@@ -103,7 +103,8 @@ fn errors_last() {
     }
 }
 
-/// Layout `files`: the call that gives a file its real name hangs, a program goes on with the name, and then the call is done after all.
+/// Layout `files`: the call that gives a file its real name hangs, a program goes on with the name, and then the call
+/// is done after all.
 #[test]
 fn a_rename_that_is_done_late() {
     for script in ["rm ckpt/state", "mv ckpt/state ckpt/other", "seq 5 >ckpt/next; mv ckpt/next ckpt/state"] {
@@ -136,7 +137,8 @@ fn a_rename_that_is_done_late() {
     }
 }
 
-/// Layout `files`: what is written again and again, because it cannot be synced, is no progress: whoever waits for progress would never give up.
+/// Layout `files`: what is written again and again, because it cannot be synced, is no progress: whoever waits for
+/// progress would never give up.
 #[test]
 fn what_was_written_in_vain_does_not_count() {
     const LARGE: &str = "seq 60000 >ckpt/large";
@@ -166,8 +168,8 @@ fn what_was_written_in_vain_does_not_count() {
     assert_recovers(&scene, "files");
 }
 
-/// `sheaf drain` waits for programs as long as they live. When they are gone, and what the last one has left cannot be published, it
-/// waits for the store no longer than for anything else.
+/// `sheaf drain` waits for programs as long as they live. When they are gone, and what the last one has left cannot be
+/// published, it waits for the store no longer than for anything else.
 #[test]
 fn what_the_last_program_leaves_is_not_waited_for_without_end() {
     let (scene, unreliable) = used_before(Engine::IoUring, "node");
@@ -222,8 +224,8 @@ fn everything_hangs() {
     assert_recovers(&scene, "node");
 }
 
-/// A published file is renamed while the store takes nothing: a directory of the store that is looked into for the first time
-/// is not known before that is published, and then nobody waits for it again and again.
+/// A published file is renamed while the store takes nothing: a directory of the store that is looked into for the
+/// first time is not known before that is published, and then nobody waits for it again and again.
 #[test]
 fn a_directory_that_must_wait_is_waited_for_once() {
     let (scene, unreliable) = used_before(Engine::IoUring, "node");

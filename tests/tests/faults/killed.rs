@@ -11,8 +11,8 @@ const MOST_CALLS: u32 = 8;
 /// Writes the new file and keeps it open, so that it cannot be published before the command ends.
 const HELD_OPEN: &str = "exec 3>ckpt/state; echo new >&3";
 
-/// Replaces an old file on the parallel file system, then runs a command that is killed when it makes its `when`th `call`;
-/// that call is not made. What `write` writes is not published before.
+/// Replaces an old file on the parallel file system, then runs a command that is killed when it makes its `when`th
+/// `call`; that call is not made. What `write` writes is not published before.
 fn killed((call, when): (&str, u32), write: &str, command: &str) -> (Scene, Finished) {
     let scene = Scene::new(Engine::IoUring);
     fs::write(scene.checkpoints().join("state"), "old\n").expect("the scene is ours");

@@ -1,5 +1,5 @@
-//! A stage that an earlier job has left, and programs that are only preloaded: they see what other nodes have published since,
-//! or are told that nobody can say.
+//! A stage that an earlier job has left, and programs that are only preloaded: they see what other nodes have published
+//! since, or are told that nobody can say.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Jobs on one node after jobs on another, with stages that stay: what another node has published since is seen, and what
-//! is older stays superseded.
+//! Jobs on one node after jobs on another, with stages that stay: what another node has published since is seen, and
+//! what is older stays superseded.
 
 use std::path::Path;
 use std::process::Command;
@@ -20,8 +20,8 @@ impl Nodes {
         Nodes { scene: Scene::new(Engine::IoUring), other }
     }
 
-    /// A job on a node; published when it has ended. No file changes again within one time stamp of the kernel, so that what is
-    /// published needs not be so once more.
+    /// A job on a node; published when it has ended. No file changes again within one time stamp of the kernel, so that
+    /// what is published needs not be so once more.
     fn job(&self, host: &str, tier: &Path, script: &str) -> Finished {
         let script = format!("{script}; sleep 0.1");
         let mut command = self.on_node(host, "");

@@ -1,5 +1,6 @@
-//! Layout `files`: a name leaves the stage for the parallel file system between two calls of the library, or while a flusher that
-//! moves it is stopped. The program gets what it would get natively, and nothing comes back that it has removed.
+//! Layout `files`: a name leaves the stage for the parallel file system between two calls of the library, or while a
+//! flusher that moves it is stopped. The program gets what it would get natively, and nothing comes back that it has
+//! removed.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -100,7 +101,8 @@ impl Stopped<'_> {
     }
 }
 
-/// A flusher moves the file at the moment at which the program opens it: here the test, which holds it as a flusher does.
+/// A flusher moves the file at the moment at which the program opens it: here the test, which holds it as a flusher
+/// does.
 #[test]
 fn a_file_that_is_truncated_while_it_leaves() {
     let scene = Scene::new(Engine::Pwrite).in_layout("files");
@@ -181,8 +183,8 @@ fn names_that_leave_without_a_flusher_of_ones_own() {
     }
 }
 
-/// A flusher is stopped when a published file has left the stage, and before it forgets that it was there. Who writes the file anew
-/// meanwhile, and renames it later, leaves nothing under the name.
+/// A flusher is stopped when a published file has left the stage, and before it forgets that it was there. Who writes
+/// the file anew meanwhile, and renames it later, leaves nothing under the name.
 #[test]
 fn a_file_that_is_written_anew_before_the_old_one_is_forgotten() {
     let scene = Scene::new(Engine::Pwrite).in_layout("files");
@@ -215,8 +217,8 @@ with open('ckpt/state', 'w') as state:
     scene.drain();
 }
 
-/// Stops a flusher at one of its looks at the place that a file is about to take, for longer than the program waits that removes
-/// the file. False when it makes fewer.
+/// Stops a flusher at one of its looks at the place that a file is about to take, for longer than the program waits
+/// that removes the file. False when it makes fewer.
 fn removed_while_stopped(when: u32) -> bool {
     let scene = Scene::new(Engine::Pwrite).in_layout("files");
     leave_staged(&scene, "echo state >ckpt/state");

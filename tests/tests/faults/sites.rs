@@ -1,5 +1,6 @@
-//! Every call of the flusher on the parallel file system fails once, with each of the errors that file systems have: nothing is
-//! lost, nothing hangs, and nothing wrong is read or shown, in each layout. The list of calls and outcomes is printed.
+//! Every call of the flusher on the parallel file system fails once, with each of the errors that file systems have:
+//! nothing is lost, nothing hangs, and nothing wrong is read or shown, in each layout. The list of calls and outcomes
+//! is printed.
 
 use std::fs;
 use std::panic::catch_unwind;

@@ -1,5 +1,5 @@
-//! A flusher that is stopped (SIGSTOP) at several moments: a program is held up for SHEAF_TIMEOUT once, not for each file,
-//! and nothing is lost, whether it is captured or stays on the parallel file system.
+//! A flusher that is stopped (SIGSTOP) at several moments: a program is held up for SHEAF_TIMEOUT once, not for each
+//! file, and nothing is lost, whether it is captured or stays on the parallel file system.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -40,8 +40,8 @@ impl Stopped {
 }
 
 impl Drop for Stopped {
-    /// Lets the flusher go, and waits until it has taken away what programs noted in vain: on a busy machine it may need
-    /// longer for that than the next program for its first call, which then does without it once more.
+    /// Lets the flusher go, and waits until it has taken away what programs noted in vain: on a busy machine it may
+    /// need longer for that than the next program for its first call, which then does without it once more.
     fn drop(&mut self) {
         signal(self.flusher, libc::SIGCONT);
         while state_of(self.flusher).is_some_and(|state| state != 'Z') && is_silent(&self.tier) {

@@ -1,4 +1,5 @@
-//! A store that cannot be written to: the program goes on, the exit code says so in a bounded time, and nothing is lost.
+//! A store that cannot be written to: the program goes on, the exit code says so in a bounded time, and nothing is
+//! lost.
 
 use std::fs::{self, File};
 use std::io::Write;

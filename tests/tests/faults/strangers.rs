@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 
 use sheaf_tests::{Engine, Scene, process};
 
-/// A scene whose stage holds a file that no program has written, and word that a flusher lives and has caught up; and the
-/// directory of all stages, open to others.
+/// A scene whose stage holds a file that no program has written, and word that a flusher lives and has caught up; and
+/// the directory of all stages, open to others.
 fn planted() -> (Scene, PathBuf) {
     let scene = Scene::new(Engine::IoUring);
     scene.preloaded(&["bash", "-c", "echo state >ckpt/state"]).expect_success();

@@ -1,5 +1,5 @@
-//! A further tier: what a store does not take fast enough waits there, and nothing of it counts as published before the store
-//! has it, whoever dies meanwhile.
+//! A further tier: what a store does not take fast enough waits there, and nothing of it counts as published before the
+//! store has it, whoever dies meanwhile.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -163,7 +163,8 @@ fn the_next_flusher_goes_on_with_what_is_spooled() {
     assert!(listed().contains("moved"), "{}", listed());
 }
 
-/// As after a reboot of a node whose first tier was memory: what is left is brought to the store before anybody is answered.
+/// As after a reboot of a node whose first tier was memory: what is left is brought to the store before anybody is
+/// answered.
 #[test]
 fn the_first_tier_is_lost() {
     let scene = spooled_scene(Engine::Pwrite);
@@ -177,8 +178,8 @@ fn the_first_tier_is_lost() {
     assert_recovers(&scene, "lost, and used");
 }
 
-/// The store could not be made, and the first tier is lost: what waits in the further tier is all that there is. A program that sees
-/// no store would start from zero, over it.
+/// The store could not be made, and the first tier is lost: what waits in the further tier is all that there is. A
+/// program that sees no store would start from zero, over it.
 #[test]
 fn what_waits_for_a_store_that_was_never_made() {
     let scene = Scene::with_further_tier(Engine::Pwrite);
@@ -196,7 +197,8 @@ fn what_waits_for_a_store_that_was_never_made() {
     assert_recovers(&scene, "never made");
 }
 
-/// Bits flip in a file that only the further tier has: nobody gets them, everything else is kept, and who drains is told.
+/// Bits flip in a file that only the further tier has: nobody gets them, everything else is kept, and who drains is
+/// told.
 #[test]
 fn what_is_damaged_in_a_further_tier_is_told() {
     for memory_is_lost in [false, true] {

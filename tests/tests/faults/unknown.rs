@@ -1,5 +1,5 @@
-//! No flusher can be had, and the store holds checkpoints: what only the store has is unknown, never missing. Programs go on
-//! writing new checkpoints, and these are the newest when a flusher is back.
+//! No flusher can be had, and the store holds checkpoints: what only the store has is unknown, never missing. Programs
+//! go on writing new checkpoints, and these are the newest when a flusher is back.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,5 +1,5 @@
-//! A store that a flusher cannot read when it starts: what it holds is never taken for missing, what is written goes on and
-//! is kept, and everything is as natively once the store can be read.
+//! A store that a flusher cannot read when it starts: what it holds is never taken for missing, what is written goes on
+//! and is kept, and everything is as natively once the store can be read.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -113,7 +113,8 @@ assert not os.path.exists('ckpt/none')
 os.rename('ckpt/second.new', 'ckpt/second')
 os.unlink('ckpt/set/other')";
 
-/// In a stage that a flusher leaves which is killed, for a process that has looked into it. Stubs and staged files are there.
+/// In a stage that a flusher leaves which is killed, for a process that has looked into it. Stubs and staged files are
+/// there.
 #[test]
 fn what_is_written_goes_on_and_is_kept() {
     for rule in RULES {

@@ -1,5 +1,5 @@
-//! A stage on a disk that does not yield what it was given: what can be read is published, nothing wrong is, and the flusher
-//! lives.
+//! A stage on a disk that does not yield what it was given: what can be read is published, nothing wrong is, and the
+//! flusher lives.
 
 use std::fs;
 use std::os::fd::AsRawFd;

@@ -1,5 +1,5 @@
-//! Other libraries in the process: that start earlier and end later, that allocate, that are preloaded as well, that are
-//! loaded while it runs.
+//! Other libraries in the process: that start earlier and end later, that allocate, that are preloaded as well, that
+//! are loaded while it runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};

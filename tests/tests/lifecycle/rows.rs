@@ -1,5 +1,5 @@
-//! `tests/ROWS.md` names a test for each row of the reference and each part of the task, or says why there is none. It must
-//! tell the truth.
+//! `tests/ROWS.md` names a test for each row of the reference and each part of the task, or says why there is none. It
+//! must tell the truth.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,9 +1,10 @@
 //! One library for every cluster: loaded by other C libraries than this system's, and at work there.
 //!
-//! Releases 2.31 and 2.41 are Debian's own, whole. No mirror has 2.17 and 2.28 any more: for them every symbol that came
-//! later is hidden from the C library of 2.31, so that neither the loader nor dlsym finds it. What languages' packages bring
-//! was searched for either one whole (C library and loader), in vain: nearest are `backend.ai-krunner-centos`, a Python of
-//! CentOS 7.6 without its C library, and `ziglang`, which has the lists of symbols of every release, and no code.
+//! Releases 2.31 and 2.41 are Debian's own, whole. No mirror has 2.17 and 2.28 any more: for them every symbol that
+//! came later is hidden from the C library of 2.31, so that neither the loader nor dlsym finds it. What languages'
+//! packages bring was searched for either one whole (C library and loader), in vain: nearest are
+//! `backend.ai-krunner-centos`, a Python of CentOS 7.6 without its C library, and `ziglang`, which has the lists of
+//! symbols of every release, and no code.
 
 use std::fs;
 use std::path::{Path, PathBuf};

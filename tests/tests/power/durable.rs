@@ -1,4 +1,5 @@
-//! The power goes after a call has returned that `SHEAF_DURABLE` makes wait: what the call has acknowledged is there, right.
+//! The power goes after a call has returned that `SHEAF_DURABLE` makes wait: what the call has acknowledged is there,
+//! right.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;

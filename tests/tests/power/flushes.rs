@@ -1,7 +1,8 @@
-//! The disk as it was between any two of its flushes, with what came after the last flush written, lost, or out of order.
+//! The disk as it was between any two of its flushes, with what came after the last flush written, lost, or out of
+//! order.
 //!
-//! The file system lies in an image on the unreliable file system, which records each write and flush of the device. From
-//! the record the disk of any moment is made again, mounted, and looked at.
+//! The file system lies in an image on the unreliable file system, which records each write and flush of the device.
+//! From the record the disk of any moment is made again, mounted, and looked at.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

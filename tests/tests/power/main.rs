@@ -30,8 +30,8 @@ fn acknowledged(scene: &Scene) -> u32 {
     text.lines().last().map_or(0, |number| number.parse().expect("a number"))
 }
 
-/// Takes the power away from a program after a few acknowledged checkpoints and a moment, and stops everything; yields how
-/// many were acknowledged.
+/// Takes the power away from a program after a few acknowledged checkpoints and a moment, and stops everything; yields
+/// how many were acknowledged.
 fn lose_everything(scene: &Scene, disk: &Disk, program: &mut Command, random: &mut StdRng) -> u32 {
     let mut program = process::start(program);
     let count = random.random_range(1..5);

@@ -1,5 +1,5 @@
-//! Two nodes write to one file whose disk loses its power: the archive can be walked to its end, and what either was told is safe
-//! is there.
+//! Two nodes write to one file whose disk loses its power: the archive can be walked to its end, and what either was
+//! told is safe is there.
 
 use std::fs;
 use std::path::Path;

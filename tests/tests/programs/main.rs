@@ -1,4 +1,5 @@
-//! Real programs that were not written for checkpoints: version control, databases, compilers, archivers, editors, runtimes.
+//! Real programs that were not written for checkpoints: version control, databases, compilers, archivers, editors,
+//! runtimes.
 //!
 //! Each is run twice, without and with Sheaf; both ways must agree on exit status, output, names and bytes. Then again
 //! from the aggregates alone, with an empty stage.

@@ -58,7 +58,8 @@ fn shows_what_the_aggregates_do() {
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
 }
 
-/// Names come from the catalog, data never does: what is damaged is not handed out, and `sheaf verify` looks for itself.
+/// Names come from the catalog, data never does: what is damaged is not handed out, and `sheaf verify` looks for
+/// itself.
 #[test]
 fn never_stands_for_an_aggregate() {
     let scene = Scene::new(Engine::Pwrite);

@@ -30,8 +30,8 @@ pub(super) fn on_node(scene: &Scene, node: &str, script: &str) {
     scene.drain();
 }
 
-/// Wipes the stage, and leaves only the merged aggregate in the store: what programs see then must be what the native side
-/// holds.
+/// Wipes the stage, and leaves only the merged aggregate in the store: what programs see then must be what the native
+/// side holds.
 fn assert_restarts_from_it(scene: &Scene) {
     scene.wipe_stage();
     fs::remove_dir_all(scene.store()).expect("the store is ours");
@@ -80,7 +80,8 @@ fn of_files_of_every_kind() {
     assert_restarts_from_it(&scene);
 }
 
-/// Killed before each of its calls that make something durable or visible, it goes on with what it has and comes to the same.
+/// Killed before each of its calls that make something durable or visible, it goes on with what it has and comes to the
+/// same.
 #[test]
 fn that_is_killed_at_every_step() {
     let scene = Scene::new(Engine::IoUring);

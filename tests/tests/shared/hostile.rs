@@ -1,5 +1,5 @@
-//! Files that nodes share, and that somebody has changed, with every checksum right, or cut off: nobody dies, hangs, or writes
-//! where it should not, what is read is what was written, and whoever publishes next loses nothing.
+//! Files that nodes share, and that somebody has changed, with every checksum right, or cut off: nobody dies, hangs, or
+//! writes where it should not, what is read is what was written, and whoever publishes next loses nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};

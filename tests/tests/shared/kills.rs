@@ -10,13 +10,14 @@ use sheaf_tests::{Engine, process};
 
 use super::Nodes;
 
-/// Calls by which a flusher reserves a range, writes it and makes it count, and every how many of them it is killed, from a random
-/// one on; at every one with SHEAF_TEST_EVERY_STEP. The one that kills is not made.
+/// Calls by which a flusher reserves a range, writes it and makes it count, and every how many of them it is killed,
+/// from a random one on; at every one with SHEAF_TEST_EVERY_STEP. The one that kills is not made.
 const CALLS: [(&str, usize); 5] =
     [("fcntl", 4), ("fallocate", 1), ("pwrite64", 4), ("io_uring_enter", 5), ("fdatasync", 2)];
 const MOST_STEPS: u32 = 60;
 
-/// Kills the flusher of a node at its `step`th such call; another node goes on in the same file. False when none makes that many.
+/// Kills the flusher of a node at its `step`th such call; another node goes on in the same file. False when none makes
+/// that many.
 fn killed_at(nodes: &Nodes, round: u32, call: &str, step: u32) -> bool {
     let write = format!("seq {round} 9000 >ckpt/one-{round}; echo {round} >ckpt/one-small; mkdir -p ckpt/set");
     let leave = format!("LD_PRELOAD={} bash -c '{write}'", sheaf_tests::scene::artefact("libsheaf.so").display());
@@ -68,7 +69,8 @@ fn killed_at_every_step_another_node_goes_on() {
     // Every node's every file, over all these deaths.
     let all: String = (1..=round).map(|round| format!("seq {round} 9000 | cmp - ckpt/one-{round}; ")).collect();
     nodes.seen_in_the_store(&format!("set -e; {all}"));
-    // Nobody has come to write to a file of its own. When there are many void ranges in one that is shared, another begins.
+    // Nobody has come to write to a file of its own. When there are many void ranges in one that is shared, another
+    // begins.
     assert_eq!(nodes.shared_files(), nodes.scene.store_aggregates());
 }
 

@@ -1,7 +1,7 @@
 //! Layout `shared:M`: nodes that write to the same files, at once, and die over it.
 //!
-//! Each node is a host name and a stage of its own on this machine. At every moment each file is an archive that stock tar readers
-//! walk to its end, and nothing that a node has published is lost or changed by another.
+//! Each node is a host name and a stage of its own on this machine. At every moment each file is an archive that stock
+//! tar readers walk to its end, and nothing that a node has published is lost or changed by another.
 
 mod hostile;
 mod kills;
@@ -178,7 +178,8 @@ fn layouts_go_together_in_a_store() {
     nodes.assert_archives("layouts in turn");
 }
 
-/// A node that lives sees what another one publishes in the same file meanwhile, also what was moved there by reclaiming.
+/// A node that lives sees what another one publishes in the same file meanwhile, also what was moved there by
+/// reclaiming.
 #[test]
 fn what_another_node_publishes_meanwhile_is_seen() {
     let nodes = Nodes::new(Engine::IoUring, "shared:1");

@@ -13,7 +13,8 @@ fn bytes(nodes: &Nodes) -> u64 {
     files.iter().map(|file| fs::metadata(file).expect("the scene is ours").blocks() * 512).sum()
 }
 
-/// Two nodes rotate their checkpoints in one file: neither touches what is the other's, and the file does not fill the disk.
+/// Two nodes rotate their checkpoints in one file: neither touches what is the other's, and the file does not fill the
+/// disk.
 #[test]
 fn two_nodes_that_rotate_their_checkpoints_need_little_room() {
     let nodes = Nodes::new(Engine::IoUring, "shared:1");

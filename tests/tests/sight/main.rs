@@ -1,6 +1,7 @@
 //! Programs on several nodes at once: what one node has published is seen on the others, and when.
 //!
-//! Each node is a host name and a stage of its own on this machine. The programs live all the time, and so do their flushers.
+//! Each node is a host name and a stage of its own on this machine. The programs live all the time, and so do their
+//! flushers.
 
 mod agents;
 mod histories;
@@ -163,7 +164,8 @@ fn a_store_that_cannot_be_read_anew() {
     }
 }
 
-/// The other node's flusher dies again and again while it appends: only whole versions are seen, and the last one in the end.
+/// The other node's flusher dies again and again while it appends: only whole versions are seen, and the last one in
+/// the end.
 #[test]
 fn nothing_is_seen_of_what_a_flusher_that_died_has_left() {
     let job = Job::new(&CLOSE);

@@ -1,8 +1,8 @@
 //! Showing in the tree what other nodes have published since it caught up with the store.
 //!
-//! None of it is news: published by this node it would be newer than what the other one does with it next. What this node has done
-//! with a name, and the store does not know yet, is never touched; nor is what somebody has open. Such names come later, when others ask
-//! again.
+//! None of it is news: published by this node it would be newer than what the other one does with it next. What this
+//! node has done with a name, and the store does not know yet, is never touched; nor is what somebody has open. Such
+//! names come later, when others ask again.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -149,8 +149,8 @@ impl Watcher {
         InMotion(renames.flat_map(|(from, to)| [from, to]).chain(removals).map(<[u8]>::to_vec).collect())
     }
 
-    /// Has a name of the tree show what the store has under it. It goes only if it is proven that another node has removed it; it goes,
-    /// too, where it comes again as one of several names, or as a link.
+    /// Has a name of the tree show what the store has under it. It goes only if it is proven that another node has
+    /// removed it; it goes, too, where it comes again as one of several names, or as a link.
     fn update(
         &mut self,
         store: &Store,

@@ -1,5 +1,5 @@
-//! What may differ between one file system and a stage in front of another, on purpose. The captured side finds out that
-//! an operation is such a case and skips it; the native side follows.
+//! What may differ between one file system and a stage in front of another, on purpose. The captured side finds out
+//! that an operation is such a case and skips it; the native side follows.
 //!
 //! | case | why |
 //! | --- | --- |
@@ -82,8 +82,8 @@ impl Worker {
         }
     }
 
-    /// Before an open that yields no more than a place: a captured file is opened for reading then, because nothing else
-    /// keeps its data in the stage.
+    /// Before an open that yields no more than a place: a captured file is opened for reading then, because nothing
+    /// else keeps its data in the stage.
     pub fn guard_place(&self, place: &Place, flags: libc::c_int) -> Result<(), Stop> {
         let is_staged_file = |stat: libc::stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG && self.is_staged(&stat);
         let is_place = !self.is_native && flags & libc::O_PATH != 0;
@@ -93,8 +93,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Before a truncation that is not part of an open: to the size that a file has already, some file systems set times
-    /// then and others do not. A file that is not staged lies on another one than its twin.
+    /// Before a truncation that is not part of an open: to the size that a file has already, some file systems set
+    /// times then and others do not. A file that is not staged lies on another one than its twin.
     pub fn guard_size(&self, stat: std::io::Result<libc::stat>, size: i64) -> Result<(), Stop> {
         let is_kept = |stat: libc::stat| stat.st_size == size && !self.is_staged(&stat);
         let is_other = !self.is_native && stat.is_ok_and(is_kept);
@@ -114,8 +114,8 @@ impl Worker {
         Err(Stop::Skipped("leaves while open or linked"))
     }
 
-    /// After an operation on two names: whether a refusal is one between two file systems. `follows`: what the first name
-    /// leads to is meant.
+    /// After an operation on two names: whether a refusal is one between two file systems. `follows`: what the first
+    /// name leads to is meant.
     pub fn guard_refusal(&self, (from, follows): (&Place, bool), to: &Place, exchanges: bool, stop: Stop) -> Stop {
         let is_candidate = match stop {
             Stop::Errno(libc::EXDEV) => true,

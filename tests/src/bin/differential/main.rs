@@ -1,8 +1,9 @@
 //! Performs one phase of a plan in the current directory: `differential PLAN PHASE ANSWERS [CAPTURED]`.
 //!
-//! Every answer is appended to ANSWERS, in the order of the plan's lines. CAPTURED are the answers of the captured side:
-//! given, this is the native side, and what was skipped there is skipped here. Three processes take turns; nothing may
-//! depend on how long anything takes, and no descriptor of this program's own may get a number between the plan's.
+//! Every answer is appended to ANSWERS, in the order of the plan's lines. CAPTURED are the answers of the captured
+//! side: given, this is the native side, and what was skipped there is skipped here. Three processes take turns;
+//! nothing may depend on how long anything takes, and no descriptor of this program's own may get a number between the
+//! plan's.
 
 mod answer;
 mod directories;

@@ -1,9 +1,9 @@
 //! A file system that passes everything through to a directory, and fails where it is told to.
 //!
 //! `unreliable BACKING PLACE CONTROL` mounts `BACKING` over `PLACE` until it is unmounted. What goes wrong stands in
-//! `CONTROL/rules`, which is read before each call; only calls on a store count (`.sheaf` and what is in it), and on where
-//! segments wait for one in a further tier (`*.spool`), if the rules do not say otherwise; they are named in `CONTROL/log`. Root may
-//! mount; others need `fusermount3`.
+//! `CONTROL/rules`, which is read before each call; only calls on a store count (`.sheaf` and what is in it), and on
+//! where segments wait for one in a further tier (`*.spool`), if the rules do not say otherwise; they are named in
+//! `CONTROL/log`. Root may mount; others need `fusermount3`.
 
 mod nodes;
 mod rules;
@@ -125,8 +125,8 @@ impl Unreliable {
         answered(action, length as u32)
     }
 
-    /// An fsync that fails loses what was written since the last one, as disks and network file systems do: what was there before
-    /// is there again, or zeros. The next one succeeds and brings nothing back.
+    /// An fsync that fails loses what was written since the last one, as disks and network file systems do: what was
+    /// there before is there again, or zeros. The next one succeeds and brings nothing back.
     fn sync(&self, inode: INodeNo, handle: FileHandle) -> Outcome<()> {
         let unsynced = self.nodes.take_unsynced(inode);
         let action = match self.pass("fsync", inode, None) {

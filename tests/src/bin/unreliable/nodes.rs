@@ -25,8 +25,8 @@ type Pieces = Vec<(u64, Vec<u8>)>;
 
 /// See the module.
 pub struct Nodes {
-    /// Never closed and never replaced: paths lead through the descriptors' numbers, which must not become another file's meanwhile. No
-    /// number of a file comes to mean another one either, since it is held.
+    /// Never closed and never replaced: paths lead through the descriptors' numbers, which must not become another
+    /// file's meanwhile. No number of a file comes to mean another one either, since it is held.
     known: Mutex<HashMap<u64, File>>,
     counted: Mutex<HashSet<u64>>,
     open: Mutex<HashMap<u64, std::sync::Arc<File>>>,
