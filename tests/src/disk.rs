@@ -80,10 +80,27 @@ impl Disk {
         process::run(as_root("/usr/sbin/xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.place)).expect_success();
     }
 
+    /// From now on whoever changes anything on the disk waits until what this yields is dropped.
+    pub fn freeze(&self) -> Frozen<'_> {
+        process::run(as_root("/usr/sbin/fsfreeze").arg("--freeze").arg(&self.place)).expect_success();
+        Frozen { place: &self.place }
+    }
+
     /// The power is back: the file system is mounted again, and recovers. Nobody may hold a file of it open.
     pub fn recover(&self) {
         self.unmount();
         self.mount();
+    }
+}
+
+/// A disk on which nothing changes; see [`Disk::freeze`].
+pub struct Frozen<'a> {
+    place: &'a Path,
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = as_root("/usr/sbin/fsfreeze").arg("--unfreeze").arg(self.place).status();
     }
 }
 
