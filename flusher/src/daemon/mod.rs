@@ -312,7 +312,7 @@ pub fn run(settings: Settings) -> ExitCode {
 fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     block_signals()?;
     heap::share();
-    run_beside_the_job();
+    use_all_processors();
     let stage = Stage::create(&settings.find_stage()?, &settings.store)?;
     let Some(_lock) = lock(&stage)? else { return Ok(()) };
     let (stage_uuid, is_fresh) = (stage.uuid()?, stage.is_fresh()?);
@@ -377,12 +377,16 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     std::thread::Builder::new().name("watcher".to_string()).spawn(move || watcher.run())?;
     let files = (shared.settings.layout == Layout::Files).then(|| Files::new(shared.clone())).transpose()?;
     let writing = shared.clone();
-    std::thread::Builder::new()
-        .name("flusher".to_string())
-        .spawn(move || Writer::new(writing, engine, job_receiver, files).run())?;
+    std::thread::Builder::new().name("flusher".to_string()).spawn(move || {
+        run_beside_the_job();
+        Writer::new(writing, engine, job_receiver, files).run();
+    })?;
     if shared.settings.stage_tiers.len() > 1 {
         let spooler = Spooler::new(shared.clone(), engine::probe().0);
-        std::thread::Builder::new().name("spool".to_string()).spawn(move || spooler.run())?;
+        std::thread::Builder::new().name("spool".to_string()).spawn(move || {
+            run_beside_the_job();
+            spooler.run();
+        })?;
     }
     let reading = shared.clone();
     std::thread::Builder::new().name("reader".to_string()).spawn(move || {
@@ -649,14 +653,19 @@ fn raise_limits() -> usize {
     getrlimit(Resource::Nofile).current.map_or(usize::MAX, |files| files as usize)
 }
 
-/// Low priority, on every processor of the job step, not only on those of the rank that happened to start us.
-fn run_beside_the_job() {
-    let _ = rustix::process::nice(10);
+/// On every processor of the job step, not only on those of the rank that happened to start us.
+fn use_all_processors() {
     let mut all = rustix::thread::CpuSet::new();
     for processor in 0..rustix::thread::CpuSet::MAX_CPU {
         all.set(processor);
     }
     let _ = rustix::thread::sched_setaffinity(None, &all);
+}
+
+/// Low priority for the calling thread and those that it starts (setpriority(2): on Linux each thread has its own). It is
+/// for those that publish. Programs wait for the others, while the job's other ranks may compute on all processors.
+fn run_beside_the_job() {
+    let _ = rustix::process::nice(10);
 }
 
 fn start_log(settings: &Settings) {

@@ -4,6 +4,7 @@
 
 mod company;
 mod endings;
+mod priority;
 mod processes;
 mod rows;
 mod seen;
