@@ -123,6 +123,7 @@ fn measure_target(report: &mut Report, target: Target, quick: bool, rounds: usiz
     if site.target.kind == TargetKind::Local {
         eprintln!("{}: programs that compute", site.target.describe());
         report.groups.push(measures::compute::measure(&site, &size, rounds)?);
+        report.groups.push(measures::compute::measure_beside(&site, &size, rounds)?);
         eprintln!("{}: growth", site.target.describe());
         report.groups.push(measures::growth::measure(&site, quick, rounds)?);
         report.groups.push(measures::growth::measure_sizes(&site, quick, rounds)?);

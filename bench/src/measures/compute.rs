@@ -1,12 +1,13 @@
-//! What a flush takes from a program that computes on all cores, beside what `cp` and `fio` take.
+//! What a flush takes from a program that computes on all cores, beside what `cp` and `fio` take; and how long programs
+//! are held up beside one, as ranks are whose neighbours compute, or wait for them in a loop.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Size, cores, write};
+use super::{Size, cores, read, write};
 use crate::Failure;
 use crate::result::{Bar, Group, Row};
-use crate::site::{Site, fio};
+use crate::site::{Site, drop_caches, fio};
 
 const ALONE: &str = "computing, nothing else";
 const FLUSHING: &str = "computing while Sheaf flushes";
@@ -15,6 +16,14 @@ const FIO: &str = "limit: computing while fio writes as much";
 const TAKEN_BY_FLUSH: &str = "taken from it by the flush, processor time";
 const TAKEN_BY_COPY: &str = "taken from it by cp, processor time";
 const TAKEN_BY_FIO: &str = "limit: taken from it by fio, processor time";
+/// Without Sheaf, and under it.
+const WRITING: [&str; 2] = ["writing to the stage, without Sheaf", "writing under Sheaf"];
+const AGAIN: [&str; 2] =
+    ["writing the same again, without Sheaf", "writing the same again under Sheaf, while it is published"];
+const READING: [&str; 2] = ["reading the same from the target, without Sheaf, cold", "restart, stage wiped, cold"];
+/// Whether the kernel divides the processors among sessions first (sched(7)): then the flusher, which has one of its own,
+/// stands against all that compute together. Jobs that a batch system puts into cgroups are not divided so.
+const AUTOGROUP: &str = "/proc/sys/kernel/sched_autogroup_enabled";
 /// How long the undisturbed rate is measured.
 const ALONE_TIME: Duration = Duration::from_secs(2);
 
@@ -39,6 +48,53 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
     group.compare("limit of the last: slowdown by fio", ALONE, FIO, None);
     group.compare("slowdown by cp", ALONE, COPYING, None);
     Ok(group)
+}
+
+/// How long programs are held up while another one computes on all cores.
+///
+/// # Errors
+/// When anything of it cannot be run.
+pub fn measure_beside(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure> {
+    let pairs = [WRITING, AGAIN, READING];
+    let mut group = Group {
+        title: format!("{} x {} MiB beside a program that computes on all cores", size.ranks, size.file_bytes >> 20),
+        target: site.target.describe(),
+        rows: pairs.as_flattened().iter().map(|what| Row::new(what, "s")).collect(),
+        ratios: Vec::new(),
+    };
+    let divided = std::fs::read_to_string(AUTOGROUP);
+    if divided.is_ok() && std::fs::write(AUTOGROUP, "0").is_err() {
+        group.title.push_str(", which is a session of its own");
+    }
+    let outcome = (0..rounds).try_for_each(|_| steps_during(|| one_round_beside(site, size, &mut group)).map(drop));
+    if let Ok(divided) = divided {
+        // Who could not change it need not.
+        let _ = std::fs::write(AUTOGROUP, divided);
+    }
+    outcome?;
+    for [without, under] in pairs {
+        group.compare(&format!("{under}, against without Sheaf"), under, without, None);
+    }
+    Ok(group)
+}
+
+fn one_round_beside(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
+    for (number, place) in [site.stage_place("native")?, site.place("ckpt")?].iter().enumerate() {
+        for rows in [WRITING, AGAIN] {
+            let seconds = site.run(size.ranks, number == 1, &write(place, 1, size.file_bytes, false))?;
+            group.row(rows[number]).values.push(seconds);
+        }
+    }
+    site.sheaf(&["drain"])?;
+    site.wipe_stage()?;
+    let direct = site.place("direct")?;
+    site.run(size.ranks, false, &write(&direct, 1, size.file_bytes, true))?;
+    for (number, place) in [&direct, &site.target.place.join("ckpt")].into_iter().enumerate() {
+        drop_caches();
+        group.row(READING[number]).values.push(site.run(size.ranks, number == 1, &read(place, 1))?);
+    }
+    std::fs::remove_dir_all(&direct)?;
+    site.clear()
 }
 
 fn one_round(site: &Site, size: &Size, group: &mut Group) -> Result<(), Failure> {
