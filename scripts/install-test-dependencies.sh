@@ -91,9 +91,9 @@ tools=$root/target/tools
 for suite in fsx@0.3.2 pjdfstest@0.2.2; do
     if ! "$tools/bin/${suite%@*}" --version 2>/dev/null | grep -qF "${suite#*@}"; then
         CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --force --root "$tools" "$suite"
-        rm -rf "$tools/build"
     fi
 done
+rm -rf "$tools/build"
 
 # The Python that the tests run: Debian's, with its numpy and h5py, and modules of PyPI on top.
 venv=$root/target/test-venv

@@ -4,7 +4,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# The compiler works while packages come over the network, unless it is one of them.
+building=
+if command -v cc >/dev/null; then
+    cargo build --release &
+    building=$!
+fi
 scripts/install-test-dependencies.sh
+[ -z "$building" ] || wait "$building"
 cargo build --release
 # Most tests wait for timeouts, disks and other processes: two at a time would leave small machines idle.
 cores=$(nproc)

@@ -21,21 +21,53 @@ const WRITING: [&str; 2] = ["writing to the stage, without Sheaf", "writing unde
 const AGAIN: [&str; 2] =
     ["writing the same again, without Sheaf", "writing the same again under Sheaf, while it is published"];
 const READING: [&str; 2] = ["reading the same from the target, without Sheaf, cold", "restart, stage wiped, cold"];
-/// Whether the kernel divides the processors among sessions first (sched(7)): then the flusher, which has one of its own,
-/// stands against all that compute together. Jobs that a batch system puts into cgroups are not divided so.
-const AUTOGROUP: &str = "/proc/sys/kernel/sched_autogroup_enabled";
 /// How long the undisturbed rate is measured.
 const ALONE_TIME: Duration = Duration::from_secs(2);
+
+/// Processors are not divided among sessions as long as this lives: the flusher, which has a session of its own, would
+/// have its share of them whatever its priority (sched(7), autogroups). They are not where a batch system puts jobs into
+/// cgroups.
+struct Undivided {
+    before: Option<String>,
+}
+
+impl Undivided {
+    const SETTING: &str = "/proc/sys/kernel/sched_autogroup_enabled";
+
+    /// From here on, if this user may have that.
+    fn new() -> Undivided {
+        let before = std::fs::read_to_string(Undivided::SETTING).ok();
+        Undivided { before: before.filter(|_| std::fs::write(Undivided::SETTING, "0").is_ok()) }
+    }
+
+    /// For titles.
+    fn describe(&self) -> &'static str {
+        if self.before.is_some() { "no autogroups" } else { "autogroups as the kernel has them" }
+    }
+}
+
+impl Drop for Undivided {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = std::fs::write(Undivided::SETTING, before);
+        }
+    }
+}
 
 /// See the module.
 ///
 /// # Errors
 /// When anything of it cannot be run.
 pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure> {
+    let undivided = Undivided::new();
     let mut rows: Vec<Row> = [ALONE, FLUSHING, COPYING, FIO].iter().map(|what| Row::new(what, "steps/s")).collect();
     rows.extend([TAKEN_BY_FLUSH, TAKEN_BY_COPY, TAKEN_BY_FIO].map(|what| Row::new(what, "s/GiB")));
     let mut group = Group {
-        title: format!("Steps of a program that computes on all cores, during the flush of {} MiB", size.bytes() >> 20),
+        title: format!(
+            "Steps of a program that computes on all cores, during the flush of {} MiB, {}",
+            size.bytes() >> 20,
+            undivided.describe()
+        ),
         target: site.target.describe(),
         rows,
         ratios: Vec::new(),
@@ -55,23 +87,20 @@ pub fn measure(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure
 /// # Errors
 /// When anything of it cannot be run.
 pub fn measure_beside(site: &Site, size: &Size, rounds: usize) -> Result<Group, Failure> {
-    let pairs = [WRITING, AGAIN, READING];
+    let (pairs, undivided) = ([WRITING, AGAIN, READING], Undivided::new());
+    let (ranks, file_mib) = (size.ranks, size.file_bytes >> 20);
     let mut group = Group {
-        title: format!("{} x {} MiB beside a program that computes on all cores", size.ranks, size.file_bytes >> 20),
+        title: format!(
+            "{ranks} x {file_mib} MiB beside a program that computes on all cores, {}",
+            undivided.describe()
+        ),
         target: site.target.describe(),
         rows: pairs.as_flattened().iter().map(|what| Row::new(what, "s")).collect(),
         ratios: Vec::new(),
     };
-    let divided = std::fs::read_to_string(AUTOGROUP);
-    if divided.is_ok() && std::fs::write(AUTOGROUP, "0").is_err() {
-        group.title.push_str(", which is a session of its own");
+    for _ in 0..rounds {
+        steps_during(|| one_round_beside(site, size, &mut group))?;
     }
-    let outcome = (0..rounds).try_for_each(|_| steps_during(|| one_round_beside(site, size, &mut group)).map(drop));
-    if let Ok(divided) = divided {
-        // Who could not change it need not.
-        let _ = std::fs::write(AUTOGROUP, divided);
-    }
-    outcome?;
     for [without, under] in pairs {
         group.compare(&format!("{under}, against without Sheaf"), under, without, None);
     }
