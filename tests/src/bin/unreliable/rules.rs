@@ -1,7 +1,7 @@
 //! What goes wrong: a text file that the test changes while the mount is used.
 //!
-//! A line of `CONTROL/rules` is `CALL WHEN ACTION`. WHEN is a number (that call of this kind from now on, the first is
-//! 1) or `*`; CALL may be `*`, too. ACTION is an errno, `lost-` and an errno (the call is made, and fails all the
+//! A line of `CONTROL/rules` is `CALL WHEN ACTION`. WHEN is a number (that call of this kind from now on; 1 is the
+//! first) or `*`; CALL may be `*`, too. ACTION is an errno, `lost-` and an errno (the call is made, and fails all the
 //! same), `short` (a write takes half), or `hang` (no answer until the rules change). With a line `everywhere` calls on
 //! all files count. A line `record` keeps every write and flush in `CONTROL/record`.
 
