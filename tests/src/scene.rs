@@ -109,6 +109,13 @@ impl Scene {
         self.checkpoints().join(".sheaf")
     }
 
+    /// A new FIFO called `gate` beside what is captured, where programs can wait for a line.
+    pub fn gate(&self) -> PathBuf {
+        let gate = self.captured_directory().join("gate");
+        process::run(self.native_command("mkfifo").arg(&gate)).expect_success();
+        gate
+    }
+
     /// A command in the native side's directory.
     pub fn native_command(&self, program: impl AsRef<OsStr>) -> Command {
         self.command(program, &self.native_directory())

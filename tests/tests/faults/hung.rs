@@ -2,7 +2,6 @@
 //! time, and everything is published when the file system works again.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sheaf_tests::scene::artefact;
@@ -28,13 +27,6 @@ fn used_before(engine: Engine, layout: &'static str) -> (Scene, Unreliable) {
     scene.preloaded(&["bash", "-c", EARLIER]).expect_success();
     scene.drain();
     (scene, unreliable)
-}
-
-/// Where programs wait for a line, beside what is captured.
-fn gate(scene: &Scene) -> PathBuf {
-    let gate = scene.captured_directory().join("gate");
-    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
-    gate
 }
 
 fn assert_recovers(scene: &Scene, layout: &str) {
@@ -149,7 +141,7 @@ fn what_was_written_in_vain_does_not_count() {
     let before = unreliable.log().len();
     scene.native(&["bash", "-c", LARGE]).expect_success();
     let script = format!("{LARGE}; read line <gate");
-    let gate = gate(&scene);
+    let gate = scene.gate();
     let program = process::start(scene.preloaded_command("bash").args(["-c", &script]));
     let deadline = Instant::now() + process::LIMIT;
     let has_failed = || unreliable.log()[before..].iter().filter(|call| call.starts_with("fsync Fail")).count();
@@ -173,7 +165,7 @@ fn what_was_written_in_vain_does_not_count() {
 #[test]
 fn what_the_last_program_leaves_is_not_waited_for_without_end() {
     let (scene, unreliable) = used_before(Engine::IoUring, "node");
-    let gate = gate(&scene);
+    let gate = scene.gate();
     let script = format!("{WRITE}; echo ready >ready; read line <gate; seq 30000 >ckpt/late; kill -9 $$");
     let program = process::start(scene.preloaded_command("bash").args(["-c", &script]));
     let program = program.await_file(&scene.captured_directory().join("ready"));
@@ -200,7 +192,7 @@ fn what_the_last_program_leaves_is_not_waited_for_without_end() {
 #[test]
 fn everything_hangs() {
     let (scene, unreliable) = used_before(Engine::IoUring, "node");
-    let gate = gate(&scene);
+    let gate = scene.gate();
     let wait = format!(
         "exec 3>ckpt/open; echo begin >&3; {WRITE}; echo ready >ready; read line <gate; seq 60000 >&3; exec 3>&-"
     );

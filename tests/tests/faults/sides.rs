@@ -132,8 +132,7 @@ fn a_file_that_is_truncated_while_it_leaves() {
 #[test]
 fn a_link_that_leaves_while_it_is_followed() {
     let scene = Scene::new(Engine::Pwrite).in_layout("files");
-    let gate = scene.captured_directory().join("gate");
-    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+    let gate = scene.gate();
     // It has greeted the flusher, and does not wait for one that is stopped.
     const WRITE: &str = "import os
 state = open('ckpt/state', 'w')
@@ -190,8 +189,7 @@ fn a_file_that_is_written_anew_before_the_old_one_is_forgotten() {
     let scene = Scene::new(Engine::Pwrite).in_layout("files");
     let unreliable = Unreliable::new(scene.root(), &scene.checkpoints());
     unreliable.rule("fsync * hang");
-    let [gate, made] = ["gate", "made"].map(|name| scene.captured_directory().join(name));
-    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+    let (gate, made) = (scene.gate(), scene.captured_directory().join("made"));
     const PROGRAM: &str = "import os
 with open('ckpt/state', 'w') as state: state.write('old')
 open('gate').read()

@@ -28,8 +28,7 @@ fn processors(thread: &Path) -> Option<String> {
 #[test]
 fn only_what_publishes_stands_back() {
     let scene = Scene::with_further_tier(Engine::IoUring);
-    let gate = scene.captured_directory().join("gate");
-    process::run(scene.native_command("mkfifo").arg(&gate)).expect_success();
+    let gate = scene.gate();
     let mut program = scene.preloaded_command("taskset");
     program.args(["-c", "0", "bash", "-c", "echo state >ckpt/state; : >written; read -r line <gate"]);
     let program = process::start(&mut program).await_file(&scene.captured_directory().join("written"));
