@@ -146,6 +146,8 @@ pub struct Watcher {
     renaming: Vec<(u64, StagedPath, StagedPath)>,
     /// The same for removals.
     removing: Vec<(u64, StagedPath)>,
+    /// Whether older files may lie about whose successors are published, and the writer has not been asked to remove them.
+    replaced_is_due: bool,
     /// Batches published when room was last made, and when that was.
     evict_published: u64,
     evict_time: Instant,
@@ -180,6 +182,7 @@ impl Watcher {
             submitted: 0,
             renaming: Vec::new(),
             removing: Vec::new(),
+            replaced_is_due: false,
             evict_published: 0,
             evict_time: Instant::now(),
             short_since: None,
@@ -201,12 +204,12 @@ impl Watcher {
         }
     }
 
-    /// Has older files removed whose successors an earlier flusher has published, or that a scan has found to be so.
-    /// The next batch does it if the writer is busy.
+    /// Has older files removed whose successors an earlier flusher has published, or that a scan has found to be so. It
+    /// is tried again while the writer is busy, unless a batch does it.
     fn remove_replaced(&mut self) -> io::Result<()> {
-        let replaced = self.tracker.replaced()?;
-        if !replaced.is_empty() {
-            let _ = self.jobs.try_send(Job::Replaced(replaced));
+        if self.replaced_is_due {
+            let replaced = self.tracker.replaced()?;
+            self.replaced_is_due = !replaced.is_empty() && self.jobs.try_send(Job::Replaced(replaced)).is_err();
         }
         Ok(())
     }
@@ -230,6 +233,7 @@ impl Watcher {
         if !self.tracker.overflowed() {
             self.submit()?;
         }
+        self.remove_replaced()?;
         if self.shared.reading.is_compared() {
             self.show_missing()?;
         }
@@ -285,6 +289,7 @@ impl Watcher {
             && self.rooms.is_empty()
             && self.populates.is_empty()
             && !self.sight.is_awaited()
+            && !self.replaced_is_due
             && !(self.tracker.overflowed() && self.shared.reading.is_read())
             && self.shared.hydrated.lock().is_empty();
         let timeout = if quiet { timeout } else { timeout.min(Duration::from_millis(50)) };
@@ -335,7 +340,8 @@ impl Watcher {
             self.shared.reading.compared();
             outcome?;
         }
-        self.remove_replaced()
+        self.replaced_is_due = true;
+        Ok(())
     }
 
     /// Has the tree show what other nodes have published since under names that it has. What cannot be shown is left as
@@ -561,6 +567,7 @@ impl Watcher {
         }
         batch.acknowledges = self.waiters.iter().any(|waiter| waiter.is_told);
         self.submitted += 1;
+        self.replaced_is_due = false;
         self.watermark_told = Instant::now();
         let renames = batch.entries.iter().filter(|entry| entry.kind == Kind::Rename);
         self.renaming.extend(renames.map(|entry| (self.submitted, entry.path.clone(), entry.target.clone())));
@@ -611,7 +618,7 @@ impl Watcher {
             self.acknowledge();
         }
         self.waiters.retain(|waiter| {
-            let done = is_published(waiter) && (is_acknowledged || !waiter.is_told);
+            let done = is_published(waiter) && (is_acknowledged || !waiter.is_told) && !self.replaced_is_due;
             match &waiter.reply {
                 _ if !done => {}
                 WaitReply::Unfinished(reply) => drop(reply.send(left)),

@@ -112,3 +112,27 @@ fn moving_a_file_from_elsewhere_over_a_name() {
         assert!(calls >= 3, "the file, the captured name and the marker");
     }
 }
+
+/// A flusher that is killed before it removes an older file whose successor it has published, and a next one whose
+/// writing thread is slow to begin: that has nothing to publish which would remove the file.
+#[test]
+fn an_older_file_that_a_killed_flusher_left() {
+    let scene = Scene::new(Engine::IoUring);
+    let older = scene.checkpoints().join("state");
+    fs::write(&older, "old\n").expect("the scene is ours");
+    let mut program = scene.preloaded_command("bash");
+    process::run(program.env("SHEAF_ON_EXIT", "leave").args(["-c", "echo new >ckpt/state"])).expect_success();
+    scene.kill_flushers();
+    let drain = |options: &[&str]| {
+        let options = [&["-f", "-qq", "-o", "/dev/null"], options].concat();
+        process::run(&mut scene.traced(&options, scene.sheaf_command().arg("drain")))
+    };
+    let path = older.to_str().expect("a path of this test's own");
+    drain(&["-P", path, "-e", "trace=unlink", "-e", "inject=unlink:error=EINTR:signal=KILL"]);
+    assert_eq!(fs::read_to_string(&older).expect("nobody could remove it"), "old\n");
+    // Only those that publish stand back, as the first thing that they do.
+    drain(&["-e", "trace=setpriority", "-e", "inject=setpriority:delay_enter=1000000"]).expect_success();
+    scene.assert_no_captured_files_on_pfs();
+    scene.wipe_stage();
+    assert_eq!(say(&scene, "cat ckpt/state"), "new\n");
+}
