@@ -14,7 +14,7 @@
 //! | `STAGE/lock` | locked with `flock` by the one living flusher |
 //! | `STAGE/starting` | locked with `fcntl` by the process that starts a flusher |
 //! | `STAGE/clean` | what the last flusher left unchanged since it was published, so that the next one need not publish it again |
-//! | `STAGE/ceiling` | what the flusher tells unasked, as numbers of the machine's; see [`Told`] |
+//! | `STAGE/told` | what the flusher tells unasked, as numbers of the machine's; see [`Told`] |
 //! | `STAGE/names` | layout `files`: locked with `flock`, shared by whoever takes or changes a name, exclusively by the flusher for moments |
 //! | `STAGE/spools` | directories of further tiers, one a line: behind `+` if something may wait there for the store, else `-` |
 //! | `STAGE/identity` | the store's path, for people and for `sheaf drain` |
@@ -27,8 +27,6 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 #[derive(Debug)]
 #[repr(C)]
 pub struct Told {
-    /// How many bytes may be used on the stage's file system, as far as the memory cgroup is concerned.
-    pub ceiling_bytes: AtomicU64,
     /// A robust futex (see `set_robust_list(2)`): the number of the thread that serves the stage. 0: ask the pulse.
     /// When the thread ends, however that happens, the kernel sets [`FLUSHER_DIED`].
     pub flusher: AtomicU32,
@@ -71,7 +69,7 @@ pub const STARTING: &str = "starting";
 /// published.
 pub const CLEAN: &str = "clean";
 /// File of a [`Told`], which the library and the flusher map.
-pub const CEILING: &str = "ceiling";
+pub const TOLD: &str = "told";
 /// In layout `files` a published name goes from the tree to the parallel file system. Whoever takes a name, or changes
 /// what it means, holds this file's lock meanwhile, shared; the flusher exclusively for the moment in which a name
 /// changes sides.

@@ -7,6 +7,7 @@
 
 pub mod configuration;
 pub mod layout;
+pub mod memory;
 pub mod pattern;
 pub mod protocol;
 pub mod replaced;

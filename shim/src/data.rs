@@ -12,8 +12,7 @@ use libc::{iovec, off_t, size_t, ssize_t};
 
 use crate::configuration::{self, Configuration};
 use crate::hooks::{fail, real};
-use crate::scratch::Scratch;
-use crate::staged::{self, Access};
+use crate::staged::is_staged;
 use crate::{room, spill, system};
 
 /// The offset that means the file's own position.
@@ -21,6 +20,7 @@ const OWN_POSITION: off_t = -1;
 
 /// write(2).
 pub unsafe fn write(fd: c_int, buffer: *const c_void, count: size_t) -> ssize_t {
+    room::before_growth(fd, count as u64);
     // SAFETY: the program's arguments.
     let written = unsafe { real::write(fd, buffer, count) };
     if written as size_t == count {
@@ -32,6 +32,7 @@ pub unsafe fn write(fd: c_int, buffer: *const c_void, count: size_t) -> ssize_t 
 
 /// pwrite(2).
 pub unsafe fn pwrite(fd: c_int, buffer: *const c_void, count: size_t, offset: off_t) -> ssize_t {
+    room::before_growth(fd, count as u64);
     // SAFETY: the program's arguments.
     let written = unsafe { real::pwrite(fd, buffer, count, offset) };
     if written as size_t == count {
@@ -45,6 +46,7 @@ pub unsafe fn pwrite(fd: c_int, buffer: *const c_void, count: size_t, offset: of
 
 /// writev(2).
 pub unsafe fn writev(fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t {
+    room::before_vector(fd, pieces, count);
     // SAFETY: the program's arguments.
     let written = unsafe { real::writev(fd, pieces, count) };
     // SAFETY: as above.
@@ -53,6 +55,7 @@ pub unsafe fn writev(fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t {
 
 /// pwritev(2).
 pub unsafe fn pwritev(fd: c_int, pieces: *const iovec, count: c_int, offset: off_t) -> ssize_t {
+    room::before_vector(fd, pieces, count);
     // SAFETY: the program's arguments.
     let written = unsafe { real::pwritev(fd, pieces, count, offset) };
     // SAFETY: as above.
@@ -61,6 +64,7 @@ pub unsafe fn pwritev(fd: c_int, pieces: *const iovec, count: c_int, offset: off
 
 /// pwritev2(2).
 pub unsafe fn pwritev2(fd: c_int, pieces: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
+    room::before_vector(fd, pieces, count);
     // SAFETY: the program's arguments.
     let written = unsafe { real::pwritev2(fd, pieces, count, offset, flags) };
     let written = or_system_call(written, || {
@@ -74,6 +78,7 @@ pub unsafe fn pwritev2(fd: c_int, pieces: *const iovec, count: c_int, offset: of
 /// ftruncate(2). Where there is little room, what the file may grow by is reserved: a store into a mapping would end
 /// the program with SIGBUS when others had taken it.
 pub unsafe fn ftruncate(fd: c_int, length: off_t) -> c_int {
+    room::before_length(fd, length.max(0) as u64);
     // SAFETY: the program's arguments.
     let result = unsafe { real::ftruncate(fd, length) };
     if result == 0 && length > 0 && is_tight(fd, length as u64) {
@@ -88,6 +93,9 @@ pub unsafe fn ftruncate(fd: c_int, length: off_t) -> c_int {
 
 /// fallocate(2).
 pub unsafe fn fallocate(fd: c_int, mode: c_int, offset: off_t, length: off_t) -> c_int {
+    if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 {
+        room::before_growth(fd, length.max(0) as u64);
+    }
     // SAFETY: the program's arguments.
     let call = || unsafe { real::fallocate(fd, mode, offset, length) } as ssize_t;
     repeat(fd, call(), length.max(0) as u64, call) as c_int
@@ -95,6 +103,7 @@ pub unsafe fn fallocate(fd: c_int, mode: c_int, offset: off_t, length: off_t) ->
 
 /// posix_fallocate(3), which yields an error number and leaves errno alone.
 pub unsafe fn posix_fallocate(fd: c_int, offset: off_t, length: off_t) -> c_int {
+    room::before_growth(fd, length.max(0) as u64);
     let errno = system::errno();
     let mut number = 0;
     let mut call = || {
@@ -118,6 +127,7 @@ pub unsafe fn copy_file_range(
     length: size_t,
     flags: c_uint,
 ) -> ssize_t {
+    room::before_copy(from, to, length as u64);
     let call = || {
         // SAFETY: the program's arguments.
         let copied = unsafe { real::copy_file_range(from, from_offset, to, to_offset, length, flags) };
@@ -131,6 +141,7 @@ pub unsafe fn copy_file_range(
 
 /// sendfile(2).
 pub unsafe fn sendfile(to: c_int, from: c_int, offset: *mut off_t, length: size_t) -> ssize_t {
+    room::before_copy(from, to, length as u64);
     // SAFETY: the program's arguments.
     let call = || unsafe { real::sendfile(to, from, offset, length) };
     repeat(to, call(), length as u64, call)
@@ -159,11 +170,6 @@ fn unanswered(outcome: system::Result<()>) -> c_int {
         Err(system::Errno(libc::EOPNOTSUPP | libc::ENOSYS)) | Ok(()) => 0,
         Err(system::Errno(number)) => fail(number),
     }
-}
-
-fn is_staged(configuration: &Configuration, fd: c_int) -> bool {
-    let Some(mut scratch) = Scratch::claim() else { return false };
-    staged::path_of(configuration, fd, Access::Any, &mut scratch.other)
 }
 
 /// Goes on with the pieces that a call has left, one by one.

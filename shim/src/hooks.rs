@@ -41,6 +41,11 @@ impl Symbol {
 
     #[inline]
     fn get(&self) -> Option<*mut c_void> {
+        self.found().or_else(|| self.find())
+    }
+
+    #[cold]
+    fn find(&self) -> Option<*mut c_void> {
         if self.address.load(Ordering::Relaxed).is_null() {
             find_all();
         }

@@ -17,6 +17,12 @@ pub enum Access {
     Writing,
 }
 
+/// Whether a descriptor leads to a captured file.
+pub fn is_staged(configuration: &Configuration, fd: c_int) -> bool {
+    let Some(mut scratch) = Scratch::claim() else { return false };
+    path_of(configuration, fd, Access::Any, &mut scratch.other)
+}
+
 /// Puts the canonical path of the captured file behind a descriptor into `path`; false when there is none: it is
 /// another file, or has no name any more.
 pub fn path_of(configuration: &Configuration, fd: c_int, access: Access, path: &mut Text) -> bool {

@@ -389,6 +389,17 @@ pub fn read(fd: c_int, buffer: &mut [u8]) -> Result<usize> {
     unsafe { call!(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) }
 }
 
+/// Copies a program's vector, which may not be there: then EFAULT.
+pub fn copy_vector(from: *const libc::iovec, into: &mut [libc::iovec]) -> Result<()> {
+    let length = size_of_val(into);
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: length };
+    let remote = libc::iovec { iov_base: from.cast_mut().cast(), iov_len: length };
+    let process = process_id();
+    // SAFETY: the kernel writes the slice's own bytes, of a type that any bits are a value of, and checks the others.
+    let copied = unsafe { call!(libc::SYS_process_vm_readv, process, &raw const local, 1, &raw const remote, 1, 0) }?;
+    if copied == length { Ok(()) } else { Err(Errno(libc::EFAULT)) }
+}
+
 /// write(2).
 pub fn write(fd: c_int, bytes: &[u8]) -> Result<usize> {
     // SAFETY: the kernel reads at most the slice's length.
@@ -519,13 +530,11 @@ pub fn sleep_ms(duration_ms: u64) {
     let _ = unsafe { call!(libc::SYS_nanosleep, &raw const time, 0) };
 }
 
-/// What a file system holds and has room for, in bytes.
+/// How large a file system is and what it has room for, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Space {
     /// What this user can write yet.
     pub free_bytes: u64,
-    /// What is used.
-    pub used_bytes: u64,
     /// What there is altogether.
     pub total_bytes: u64,
 }
@@ -533,11 +542,7 @@ pub struct Space {
 impl Space {
     fn of(status: &libc::statfs) -> Space {
         let bytes = |blocks: u64| blocks.saturating_mul(status.f_bsize as u64);
-        Space {
-            free_bytes: bytes(status.f_bavail),
-            used_bytes: bytes(status.f_blocks.saturating_sub(status.f_bfree)),
-            total_bytes: bytes(status.f_blocks),
-        }
+        Space { free_bytes: bytes(status.f_bavail), total_bytes: bytes(status.f_blocks) }
     }
 }
 

@@ -14,7 +14,6 @@ use crate::system;
 
 /// What stands for "there is no such file".
 static NOTHING: Told = Told {
-    ceiling_bytes: AtomicU64::new(u64::MAX),
     flusher: AtomicU32::new(0),
     caught_up: AtomicU32::new(0),
     owned: [const { AtomicU64::new(0) }; 4],
@@ -22,11 +21,6 @@ static NOTHING: Told = Told {
 };
 /// The file; null until it was looked for.
 static TOLD: AtomicPtr<Told> = AtomicPtr::new(ptr::null_mut());
-
-/// How much the memory cgroup lets the stage's file system hold.
-pub fn ceiling_bytes(configuration: &Configuration) -> u64 {
-    told(configuration).ceiling_bytes.load(Ordering::Relaxed)
-}
 
 /// Whether published names leave the tree for the parallel file system (layout `files`).
 pub fn publishes_files(configuration: &Configuration) -> bool {
@@ -75,7 +69,7 @@ fn map(configuration: &Configuration) -> Option<*mut Told> {
     }
     let mut scratch = Scratch::claim()?;
     let path = &mut scratch.other;
-    for part in [configuration.stage, b"/", layout::CEILING.as_bytes()] {
+    for part in [configuration.stage, b"/", layout::TOLD.as_bytes()] {
         path.push(part).ok()?;
     }
     let file = system::open_own(path.c_str(), libc::O_RDONLY | libc::O_NOFOLLOW, 0).ok()?;

@@ -123,7 +123,7 @@ fn make_room(shared: &Shared, bytes: u64) {
         return;
     }
     let (sender, receiver) = bounded(1);
-    shared.commands.send(Command::Room(wanted_bytes, sender));
+    shared.commands.send(Command::Room { wanted_bytes, process: None, reply: sender });
     let _ = receiver.recv_timeout(shared.settings.timeout);
 }
 

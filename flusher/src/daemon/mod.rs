@@ -47,8 +47,9 @@ use crate::stage::Stage;
 use crate::stage::alive::Alive;
 use crate::stage::lease;
 use crate::stage::moving;
-use crate::stage::room::{Ceiling, Room};
+use crate::stage::room::Room;
 use crate::stage::source::LeaseKeeper;
+use crate::stage::told::Telling;
 use crate::stage::tracker::{Batch, Hydrated, LeftOut, Replaced, Tracker};
 use crate::stage::transient;
 use crate::store::Store;
@@ -323,11 +324,8 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
     moving::finish(&stage)?;
     let mut tracker = Tracker::new(stage.clone(), keeper, zones.clone())?;
     tracker.limit_batch_files(raise_limits() / 4);
-    let (mut ceiling, stage_limit) = (Ceiling::create(&stage)?, stage_limit(&settings, &stage)?);
-    // Before anybody captures: a job can write more than its memory group allows before the watcher looks for the first
-    // time.
-    ceiling.tell(&Room::look(&stage)?)?;
-    ceiling.tell_publishes_files(settings.layout == Layout::Files)?;
+    let (telling, stage_limit) = (Telling::create(&stage)?, stage_limit(&settings, &stage)?);
+    telling.tell_publishes_files(settings.layout == Layout::Files)?;
     // What is published together can only be evicted together.
     tracker.limit_batch_bytes(stage_limit / 4);
     let (commands, command_receiver) = Commands::new()?;
@@ -373,7 +371,7 @@ fn serve(settings: Settings) -> Result<(), Box<dyn std::error::Error>> {
         stage,
         settings,
     });
-    let watcher = Watcher::new(shared.clone(), tracker, (&commands, command_receiver), jobs.clone(), ceiling);
+    let watcher = Watcher::new(shared.clone(), tracker, (&commands, command_receiver), jobs.clone(), telling);
     std::thread::Builder::new().name("watcher".to_string()).spawn(move || watcher.run())?;
     let files = (shared.settings.layout == Layout::Files).then(|| Files::new(shared.clone())).transpose()?;
     let writing = shared.clone();

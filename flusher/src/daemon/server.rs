@@ -155,7 +155,8 @@ fn answer(shared: &Arc<Shared>, connection: &Connection, kind: Kind, payload: &[
         Kind::Room => {
             let wanted_bytes = payload.try_into().map_or(0, u64::from_le_bytes);
             let (sender, receiver) = bounded(1);
-            shared.commands.send(Command::Room(wanted_bytes, sender));
+            let process = Some(connection.process);
+            shared.commands.send(Command::Room { wanted_bytes, process, reply: sender });
             let result = wait(connection, &receiver, None)?.unwrap_or(Ok(()));
             connection.reply(status(result), 0, b"")
         }

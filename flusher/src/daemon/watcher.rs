@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::Shared;
 use super::writer::Job;
 use crate::aggregate::{Attributes, Kind};
 use crate::stage::mirror::{self, Extent};
 use crate::stage::moving;
-use crate::stage::room::{Ceiling, Room};
+use crate::stage::room::Room;
+use crate::stage::told::Telling;
 use crate::stage::tracker::{BATCH_FILES_MAX, Haste, StagedPath, Stubs, Tracker, is_at_or_below};
 use crate::store::{Changed, Node, Store, Version, split};
 use sight::Sight;
@@ -57,8 +59,15 @@ pub enum Command {
     /// As `Wait`, after looking again at every file that was open: for the end of a job. That is no word to
     /// a program: what is published so is not acknowledged.
     Finish(Sender<Left>),
-    /// Make room for this many bytes; answers when it is there, or when there can be none.
-    Room(u64, Sender<Result<(), Errno>>),
+    /// Make room; answers when it is there, or when there can be none.
+    Room {
+        /// How much is to be free.
+        wanted_bytes: u64,
+        /// Who is to write it; `None` for the flusher itself.
+        process: Option<Pid>,
+        /// Where the answer goes.
+        reply: Sender<Result<(), Errno>>,
+    },
     /// Publish the file at this path as it is now; answers when it is durable.
     Sync(Vec<u8>, Sender<Result<(), Errno>>),
     /// Show what other nodes have changed; answers when it is shown, as far as it can be.
@@ -120,6 +129,8 @@ enum WaitReply {
 /// Somebody who waits for room in the stage.
 struct RoomWaiter {
     wanted_bytes: u64,
+    /// Who is to write; `None` for the flusher itself.
+    process: Option<Pid>,
     since: Instant,
     reply: Sender<Result<(), Errno>>,
 }
@@ -139,8 +150,8 @@ pub struct Watcher {
     rooms: Vec<RoomWaiter>,
     /// What other nodes have changed and the tree does not show yet.
     sight: Sight,
-    /// Tells the library how much the memory cgroup lets the stage hold.
-    ceiling: Ceiling,
+    /// Tells the library that the mirrors show what other nodes have published.
+    telling: Telling,
     submitted: u64,
     /// Renames that are handed to the writer and not published yet: the batch, both names.
     renaming: Vec<(u64, StagedPath, StagedPath)>,
@@ -165,7 +176,7 @@ impl Watcher {
         tracker: Tracker,
         commands: (&Commands, Receiver<Command>),
         jobs: Sender<Job>,
-        ceiling: Ceiling,
+        telling: Telling,
     ) -> Watcher {
         Watcher {
             shared,
@@ -178,7 +189,7 @@ impl Watcher {
             populates: Vec::new(),
             rooms: Vec::new(),
             sight: Sight::default(),
-            ceiling,
+            telling,
             submitted: 0,
             renaming: Vec::new(),
             removing: Vec::new(),
@@ -388,7 +399,7 @@ impl Watcher {
         }
         self.tracker.caught_up(&handled)?;
         // The thread that serves the stage is the process's first.
-        self.ceiling.tell_caught_up(std::process::id())?;
+        self.telling.tell_caught_up(std::process::id())?;
         shared.reading.caught_up();
         Ok(())
     }
@@ -441,9 +452,9 @@ impl Watcher {
                 self.follow()?;
                 self.await_all(WaitReply::Unfinished(reply), true);
             }
-            Command::Room(wanted_bytes, reply) => {
+            Command::Room { wanted_bytes, process, reply } => {
                 self.follow()?;
-                self.rooms.push(RoomWaiter { wanted_bytes, since: Instant::now(), reply });
+                self.rooms.push(RoomWaiter { wanted_bytes, process, since: Instant::now(), reply });
             }
             Command::Sync(path, reply) => {
                 self.follow()?;
@@ -649,15 +660,15 @@ impl Watcher {
         if too_soon && self.rooms.is_empty() {
             return Ok(());
         }
-        let room = Room::look(&self.shared.stage)?;
-        self.ceiling.tell(&room)?;
+        let (process, room) = self.neediest()?;
         let wanted_bytes = self.rooms.iter().map(|room| room.wanted_bytes).max().unwrap_or(0);
         let least_bytes = wanted_bytes.max(room.reserve());
         let limit = self.shared.stage_limit;
         if self.tracker.resident_bytes() > limit || room.free < least_bytes {
             (self.evict_published, self.evict_time) = (published, Instant::now());
-            self.evict(published, limit - limit / 8, least_bytes.saturating_mul(2))?;
-            let is_short = Room::look(&self.shared.stage)?.free < least_bytes || self.unpublished_bytes() > limit;
+            self.evict(published, limit - limit / 8, (process, least_bytes.saturating_mul(2)))?;
+            let is_short =
+                Room::look_for(&self.shared.stage, process)?.free < least_bytes || self.unpublished_bytes() > limit;
             self.use_further_tiers(is_short);
         } else {
             self.use_further_tiers(false);
@@ -686,8 +697,28 @@ impl Watcher {
         self.shared.spool.want(since.elapsed() >= SHORT_FOR || !self.shared.spool.is_empty());
     }
 
-    /// Evicts until the stage holds no more than `resident_most` bytes and `free_least` are free, as far as it goes.
-    fn evict(&mut self, published: u64, resident_most: u64, free_least: u64) -> io::Result<()> {
+    /// Of this process and those that wait, the one that finds least room, and what it finds.
+    fn neediest(&self) -> io::Result<(Option<Pid>, Room)> {
+        let mut least = (None, Room::look(&self.shared.stage)?);
+        for process in self.rooms.iter().filter_map(|waiter| waiter.process) {
+            let room = Room::look_for(&self.shared.stage, Some(process))?;
+            if room.free < least.1.free {
+                least = (Some(process), room);
+            }
+        }
+        Ok(least)
+    }
+
+    /// Evicts until the stage holds no more than `resident_most` bytes and `free_least` are free for `process`, as far
+    /// as it goes.
+    fn evict(
+        &mut self,
+        published: u64,
+        resident_most: u64,
+        (process, free_least): (Option<Pid>, u64),
+    ) -> io::Result<()> {
+        let stage = self.shared.stage.clone();
+        let has_room = || Room::look_for(&stage, process).map(|room| room.free >= free_least);
         let mut candidates = Vec::new();
         {
             let store = self.shared.store.read();
@@ -699,7 +730,7 @@ impl Watcher {
         }
         candidates.sort_by_key(|(time_ns, ..)| *time_ns);
         for (_, path, published_as) in candidates {
-            if self.tracker.resident_bytes() <= resident_most && Room::look(&self.shared.stage)?.free >= free_least {
+            if self.tracker.resident_bytes() <= resident_most && has_room()? {
                 break;
             }
             self.evict_one(&path, published_as)?;
@@ -727,12 +758,15 @@ impl Watcher {
         if self.rooms.is_empty() {
             return Ok(());
         }
-        let free_bytes = Room::look(&self.shared.stage)?.free;
+        let stage = &self.shared.stage;
+        let has_room = |waiter: &RoomWaiter| {
+            Room::look_for(stage, waiter.process).is_ok_and(|room| room.free >= waiter.wanted_bytes)
+        };
         let is_idle = self.tracker.first_position().is_none() && self.shared.published() == self.submitted;
         let nothing_comes = is_idle && !self.tracker.overflowed() || self.has_given_up();
         let limit = self.shared.settings.timeout;
         self.rooms.retain(|room| {
-            let answer = match free_bytes >= room.wanted_bytes {
+            let answer = match has_room(room) {
                 true => Some(Ok(())),
                 false if nothing_comes || room.since.elapsed() >= limit => Some(Err(Errno::NOSPC)),
                 false => None,

@@ -34,7 +34,7 @@ impl Alive {
     pub fn say(stage: &Stage) -> io::Result<Alive> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(stage.path(layout::CEILING))?;
+        let file = options.open(stage.path(layout::TOLD))?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping of one page touches no memory that exists.
         let page = unsafe {
@@ -82,13 +82,13 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::stage::room::Ceiling;
+    use crate::stage::told::Telling;
 
     fn stage() -> (TempDir, Stage) {
         let tier = tempfile::tempdir_in("/dev/shm").expect("room for a stage");
         let directory = tier.path().join("sheaf-0/0123456789abcdef");
         let stage = Stage::create(&directory, Path::new("/s")).expect("the tier is ours");
-        Ceiling::create(&stage).expect("the stage is ours");
+        Telling::create(&stage).expect("the stage is ours");
         (tier, stage)
     }
 
@@ -112,8 +112,8 @@ mod tests {
     fn what_is_taken_back_is_not_marked() {
         let (_tier, stage) = stage();
         let word = || {
-            let bytes = std::fs::read(stage.path(layout::CEILING)).expect("the stage is ours");
-            u32::from_ne_bytes(bytes[8..12].try_into().expect("four bytes"))
+            let bytes = std::fs::read(stage.path(layout::TOLD)).expect("the stage is ours");
+            u32::from_ne_bytes(bytes[..4].try_into().expect("four bytes"))
         };
         let alive = Alive::say(&stage).expect("this kernel knows robust futexes");
         assert_ne!(word(), 0);

@@ -13,6 +13,7 @@ pub mod moving;
 pub mod room;
 pub mod source;
 pub mod spool;
+pub mod told;
 pub mod tracker;
 #[cfg(test)]
 mod tracker_tests;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::room::TMPFS;
+use sheaf_common::memory::TMPFS;
 
 /// Whether the directory lies in memory that the node's first process does not see: the kernel frees that when the last
 /// process ends that does.

@@ -397,6 +397,86 @@ for number in range(24):
     assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
 }
 
+/// What others free in the stage's file system is no room for a group that has reached its limit.
+#[test]
+fn a_memory_group_beside_others_that_free_room() {
+    let scene = Scene::new(Engine::IoUring);
+    let group = MemoryGroup::new("beside", 160 << 20);
+    let others = tempfile::tempdir_in("/dev/shm").expect("tests may use the node's memory");
+    let held = others.path().join("held");
+    fs::write(&held, vec![b'h'; 512 << 20]).expect("there is room for half a GiB");
+    let script = "
+import os, sys
+block = bytes(range(256)) * 4096
+for number in range(24):
+    with open(f'ckpt/state-{number}', 'wb') as file:
+        for _ in range(24):
+            file.write(block)
+    if number == 0 and len(sys.argv) > 1:
+        os.remove(sys.argv[1])";
+    scene.native(&["python3", "-c", script]).expect_success();
+    let mut command = scene.preloaded_command("python3");
+    command.args(["-c", script]).arg(&held);
+    process::run(&mut group.command(&command)).expect_success();
+    assert!(!held.exists(), "the program has not removed it");
+    scene.drain();
+    assert_eq!(group.kills(), 0);
+    scene.verify();
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+}
+
+/// A file that is larger than what the group may use, in whatever way it grows: no call fails where a group is full, so
+/// the library has to know before.
+#[test]
+fn a_file_larger_than_its_memory_group() {
+    let growths = [
+        ("write", "for _ in range(400): os.write(file, block)"),
+        ("write-at-once", "os.write(file, block * 100); os.write(file, b'end')"),
+        ("pwrite", "for place in range(400): os.pwrite(file, block, place << 20)"),
+        ("writev", "for _ in range(8): os.writev(file, [block] * 50)"),
+        ("pwritev", "for place in range(8): os.pwritev(file, [block] * 50, place * 50 << 20)"),
+        ("posix_fallocate", "os.posix_fallocate(file, 0, 400 << 20); os.write(file, block)"),
+        ("ftruncate", "os.ftruncate(file, 400 << 20); mmap.mmap(file, 400 << 20)[0::4096] = b'x' * (400 << 8)"),
+        ("sendfile", "[os.sendfile(file, source, 0, 1 << 30) for _ in range(5)]"),
+        ("copy_file_range", "for _ in range(10): copy(file)"),
+    ];
+    for (name, growth) in growths {
+        let scene = Scene::new(Engine::IoUring);
+        let group = MemoryGroup::new(name, 160 << 20);
+        let script = format!(
+            "
+import errno, mmap, os
+block = bytes(range(256)) * 4096
+with open('source', 'wb') as file:
+    for _ in range(80): file.write(block)
+source = os.open('source', os.O_RDONLY)
+with open('ckpt/part', 'wb') as file:
+    for _ in range(40): file.write(block)
+part = os.open('ckpt/part', os.O_RDONLY)
+def copy(to):
+    try:
+        os.copy_file_range(part, to, 1 << 30, 0)
+    except OSError as error:
+        assert error.errno == errno.EXDEV
+        os.sendfile(to, part, 0, 1 << 30)
+with open('ckpt/before', 'wb') as file: file.write(block)
+file = os.open('ckpt/state', os.O_RDWR | os.O_CREAT, 0o640)
+{growth}
+os.write(file, b'behind')
+os.close(file)
+with open('ckpt/after', 'wb') as file: file.write(block)"
+        );
+        scene.native(&["python3", "-c", &script]).expect_success();
+        let mut command = scene.preloaded_command("python3");
+        command.args(["-c", &script]);
+        process::run(&mut group.command(&command)).expect_success();
+        scene.drain();
+        assert_eq!(group.kills(), 0, "{name}");
+        scene.verify();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{name}");
+    }
+}
+
 /// A job that takes more memory than it may is killed, with whatever of it the kernel chooses, and has lost nothing
 /// that it wrote.
 #[test]

@@ -23,8 +23,8 @@ fn planted() -> (Scene, PathBuf) {
     let inside = scene.checkpoints();
     let mirror = stage.join("tree").join(inside.strip_prefix("/").expect("scenes have absolute paths"));
     fs::write(mirror.join("planted"), "planted\n").expect("the mirror is there");
-    let words = [u32::MAX, u32::MAX, 1, 1].map(u32::to_ne_bytes).concat();
-    fs::File::options().write(true).open(stage.join("ceiling")).expect("ours").write_all(&words).expect("ours");
+    let words = [1, 1].map(u32::to_ne_bytes).concat();
+    fs::File::options().write(true).open(stage.join("told")).expect("ours").write_all(&words).expect("ours");
     fs::set_permissions(&stages, fs::Permissions::from_mode(0o777)).expect("ours");
     (scene, stages)
 }
