@@ -13,40 +13,31 @@ use libc::{iovec, off_t, size_t, ssize_t};
 use crate::configuration::{self, Configuration};
 use crate::hooks::{fail, real};
 use crate::staged::is_staged;
-use crate::{room, spill, system};
+use crate::{group, growth, room, spill, system};
 
 /// The offset that means the file's own position.
 const OWN_POSITION: off_t = -1;
 
 /// write(2).
 pub unsafe fn write(fd: c_int, buffer: *const c_void, count: size_t) -> ssize_t {
-    room::before_growth(fd, count as u64);
-    // SAFETY: the program's arguments.
-    let written = unsafe { real::write(fd, buffer, count) };
-    if written as size_t == count {
-        return written;
-    }
-    // SAFETY: `done` is less than `count`, the size of the program's buffer.
-    go_on(fd, written, count, move |done| unsafe { real::write(fd, buffer.add(done), count - done) })
+    // SAFETY: the program's arguments; `done` and `wanted` are no more than `count`, the size of its buffer.
+    write_all(fd, count, move |done, wanted| unsafe { real::write(fd, buffer.add(done), wanted) })
 }
 
 /// pwrite(2).
 pub unsafe fn pwrite(fd: c_int, buffer: *const c_void, count: size_t, offset: off_t) -> ssize_t {
-    room::before_growth(fd, count as u64);
-    // SAFETY: the program's arguments.
-    let written = unsafe { real::pwrite(fd, buffer, count, offset) };
-    if written as size_t == count {
-        return written;
-    }
     // SAFETY: as in `write`.
-    go_on(fd, written, count, move |done| unsafe {
-        real::pwrite(fd, buffer.add(done), count - done, offset + done as off_t)
+    write_all(fd, count, move |done, wanted| unsafe {
+        real::pwrite(fd, buffer.add(done), wanted, offset + done as off_t)
     })
 }
 
 /// writev(2).
 pub unsafe fn writev(fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t {
-    room::before_vector(fd, pieces, count);
+    if group::is_limited() {
+        // SAFETY: the program's arguments.
+        return unsafe { write_vector(fd, pieces, count, OWN_POSITION) };
+    }
     // SAFETY: the program's arguments.
     let written = unsafe { real::writev(fd, pieces, count) };
     // SAFETY: as above.
@@ -55,7 +46,10 @@ pub unsafe fn writev(fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t {
 
 /// pwritev(2).
 pub unsafe fn pwritev(fd: c_int, pieces: *const iovec, count: c_int, offset: off_t) -> ssize_t {
-    room::before_vector(fd, pieces, count);
+    if group::is_limited() && offset >= 0 {
+        // SAFETY: the program's arguments.
+        return unsafe { write_vector(fd, pieces, count, offset) };
+    }
     // SAFETY: the program's arguments.
     let written = unsafe { real::pwritev(fd, pieces, count, offset) };
     // SAFETY: as above.
@@ -64,7 +58,7 @@ pub unsafe fn pwritev(fd: c_int, pieces: *const iovec, count: c_int, offset: off
 
 /// pwritev2(2).
 pub unsafe fn pwritev2(fd: c_int, pieces: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
-    room::before_vector(fd, pieces, count);
+    growth::before(fd, if group::is_limited() { growth::vector_bytes(pieces, count) as u64 } else { 0 });
     // SAFETY: the program's arguments.
     let written = unsafe { real::pwritev2(fd, pieces, count, offset, flags) };
     let written = or_system_call(written, || {
@@ -78,7 +72,7 @@ pub unsafe fn pwritev2(fd: c_int, pieces: *const iovec, count: c_int, offset: of
 /// ftruncate(2). Where there is little room, what the file may grow by is reserved: a store into a mapping would end
 /// the program with SIGBUS when others had taken it.
 pub unsafe fn ftruncate(fd: c_int, length: off_t) -> c_int {
-    room::before_length(fd, length.max(0) as u64);
+    growth::before_length(fd, length.max(0) as u64);
     // SAFETY: the program's arguments.
     let result = unsafe { real::ftruncate(fd, length) };
     if result == 0 && length > 0 && is_tight(fd, length as u64) {
@@ -94,7 +88,7 @@ pub unsafe fn ftruncate(fd: c_int, length: off_t) -> c_int {
 /// fallocate(2).
 pub unsafe fn fallocate(fd: c_int, mode: c_int, offset: off_t, length: off_t) -> c_int {
     if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 {
-        room::before_growth(fd, length.max(0) as u64);
+        growth::before(fd, length.max(0) as u64);
     }
     // SAFETY: the program's arguments.
     let call = || unsafe { real::fallocate(fd, mode, offset, length) } as ssize_t;
@@ -103,7 +97,7 @@ pub unsafe fn fallocate(fd: c_int, mode: c_int, offset: off_t, length: off_t) ->
 
 /// posix_fallocate(3), which yields an error number and leaves errno alone.
 pub unsafe fn posix_fallocate(fd: c_int, offset: off_t, length: off_t) -> c_int {
-    room::before_growth(fd, length.max(0) as u64);
+    growth::before(fd, length.max(0) as u64);
     let errno = system::errno();
     let mut number = 0;
     let mut call = || {
@@ -127,7 +121,7 @@ pub unsafe fn copy_file_range(
     length: size_t,
     flags: c_uint,
 ) -> ssize_t {
-    room::before_copy(from, to, length as u64);
+    growth::before_copy(from, to, length as u64);
     let call = || {
         // SAFETY: the program's arguments.
         let copied = unsafe { real::copy_file_range(from, from_offset, to, to_offset, length, flags) };
@@ -141,7 +135,7 @@ pub unsafe fn copy_file_range(
 
 /// sendfile(2).
 pub unsafe fn sendfile(to: c_int, from: c_int, offset: *mut off_t, length: size_t) -> ssize_t {
-    room::before_copy(from, to, length as u64);
+    growth::before_copy(from, to, length as u64);
     // SAFETY: the program's arguments.
     let call = || unsafe { real::sendfile(to, from, offset, length) };
     repeat(to, call(), length as u64, call)
@@ -186,24 +180,88 @@ unsafe fn go_on_with_pieces(fd: c_int, written: ssize_t, pieces: *const iovec, c
     if written as size_t == total {
         return written;
     }
-    go_on(fd, written, total, |done| {
-        let mut before = 0;
-        for piece in pieces {
-            if done < before + piece.iov_len {
-                let skipped = done - before;
-                // SAFETY: the skipped bytes are fewer than the piece has.
-                let (start, length) = unsafe { (piece.iov_base.add(skipped).cast_const(), piece.iov_len - skipped) };
-                if offset == OWN_POSITION {
-                    // SAFETY: the rest of a piece of the program's.
-                    return unsafe { real::write(fd, start, length) };
-                }
-                // SAFETY: as above.
-                return unsafe { real::pwrite(fd, start, length, offset + done as off_t) };
-            }
-            before += piece.iov_len;
-        }
-        0
+    // SAFETY: as above.
+    go_on(fd, written, total, |done| unsafe { write_part(fd, pieces, offset, done, total - done) })
+}
+
+/// Writes a vector where a memory control group has a limit.
+#[cold]
+#[inline(never)]
+unsafe fn write_vector(fd: c_int, pieces: *const iovec, count: c_int, offset: off_t) -> ssize_t {
+    let total = growth::vector_bytes(pieces, count);
+    let whole = || match offset {
+        // SAFETY: the program's arguments.
+        OWN_POSITION => unsafe { real::writev(fd, pieces, count) },
+        // SAFETY: the program's arguments.
+        _ => unsafe { real::pwritev(fd, pieces, count, offset) },
+    };
+    if total == 0 {
+        return whole();
+    }
+    // SAFETY: the vector has just been read.
+    let vector = unsafe { core::slice::from_raw_parts(pieces, count as usize) };
+    write_in_portions(fd, total, &|done, wanted| match wanted == total {
+        true => whole(),
+        // SAFETY: the program's own pieces.
+        false => unsafe { write_part(fd, vector, offset, done, wanted) },
     })
+}
+
+/// Writes `wanted` bytes of the pieces, from `done` on, one piece after the other; yields how many that were, or the
+/// error of the first.
+unsafe fn write_part(fd: c_int, pieces: &[iovec], offset: off_t, done: usize, wanted: usize) -> ssize_t {
+    let (mut before, mut written) = (0, 0);
+    for piece in pieces {
+        let skipped = (done + written).saturating_sub(before).min(piece.iov_len);
+        let length = (piece.iov_len - skipped).min(wanted - written);
+        before += piece.iov_len;
+        if length == 0 {
+            continue;
+        }
+        // SAFETY: the skipped bytes are fewer than the piece has.
+        let start = unsafe { piece.iov_base.add(skipped).cast_const() };
+        let more = match offset {
+            // SAFETY: a part of a piece of the program's.
+            OWN_POSITION => unsafe { real::write(fd, start, length) },
+            // SAFETY: as above.
+            _ => unsafe { real::pwrite(fd, start, length, offset + (done + written) as off_t) },
+        };
+        if more != length as ssize_t {
+            return if written > 0 { (written + more.max(0) as usize) as ssize_t } else { more };
+        }
+        written += length;
+    }
+    written as ssize_t
+}
+
+/// Writes `count` bytes by `write`, which is told where to begin and how much to write.
+#[inline]
+fn write_all(fd: c_int, count: usize, write: impl Fn(usize, usize) -> ssize_t) -> ssize_t {
+    if group::is_limited() {
+        return write_in_portions(fd, count, &write);
+    }
+    let written = write(0, count);
+    if written as size_t == count {
+        return written;
+    }
+    go_on(fd, written, count, |done| write(done, count - done))
+}
+
+#[cold]
+#[inline(never)]
+fn write_in_portions(fd: c_int, count: usize, write: &dyn Fn(usize, usize) -> ssize_t) -> ssize_t {
+    let errno = system::errno();
+    let (done, last) = growth::write_in_portions(fd, count, write);
+    let rest = count - done;
+    let more = match last == rest as ssize_t {
+        true => last,
+        false => go_on(fd, last, rest, |more| write(done + more, rest - more)),
+    };
+    if more < 0 && done > 0 {
+        // What is written counts; the next call is told why there was no more.
+        system::set_errno(errno);
+    }
+    if more < 0 && done == 0 { more } else { (done + more.max(0) as usize) as ssize_t }
 }
 
 fn is_full(number: c_int) -> bool {

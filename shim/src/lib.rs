@@ -15,7 +15,7 @@
 //! | [`concern`] | what the supervisor of trapped programs asks |
 //! | [`open`], [`stdio`], [`metadata`], [`namespace`], [`directory`], [`names`], [`rare`], [`walk`], [`tree_walk`], [`raw_syscall`] | the calls |
 //! | [`durable`], [`staged`] | close and fsync that wait until a file is in the store |
-//! | [`data`], [`room`], [`group`], [`spill`] | what happens when the stage is full |
+//! | [`data`], [`room`], [`growth`], [`group`], [`spill`] | what happens when the stage is full, or the memory that a job may use |
 //! | [`exec`], [`actions`], [`kept`] | programs and libraries in checkpoint paths; files of programs that are started |
 #![no_std]
 #![deny(missing_docs)]
@@ -31,6 +31,7 @@ mod entries;
 mod exec;
 mod flusher;
 mod group;
+mod growth;
 mod hooks;
 mod kept;
 mod listing;

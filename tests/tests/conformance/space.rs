@@ -430,15 +430,15 @@ for number in range(24):
 #[test]
 fn a_file_larger_than_its_memory_group() {
     let growths = [
-        ("write", "for _ in range(400): os.write(file, block)"),
+        ("write", "for _ in range(240): os.write(file, block)"),
         ("write-at-once", "os.write(file, block * 100); os.write(file, b'end')"),
-        ("pwrite", "for place in range(400): os.pwrite(file, block, place << 20)"),
-        ("writev", "for _ in range(8): os.writev(file, [block] * 50)"),
-        ("pwritev", "for place in range(8): os.pwritev(file, [block] * 50, place * 50 << 20)"),
-        ("posix_fallocate", "os.posix_fallocate(file, 0, 400 << 20); os.write(file, block)"),
-        ("ftruncate", "os.ftruncate(file, 400 << 20); mmap.mmap(file, 400 << 20)[0::4096] = b'x' * (400 << 8)"),
-        ("sendfile", "[os.sendfile(file, source, 0, 1 << 30) for _ in range(5)]"),
-        ("copy_file_range", "for _ in range(10): copy(file)"),
+        ("pwrite", "for place in range(240): os.pwrite(file, block, place << 20)"),
+        ("writev", "for _ in range(8): os.writev(file, [block] * 30)"),
+        ("pwritev", "for place in range(8): os.pwritev(file, [block] * 30, place * 30 << 20)"),
+        ("posix_fallocate", "os.posix_fallocate(file, 0, 240 << 20); os.write(file, block)"),
+        ("ftruncate", "os.ftruncate(file, 240 << 20); mmap.mmap(file, 240 << 20)[0::4096] = b'x' * (240 << 8)"),
+        ("sendfile", "[os.sendfile(file, source, 0, 1 << 30) for _ in range(3)]"),
+        ("copy_file_range", "for _ in range(6): copy(file)"),
     ];
     for (name, growth) in growths {
         let scene = Scene::new(Engine::IoUring);
@@ -474,6 +474,44 @@ with open('ckpt/after', 'wb') as file: file.write(block)"
         assert_eq!(group.kills(), 0, "{name}");
         scene.verify();
         assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{name}");
+    }
+}
+
+/// Ranks that write all they have at once, each with one call: what one of them may use is not what all may.
+#[test]
+fn a_memory_group_whose_processes_write_at_once() {
+    for growth in ["os.pwrite(file, data, 0)", "os.writev(file, [view[:99], view[99:]])"] {
+        let scene = Scene::new(Engine::IoUring);
+        let group = MemoryGroup::new("at-once", 400 << 20);
+        let script = format!(
+            "
+import os
+data = bytes(range(256)) * 256 * 1024
+view = memoryview(data)
+with open('ckpt/first', 'wb') as file: file.write(data[:1 << 20])
+gate, opened = os.pipe()
+ranks = []
+for number in range(8):
+    rank = os.fork()
+    if rank == 0:
+        os.close(opened)
+        file = os.open(f'ckpt/state-{{number}}', os.O_WRONLY | os.O_CREAT, 0o640)
+        os.read(gate, 1)
+        assert {growth} == len(data)
+        os.close(file)
+        os._exit(0)
+    ranks.append(rank)
+os.close(opened)
+assert all(os.waitpid(rank, 0)[1] == 0 for rank in ranks)"
+        );
+        scene.native(&["python3", "-c", &script]).expect_success();
+        let mut command = scene.preloaded_command("python3");
+        command.args(["-c", &script]);
+        process::run(&mut group.command(&command)).expect_success();
+        scene.drain();
+        assert_eq!(group.kills(), 0, "{growth}");
+        scene.verify();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{growth}");
     }
 }
 
