@@ -15,8 +15,9 @@ use crate::moving::Word;
 use crate::paths::{self, Entry, Kind, Last, Resolution};
 use crate::redirect;
 use crate::scratch::{Scratch, Text, TooLong, make_unique};
+use crate::sides::{self, Held};
 use crate::system::{self, AT_FDCWD, Errno, Result, Stat};
-use crate::{copy, flusher, listing, log, open, replaced, sides, store};
+use crate::{copy, flusher, listing, log, open, replaced, store};
 
 fn report(outcome: Result<()>) -> c_int {
     match outcome {
@@ -131,6 +132,11 @@ unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> 
         (old, new) => unsafe { move_real(configuration, (old.as_ref(), from), (new, to), flags) },
     };
     paths::forget_foreign();
+    if Held::was_in_vain(held.as_ref(), &outcome) {
+        drop((old, held));
+        // SAFETY: the caller's contract.
+        return unsafe { move_name(from, to, flags, native) };
+    }
     report(outcome)
 }
 
@@ -219,7 +225,14 @@ fn move_managed(
     if outcome.is_err() && new.real().is_some() {
         replaced::unmark(configuration, new.canonical());
     }
-    outcome
+    match outcome {
+        // What is published has moved, and what was staged of it has left the tree meanwhile.
+        Err(Errno(libc::ENOENT)) if is_moved => {
+            replaced::unmark(configuration, new.canonical());
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 /// What is published of a file in the tree takes the new name first (layout `files`): at no moment it has none on the
@@ -516,6 +529,11 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
             return native();
         }
     };
+    if Held::was_in_vain(held.as_ref(), &outcome) {
+        drop((old, held));
+        // SAFETY: the caller's contract.
+        return unsafe { add_name(from, to, flags, native) };
+    }
     report(outcome)
 }
 
@@ -756,7 +774,20 @@ unsafe fn remove_file(directory: c_int, path: *const c_char, native: impl Fn(c_i
     };
     flusher::ensure(configuration);
     log::decision(configuration, "unlink", entry.canonical(), "in the stage");
-    report(take_away(configuration, &entry, || system::unlink(entry.tree_path())))
+    let is_marked = replaced::is_marked(configuration, entry.canonical());
+    let outcome = take_away(configuration, &entry, || system::unlink(entry.tree_path()));
+    if !Held::was_in_vain(held.as_ref(), &outcome) {
+        return report(outcome);
+    }
+    // The file is on its real path, or was, and has just gone from there as one that waits under the name.
+    let outcome = match system::unlink(entry.real_path()) {
+        Err(Errno(libc::ENOENT)) if is_marked => Ok(()),
+        outcome => outcome,
+    };
+    if outcome.is_ok() && is_marked {
+        replaced::unmark(configuration, entry.canonical());
+    }
+    report(outcome)
 }
 
 /// rmdir(2).

@@ -23,6 +23,14 @@ const PAUSE_MS: u64 = 1;
 /// Names stay on their side until this is dropped; not without the lock.
 pub struct Held(Option<Descriptor>);
 
+impl Held {
+    /// Whether a call has failed because the name could not be kept in the tree, and has left it between the look and
+    /// the call. The next look does not find it there any more.
+    pub fn was_in_vain<T>(held: Option<&Held>, outcome: &Result<T>) -> bool {
+        held.is_some_and(|held| held.0.is_none()) && matches!(outcome, Err(Errno(libc::ENOENT)))
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         // A child that was made meanwhile has the descriptor, too, and would keep the lock.

@@ -129,6 +129,45 @@ fn a_rename_that_is_done_late() {
     }
 }
 
+/// Layout `files`: a program has waited for the names in vain, has found its own in the tree, and before it does
+/// anything with it, the name leaves the tree after all.
+#[test]
+fn a_name_that_leaves_after_a_wait_in_vain() {
+    const CALLS: &str = "unlink,unlinkat,rename,renameat,renameat2,link,linkat";
+    const BEFORE: &str = "seq 9000 >ckpt/state";
+    for change in [&["rm", "ckpt/state"][..], &["mv", "ckpt/state", "ckpt/other"], &["ln", "ckpt/state", "ckpt/other"]]
+    {
+        let (scene, unreliable) = used_before(Engine::Pwrite, "files");
+        scene.preloaded(&["bash", "-c", WRITE]).expect_success();
+        scene.drain();
+        for command in [&["bash", "-c", BEFORE][..], change] {
+            scene.native(command).expect_success();
+        }
+        let before = unreliable.log().len();
+        unreliable.rule("everywhere\nrename * hang\nrename-with-flags * hang");
+        let mut write = scene.preloaded_command("bash");
+        process::run(write.args(["-c", BEFORE]).env("SHEAF_ON_EXIT", "leave")).expect_success();
+        let deadline = Instant::now() + process::LIMIT;
+        while !unreliable.log()[before..].iter().any(|call| call.starts_with("rename") && call.ends_with("Hang")) {
+            assert!(Instant::now() < deadline, "{change:?}: nothing is published");
+            std::thread::yield_now();
+        }
+        let mut command = scene.preloaded_command(change[0]);
+        command.args(&change[1..]).env("SHEAF_TIMEOUT", "1");
+        let (calls, late) = (format!("trace={CALLS}"), format!("inject={CALLS}:delay_enter=2000000:when=1"));
+        let options = ["-f", "-qq", "-o", "/dev/null", "-e", &calls, "-e", &late];
+        let mut program = process::start(&mut scene.traced(&options, &command));
+        // Its wait is over then, and its call has begun.
+        program.wait_for(Duration::from_millis(1500));
+        unreliable.rule("");
+        program.finish().expect_success();
+        scene.drain();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{change:?}");
+        scene.wipe_stage();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{change:?}: the stage is lost");
+    }
+}
+
 /// Layout `files`: what is written again and again, because it cannot be synced, is no progress: whoever waits for
 /// progress would never give up.
 #[test]
