@@ -246,7 +246,11 @@ fn put_size(field: &mut [u8], size: u64) {
 
 /// Sum of the header's bytes with the checksum field taken as spaces.
 fn checksum(header: &[u8; SECTOR as usize]) -> u32 {
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    // Eight bytes at a time, in four sums of 16 bits: each takes two bytes of each of 64 words.
+    const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
+    let words = header.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
+    let sums: u64 = words.map(|word| (word & EVEN) + (word >> 8 & EVEN)).sum();
+    let sum: u32 = (0..4).map(|part| (sums >> (16 * part)) as u32 & 0xffff).sum();
     let field: u32 = header[148..156].iter().map(|byte| u32::from(*byte)).sum();
     sum - field + 8 * u32::from(b' ')
 }

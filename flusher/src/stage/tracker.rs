@@ -9,6 +9,7 @@
 //! doubt it publishes again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -1280,7 +1281,7 @@ impl Tracker {
             let changed_ns = change_time_ns(&stat);
             let settled = now_ns().saturating_sub(changed_ns.max(0) as u64) > TIMESTAMP_GRAIN.as_nanos() as u64;
             if settled && let Some((sequence, time_ns)) = self.record_of(path, &stat, node) {
-                text.push_str(&format!("{} {changed_ns} {sequence} {time_ns}\n", stat.st_ino));
+                let _ = writeln!(text, "{} {changed_ns} {sequence} {time_ns}", stat.st_ino);
             }
         }
         let aside = self.stage.path(layout::SCRATCH).join(layout::CLEAN);

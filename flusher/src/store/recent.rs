@@ -39,10 +39,8 @@ impl Recent {
     /// Takes note of an operation that has been applied.
     pub fn note(&mut self, entry: &Entry, key: MergeKey) {
         for name in names_of(entry) {
-            match self.touched.get_mut(name) {
-                Some(newest) => *newest = key.max(*newest),
-                None => drop(self.touched.insert(name.into(), key)),
-            }
+            // Most names are new: one search, and mostly the name is needed.
+            self.touched.entry(name.into()).and_modify(|newest| *newest = key.max(*newest)).or_insert(key);
         }
         if is_shared(entry) {
             self.shared = self.shared.max(Some(key));
