@@ -38,16 +38,20 @@ pub fn is_limited() -> bool {
     LIMIT_BYTES.load(Ordering::Relaxed) != u64::MAX
 }
 
-/// What is left before this process lets its files grow by so much, as seen not long ago; all where the stage is not in
-/// memory.
-pub fn left(configuration: &Configuration, growth_bytes: u64) -> Left {
+/// Takes so much of this process's share, if it has as much yet.
+pub fn take(configuration: &Configuration, growth_bytes: u64) -> bool {
+    left(configuration);
+    let share_bytes = SHARE_BYTES.load(Ordering::Relaxed);
+    SHARE_BYTES.store(share_bytes.saturating_sub(growth_bytes), Ordering::Relaxed);
+    share_bytes >= growth_bytes
+}
+
+/// What is left, as seen not long ago; all where the stage is not in memory.
+pub fn left(configuration: &Configuration) -> Left {
     // The counter may jump: then there is a look too many.
-    let is_over =
-        system::moment().wrapping_sub(LOOKED.load(Ordering::Relaxed)) >= HOLDS_MOMENTS.load(Ordering::Relaxed);
-    if is_over || SHARE_BYTES.load(Ordering::Relaxed) < growth_bytes {
-        look(configuration);
+    if system::moment().wrapping_sub(LOOKED.load(Ordering::Relaxed)) >= HOLDS_MOMENTS.load(Ordering::Relaxed) {
+        return look(configuration);
     }
-    SHARE_BYTES.store(SHARE_BYTES.load(Ordering::Relaxed).saturating_sub(growth_bytes), Ordering::Relaxed);
     Left { free_bytes: FREE_BYTES.load(Ordering::Relaxed), limit_bytes: LIMIT_BYTES.load(Ordering::Relaxed) }
 }
 

@@ -71,7 +71,7 @@ pub fn write_in_portions(fd: c_int, count: usize, write: &dyn Fn(usize, usize) -
 /// write that may meet the length which this process's files may have.
 fn portion(fd: c_int, count: usize) -> Option<usize> {
     let configuration = configuration::active().filter(|_| count > PORTION_LEAST)?;
-    let share_bytes = group::share_bytes(&group::left(configuration, 0));
+    let share_bytes = group::share_bytes(&group::left(configuration));
     let portion = usize::try_from(share_bytes).unwrap_or(usize::MAX).max(PORTION_LEAST);
     let is_one_step = || {
         !is_staged(configuration, fd)
@@ -99,23 +99,25 @@ fn size_of_file(fd: c_int) -> Option<u64> {
     system::fstat(fd).ok().filter(paths::is_regular).map(|stat| stat.st_size as u64)
 }
 
-/// Sees to it that the groups have the memory, or that the file is elsewhere. Half of the reserve is left to what no
-/// hook sees.
+/// Sees to it that the groups have the memory, or that the file is elsewhere.
 #[cold]
 #[inline(never)]
 fn see_to_memory(fd: c_int, growth_bytes: impl Fn() -> u64) {
     let Some(configuration) = configuration::active() else { return };
     let growth_bytes = growth_bytes();
-    let is_short =
-        |left: &Left| left.free_bytes.saturating_sub(growth_bytes) < room::reserve_bytes(left.limit_bytes) / 2;
-    if is_short(&group::left(configuration, growth_bytes)) && is_staged(configuration, fd) {
-        make_room(configuration, fd, growth_bytes, is_short);
+    // A share is of what is left beyond the reserve.
+    if !group::take(configuration, growth_bytes) && is_staged(configuration, fd) {
+        make_room(configuration, fd, growth_bytes);
     }
 }
 
-fn make_room(configuration: &Configuration, fd: c_int, growth_bytes: u64, is_short: impl Fn(&Left) -> bool) {
+/// Half of the reserve is left to what no hook sees.
+fn make_room(configuration: &Configuration, fd: c_int, growth_bytes: u64) {
+    let is_short =
+        |left: &Left| left.free_bytes.saturating_sub(growth_bytes) < room::reserve_bytes(left.limit_bytes) / 2;
     let left = group::look(configuration);
     if !is_short(&left) {
+        group::take(configuration, growth_bytes);
         return;
     }
     let wanted_bytes = growth_bytes.saturating_add(room::reserve_bytes(left.limit_bytes));

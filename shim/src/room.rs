@@ -30,7 +30,7 @@ pub fn admit(configuration: &Configuration) -> bool {
         return true;
     }
     let Ok(space) = system::space(configuration.stage_path()) else { return true };
-    let left = group::left(configuration, 0);
+    let left = group::left(configuration);
     let free_bytes = space.free_bytes.min(left.free_bytes);
     let reserve_bytes = room::reserve_bytes(space.total_bytes.min(left.limit_bytes));
     if free_bytes >= reserve_bytes.saturating_add(AMPLE_BYTES) {
