@@ -114,8 +114,9 @@ fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn measure_target(report: &mut Report, target: Target, quick: bool, rounds: usize) -> Result<(), Failure> {
-    let mut site = Site::new(target)?;
-    let size = measures::Size::of(site.target.kind, quick);
+    let size = measures::Size::of(target.kind, quick);
+    // What is written natively, and beside it what is captured.
+    let mut site = Site::new(target, 2 * size.bytes())?;
     eprintln!("{}: large files", site.target.describe());
     report.groups.push(measures::large::measure(&site, &size, rounds)?);
     eprintln!("{}: many small files", site.target.describe());

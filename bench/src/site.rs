@@ -1,7 +1,7 @@
 //! One target with a stage in memory, the built library and program, and ways to run programs there.
 //!
-//! Everything starts from the same state: an empty stage, an empty directory, and cold caches where reading is
-//! measured.
+//! Everything starts from the same state: an empty stage, an empty directory, memory that has been written to just now,
+//! and cold caches where reading is measured.
 
 use std::cell::Cell;
 use std::fs;
@@ -24,6 +24,8 @@ pub struct Site {
     binaries: PathBuf,
     /// SHEAF_LAYOUT.
     layout: Cell<&'static str>,
+    /// How much memory is written to before each measure.
+    touched_bytes: u64,
 }
 
 /// Programs that are ready, and wait for the word.
@@ -32,12 +34,12 @@ pub struct Ready {
 }
 
 impl Site {
-    /// A site on this target, with the binaries beside this program.
-    pub fn new(target: Target) -> Result<Site, Failure> {
+    /// A site on this target, with the binaries beside this program, where no measure writes more than so much to memory.
+    pub fn new(target: Target, touched_bytes: u64) -> Result<Site, Failure> {
         let program = std::env::current_exe()?;
         let binaries = program.parent().ok_or("this program has no directory")?.to_path_buf();
         let stage = tempfile::Builder::new().prefix("sheaf-bench-").tempdir_in(MEMORY)?;
-        Ok(Site { target, stage, binaries, layout: Cell::new("node") })
+        Ok(Site { target, stage, binaries, layout: Cell::new("node"), touched_bytes })
     }
 
     /// Has the stage from now on in this directory.
@@ -86,6 +88,7 @@ impl Site {
                 return Err("a measured program is not ready".into());
             }
         }
+        touch_memory(self.touched_bytes);
         Ok(Ready { programs })
     }
 
@@ -146,6 +149,7 @@ impl Site {
 
     /// Runs a program that copies, and waits until the target has everything: seconds, and processor seconds.
     pub fn copy(&self, words: &[&str]) -> Result<(f64, f64), Failure> {
+        touch_memory(self.touched_bytes);
         let before = children_cpu();
         let start = Instant::now();
         for words in [words, &["sync", "-f", &self.target.place.display().to_string()]] {
@@ -155,6 +159,18 @@ impl Site {
             }
         }
         Ok((start.elapsed().as_secs_f64(), children_cpu() - before))
+    }
+}
+
+/// Writes so much to memory, as far as there is room, and frees it. Of memory that was free for some seconds the host of a
+/// virtual machine may have taken the pages back, and whoever comes first waits for it to give others.
+fn touch_memory(bytes: u64) {
+    let Ok(mut file) = tempfile::tempfile_in(MEMORY) else { return };
+    let block = vec![1; 1 << 20];
+    for _ in 0..bytes >> 20 {
+        if file.write_all(&block).is_err() {
+            return;
+        }
     }
 }
 
