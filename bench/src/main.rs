@@ -115,17 +115,22 @@ fn run(options: &Options) -> Result<(), Failure> {
 
 fn measure_target(report: &mut Report, target: Target, quick: bool, rounds: usize) -> Result<(), Failure> {
     let size = measures::Size::of(target.kind, quick);
+    let mut site = Site::new(target)?;
     // What is written natively, and beside it what is captured.
-    let mut site = Site::new(target, 2 * size.bytes())?;
+    let touched_bytes = 2 * size.bytes();
+    site.set_touched_bytes(touched_bytes);
     eprintln!("{}: large files", site.target.describe());
     report.groups.push(measures::large::measure(&site, &size, rounds)?);
     eprintln!("{}: many small files", site.target.describe());
+    site.set_touched_bytes(0);
     report.groups.push(measures::small::measure(&site, &size, rounds)?);
     if site.target.kind == TargetKind::Local {
         eprintln!("{}: programs that compute", site.target.describe());
+        site.set_touched_bytes(touched_bytes);
         report.groups.push(measures::compute::measure(&site, &size, rounds)?);
         report.groups.push(measures::compute::measure_beside(&site, &size, rounds)?);
         eprintln!("{}: growth", site.target.describe());
+        site.set_touched_bytes(0);
         report.groups.push(measures::growth::measure(&site, quick, rounds)?);
         report.groups.push(measures::growth::measure_sizes(&site, quick, rounds)?);
         measure_huge_pages(report, &mut site, &size, rounds)?;

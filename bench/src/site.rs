@@ -1,7 +1,7 @@
 //! One target with a stage in memory, the built library and program, and ways to run programs there.
 //!
-//! Everything starts from the same state: an empty stage, an empty directory, memory that has been written to just now,
-//! and cold caches where reading is measured.
+//! Everything starts from the same state: an empty stage, an empty directory, memory that has been written to just now
+//! where much of it is needed, and cold caches where reading is measured.
 
 use std::cell::Cell;
 use std::fs;
@@ -25,7 +25,7 @@ pub struct Site {
     /// SHEAF_LAYOUT.
     layout: Cell<&'static str>,
     /// How much memory is written to before each measure.
-    touched_bytes: u64,
+    touched_bytes: Cell<u64>,
 }
 
 /// Programs that are ready, and wait for the word.
@@ -34,12 +34,12 @@ pub struct Ready {
 }
 
 impl Site {
-    /// A site on this target, with the binaries beside this program, where no measure writes more than so much to memory.
-    pub fn new(target: Target, touched_bytes: u64) -> Result<Site, Failure> {
+    /// A site on this target, with the binaries beside this program.
+    pub fn new(target: Target) -> Result<Site, Failure> {
         let program = std::env::current_exe()?;
         let binaries = program.parent().ok_or("this program has no directory")?.to_path_buf();
         let stage = tempfile::Builder::new().prefix("sheaf-bench-").tempdir_in(MEMORY)?;
-        Ok(Site { target, stage, binaries, layout: Cell::new("node"), touched_bytes })
+        Ok(Site { target, stage, binaries, layout: Cell::new("node"), touched_bytes: Cell::new(0) })
     }
 
     /// Has the stage from now on in this directory.
@@ -51,6 +51,11 @@ impl Site {
     /// Has everything go to the store in another layout from now on.
     pub fn set_layout(&self, layout: &'static str) {
         self.layout.set(layout);
+    }
+
+    /// From now on no measure writes more than so much to memory.
+    pub fn set_touched_bytes(&self, bytes: u64) {
+        self.touched_bytes.set(bytes);
     }
 
     /// An empty directory on the target.
@@ -88,7 +93,7 @@ impl Site {
                 return Err("a measured program is not ready".into());
             }
         }
-        touch_memory(self.touched_bytes);
+        touch_memory(self.touched_bytes.get());
         Ok(Ready { programs })
     }
 
@@ -149,7 +154,7 @@ impl Site {
 
     /// Runs a program that copies, and waits until the target has everything: seconds, and processor seconds.
     pub fn copy(&self, words: &[&str]) -> Result<(f64, f64), Failure> {
-        touch_memory(self.touched_bytes);
+        touch_memory(self.touched_bytes.get());
         let before = children_cpu();
         let start = Instant::now();
         for words in [words, &["sync", "-f", &self.target.place.display().to_string()]] {
