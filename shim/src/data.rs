@@ -12,7 +12,7 @@ use libc::{iovec, off_t, size_t, ssize_t};
 
 use crate::configuration::{self, Configuration};
 use crate::hooks::{fail, real};
-use crate::staged::is_staged;
+use crate::staged::{self, Access};
 use crate::{group, growth, room, spill, system};
 
 /// The offset that means the file's own position.
@@ -195,9 +195,10 @@ unsafe fn write_vector(fd: c_int, pieces: *const iovec, count: c_int, offset: of
         // SAFETY: the program's arguments.
         _ => unsafe { real::pwritev(fd, pieces, count, offset) },
     };
-    if total == 0 {
+    if total == 0 || total > ssize_t::MAX as usize {
         return whole();
     }
+    let total = total.min(WRITTEN_MOST);
     // SAFETY: the vector has just been read.
     let vector = unsafe { core::slice::from_raw_parts(pieces, count as usize) };
     write_in_portions(fd, total, &|done, wanted| match wanted == total {
@@ -237,8 +238,9 @@ unsafe fn write_part(fd: c_int, pieces: &[iovec], offset: off_t, done: usize, wa
 /// Writes `count` bytes by `write`, which is told where to begin and how much to write.
 #[inline]
 fn write_all(fd: c_int, count: usize, write: impl Fn(usize, usize) -> ssize_t) -> ssize_t {
-    if group::is_limited() {
-        return write_in_portions(fd, count, &write);
+    // What is no length is the kernel's to refuse.
+    if group::is_limited() && count <= ssize_t::MAX as usize {
+        return write_in_portions(fd, count.min(WRITTEN_MOST), &write);
     }
     let written = write(0, count);
     if written as size_t == count {
@@ -262,6 +264,10 @@ fn write_in_portions(fd: c_int, count: usize, write: &dyn Fn(usize, usize) -> ss
         system::set_errno(errno);
     }
     if more < 0 && done == 0 { more } else { (done + more.max(0) as usize) as ssize_t }
+}
+
+fn is_staged(configuration: &Configuration, fd: c_int) -> bool {
+    staged::is_staged(configuration, fd, Access::Any)
 }
 
 fn is_full(number: c_int) -> bool {

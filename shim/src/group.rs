@@ -24,8 +24,8 @@ const HOLD_MOMENTS: u64 = 64;
 /// Where so much is left, what the kernel could drop besides makes no difference.
 const ENOUGH_BYTES: u64 = 8 << 30;
 
-/// What the last look has shown, when it was, for how many moments it holds, and for how much growth yet. Threads that look at the same time may
-/// mix their numbers, which then are of two looks in the same moment.
+/// What the last look has shown, when it was, for how many moments it holds, and for how much growth yet. Threads that
+/// look at the same time may mix their numbers, which then are of two looks in the same moment.
 static FREE_BYTES: AtomicU64 = AtomicU64::new(u64::MAX);
 static LIMIT_BYTES: AtomicU64 = AtomicU64::new(u64::MAX);
 static LOOKED: AtomicU64 = AtomicU64::new(0);

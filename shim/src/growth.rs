@@ -13,7 +13,7 @@ use sheaf_common::memory::Left;
 use sheaf_common::room;
 
 use crate::configuration::{self, Configuration};
-use crate::staged::is_staged;
+use crate::staged::{self, Access};
 use crate::{flusher, group, paths, spill, system};
 
 /// `UIO_MAXIOV` of the kernel: a longer vector is an error.
@@ -81,11 +81,11 @@ fn portion(fd: c_int, count: usize) -> Option<usize> {
     if portion >= count || is_one_step() { None } else { Some(portion) }
 }
 
-/// How much a vector holds, as far as it can be read: nobody has found out yet whether there is one.
+/// How much a vector holds; 0 if it cannot be read, for nobody has found out yet whether there is one, or is too long.
 pub fn vector_bytes(vector: *const iovec, count: c_int) -> usize {
     let mut seen = [iovec { iov_base: ptr::null_mut(), iov_len: 0 }; VECTOR_PART];
     let (mut bytes, mut next) = (0usize, 0);
-    let count = usize::try_from(count).unwrap_or(0).min(VECTOR_MOST);
+    let count = usize::try_from(count).ok().filter(|count| *count <= VECTOR_MOST).unwrap_or(0);
     while next < count {
         let part = seen.get_mut(..VECTOR_PART.min(count - next)).unwrap_or_default();
         let Ok(()) = system::copy_vector(vector.wrapping_add(next), part) else { return 0 };
@@ -93,6 +93,10 @@ pub fn vector_bytes(vector: *const iovec, count: c_int) -> usize {
         next += part.len();
     }
     bytes
+}
+
+fn is_staged(configuration: &Configuration, fd: c_int) -> bool {
+    staged::is_staged(configuration, fd, Access::Writing)
 }
 
 fn size_of_file(fd: c_int) -> Option<u64> {

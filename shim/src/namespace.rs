@@ -132,7 +132,7 @@ unsafe fn move_name(from: Given, to: Given, flags: c_uint, native: impl Fn() -> 
         (old, new) => unsafe { move_real(configuration, (old.as_ref(), from), (new, to), flags) },
     };
     paths::forget_foreign();
-    if Held::was_in_vain(held.as_ref(), &outcome) {
+    if old.as_ref().is_some_and(|old| Held::was_in_vain(held.as_ref(), &outcome, old)) {
         drop((old, held));
         // SAFETY: the caller's contract.
         return unsafe { move_name(from, to, flags, native) };
@@ -529,7 +529,7 @@ unsafe fn add_name(from: Given, to: Given, flags: c_int, native: impl Fn() -> c_
             return native();
         }
     };
-    if Held::was_in_vain(held.as_ref(), &outcome) {
+    if old.as_ref().is_some_and(|old| Held::was_in_vain(held.as_ref(), &outcome, old)) {
         drop((old, held));
         // SAFETY: the caller's contract.
         return unsafe { add_name(from, to, flags, native) };
@@ -776,7 +776,7 @@ unsafe fn remove_file(directory: c_int, path: *const c_char, native: impl Fn(c_i
     log::decision(configuration, "unlink", entry.canonical(), "in the stage");
     let is_marked = replaced::is_marked(configuration, entry.canonical());
     let outcome = take_away(configuration, &entry, || system::unlink(entry.tree_path()));
-    if !Held::was_in_vain(held.as_ref(), &outcome) {
+    if !Held::was_in_vain(held.as_ref(), &outcome, &entry) {
         return report(outcome);
     }
     // The file is on its real path, or was, and has just gone from there as one that waits under the name.

@@ -26,8 +26,10 @@ pub struct Held(Option<Descriptor>);
 impl Held {
     /// Whether a call has failed because the name could not be kept in the tree, and has left it between the look and
     /// the call. The next look does not find it there any more.
-    pub fn was_in_vain<T>(held: Option<&Held>, outcome: &Result<T>) -> bool {
-        held.is_some_and(|held| held.0.is_none()) && matches!(outcome, Err(Errno(libc::ENOENT)))
+    pub fn was_in_vain<T>(held: Option<&Held>, outcome: &Result<T>, entry: &Entry) -> bool {
+        held.is_some_and(|held| held.0.is_none())
+            && matches!(outcome, Err(Errno(libc::ENOENT)))
+            && matches!(system::lstat(entry.tree_path()), Err(Errno(libc::ENOENT)))
     }
 }
 

@@ -18,9 +18,9 @@ pub enum Access {
 }
 
 /// Whether a descriptor leads to a captured file.
-pub fn is_staged(configuration: &Configuration, fd: c_int) -> bool {
+pub fn is_staged(configuration: &Configuration, fd: c_int, access: Access) -> bool {
     let Some(mut scratch) = Scratch::claim() else { return false };
-    path_of(configuration, fd, Access::Any, &mut scratch.other)
+    path_of(configuration, fd, access, &mut scratch.other)
 }
 
 /// Puts the canonical path of the captured file behind a descriptor into `path`; false when there is none: it is

@@ -477,6 +477,44 @@ with open('ckpt/after', 'wb') as file: file.write(block)"
     }
 }
 
+/// Calls that the kernel refuses, or makes in part, in a group that is nearly full: what is looked at before them must not
+/// change what comes of them.
+#[test]
+fn calls_that_fail_in_a_memory_group() {
+    let scene = Scene::new(Engine::IoUring);
+    let group = MemoryGroup::new("fail", 160 << 20);
+    let script = "
+import ctypes, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+class Piece(ctypes.Structure): _fields_ = [('base', ctypes.c_void_p), ('length', ctypes.c_size_t)]
+block = bytes(range(256)) * 4096
+file = os.open('ckpt/large', os.O_RDWR | os.O_CREAT, 0o640)
+for _ in range(100): os.write(file, block)
+readable = os.open('ckpt/large', os.O_RDONLY)
+# One page, and none behind it.
+page = libc.mmap; page.restype = ctypes.c_void_p
+page = page(None, ctypes.c_size_t(2 << 20), 3, 0x22, -1, ctypes.c_long(0))
+libc.munmap(ctypes.c_void_p(page + (1 << 20)), ctypes.c_size_t(1 << 20))
+def tell(result): print(result, ctypes.get_errno() if result < 0 else 0)
+def write(fd, count): tell(ctypes.c_ssize_t(libc.write(fd, ctypes.c_void_p(page), ctypes.c_size_t(count))).value)
+def writev(fd, pieces, count): tell(ctypes.c_ssize_t(libc.writev(fd, pieces, count)).value)
+libc.write.restype = libc.writev.restype = ctypes.c_ssize_t
+pieces = lambda *lengths: (Piece * len(lengths))(*[Piece(page, length) for length in lengths])
+for fd in (file, readable, 99):
+    for count in (2**64 - 1, 2**63, 0, 1 << 20, (1 << 20) + 4096): write(fd, count)
+    writev(fd, pieces(10, 20), 2); writev(fd, pieces(*[1] * 1025), 1025); writev(fd, None, 1); writev(fd, pieces(1), -1)
+    writev(fd, pieces(1, 2**63), 2); writev(fd, pieces(1 << 19, (1 << 20) + 4096, 5), 3)
+print(os.lseek(file, 0, os.SEEK_CUR), os.fstat(file).st_size)
+os.close(file)";
+    let native = scene.native(&["python3", "-c", script]).expect_success().text();
+    let mut command = scene.preloaded_command("python3");
+    command.args(["-c", script]);
+    assert_eq!(process::run(&mut group.command(&command)).expect_success().text(), native);
+    scene.drain();
+    assert_eq!(group.kills(), 0);
+    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+}
+
 /// Ranks that write all they have at once, each with one call: what one of them may use is not what all may.
 #[test]
 fn a_memory_group_whose_processes_write_at_once() {

@@ -168,6 +168,29 @@ fn a_name_that_leaves_after_a_wait_in_vain() {
     }
 }
 
+/// Layout `files`: a move that cannot be made is not made again and again while the names cannot be had.
+#[test]
+fn a_move_to_nowhere_while_a_rename_hangs() {
+    let (scene, unreliable) = used_before(Engine::Pwrite, "files");
+    scene.preloaded(&["bash", "-c", WRITE]).expect_success();
+    scene.drain();
+    scene.native(&["bash", "-c", "seq 9000 >ckpt/state"]).expect_success();
+    let before = unreliable.log().len();
+    unreliable.rule("everywhere\nrename * hang\nrename-with-flags * hang");
+    let mut write = scene.preloaded_command("bash");
+    process::run(write.args(["-c", "seq 9000 >ckpt/state"]).env("SHEAF_ON_EXIT", "leave")).expect_success();
+    let deadline = Instant::now() + process::LIMIT;
+    while !unreliable.log()[before..].iter().any(|call| call.starts_with("rename") && call.ends_with("Hang")) {
+        assert!(Instant::now() < deadline, "nothing is published");
+        std::thread::yield_now();
+    }
+    let mut change = scene.preloaded_command("mv");
+    let moved = process::run(change.args(["ckpt/state", "nowhere/state"]).env("SHEAF_TIMEOUT", "1"));
+    assert_eq!(moved.status.code(), Some(1), "{}", moved.describe());
+    unreliable.rule("");
+    assert_recovers(&scene, "files");
+}
+
 /// Layout `files`: what is written again and again, because it cannot be synced, is no progress: whoever waits for
 /// progress would never give up.
 #[test]
