@@ -198,10 +198,9 @@ unsafe fn write_vector(fd: c_int, pieces: *const iovec, count: c_int, offset: of
     if total == 0 || total > ssize_t::MAX as usize {
         return whole();
     }
-    let total = total.min(WRITTEN_MOST);
     // SAFETY: the vector has just been read.
     let vector = unsafe { core::slice::from_raw_parts(pieces, count as usize) };
-    write_in_portions(fd, total, &|done, wanted| match wanted == total {
+    write_in_portions(fd, total, &|done, wanted| match done == 0 && wanted == total.min(WRITTEN_MOST) {
         true => whole(),
         // SAFETY: the program's own pieces.
         false => unsafe { write_part(fd, vector, offset, done, wanted) },
@@ -238,9 +237,8 @@ unsafe fn write_part(fd: c_int, pieces: &[iovec], offset: off_t, done: usize, wa
 /// Writes `count` bytes by `write`, which is told where to begin and how much to write.
 #[inline]
 fn write_all(fd: c_int, count: usize, write: impl Fn(usize, usize) -> ssize_t) -> ssize_t {
-    // What is no length is the kernel's to refuse.
-    if group::is_limited() && count <= ssize_t::MAX as usize {
-        return write_in_portions(fd, count.min(WRITTEN_MOST), &write);
+    if group::is_limited() {
+        return write_in_portions(fd, count, &write);
     }
     let written = write(0, count);
     if written as size_t == count {
@@ -252,7 +250,11 @@ fn write_all(fd: c_int, count: usize, write: impl Fn(usize, usize) -> ssize_t) -
 #[cold]
 #[inline(never)]
 fn write_in_portions(fd: c_int, count: usize, write: &dyn Fn(usize, usize) -> ssize_t) -> ssize_t {
-    let errno = system::errno();
+    if count > ssize_t::MAX as usize {
+        // That is no length: the kernel says so.
+        return write(0, count);
+    }
+    let (count, errno) = (count.min(WRITTEN_MOST), system::errno());
     let (done, last) = growth::write_in_portions(fd, count, write);
     let rest = count - done;
     let more = match last == rest as ssize_t {
