@@ -1,5 +1,5 @@
-//! What this process's memory control groups leave it, remembered for as long as nobody can have used it up: for a time,
-//! and for this process's share of it.
+//! What this process's memory control groups leave it, remembered for as long as nobody can have used it up: for a
+//! time, and for this process's share of it.
 //!
 //! Nothing here may ask the kernel for each write: most programs have no limit, or are far from it.
 

@@ -67,8 +67,8 @@ pub fn write_in_portions(fd: c_int, count: usize, write: &dyn Fn(usize, usize) -
     }
 }
 
-/// How much of a write to make, if not all at once. Appending is one step to whoever else appends, and stays one; so is a
-/// write that may meet the length which this process's files may have.
+/// How much of a write to make, if not all at once. Appending is one step to whoever else appends, and stays one; so is
+/// a write that may meet the length which this process's files may have.
 fn portion(fd: c_int, count: usize) -> Option<usize> {
     let configuration = configuration::active().filter(|_| count > PORTION_LEAST)?;
     let share_bytes = group::share_bytes(&group::left(configuration));

@@ -477,8 +477,8 @@ with open('ckpt/after', 'wb') as file: file.write(block)"
     }
 }
 
-/// Calls that the kernel refuses, or makes in part, in a group that is nearly full: what is looked at before them must not
-/// change what comes of them.
+/// Calls that the kernel refuses, or makes in part, in a group that is nearly full: what is looked at before them must
+/// not change what comes of them.
 #[test]
 fn calls_that_fail_in_a_memory_group() {
     let scene = Scene::new(Engine::IoUring);
