@@ -53,7 +53,7 @@ impl Site {
         self.layout.set(layout);
     }
 
-    /// From now on no measure writes more than so much to memory.
+    /// Has so much memory written to before each measure from now on.
     pub fn set_touched_bytes(&self, bytes: u64) {
         self.touched_bytes.set(bytes);
     }
@@ -167,8 +167,8 @@ impl Site {
     }
 }
 
-/// Writes so much to memory, as far as there is room, and frees it. Of memory that was free for some seconds the host of a
-/// virtual machine may have taken the pages back, and whoever comes first waits for it to give others.
+/// Writes so much to memory, as far as there is room, and frees it. Of memory that was free for some seconds the host of
+/// a virtual machine may have taken the pages back, and whoever comes first waits for it to give others.
 fn touch_memory(bytes: u64) {
     let Ok(mut file) = tempfile::tempfile_in(MEMORY) else { return };
     let block = vec![1; 1 << 20];

@@ -228,12 +228,16 @@ pub fn parse_size(value: &[u8]) -> Option<u64> {
 
 /// Parses a whole number that is not zero, as for a time in seconds.
 pub fn parse_number(digits: &[u8]) -> Option<u64> {
-    let mut number: u64 = 0;
-    for byte in digits {
+    parse_decimal(digits).filter(|number| *number > 0)
+}
+
+/// Parses a whole number: at least one digit, and nothing else.
+pub fn parse_decimal(digits: &[u8]) -> Option<u64> {
+    let add = |number: u64, byte: &u8| {
         let digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
-        number = number.checked_mul(10)?.checked_add(u64::from(digit))?;
-    }
-    Some(number).filter(|number| *number > 0)
+        number.checked_mul(10)?.checked_add(u64::from(digit))
+    };
+    if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
 }
 
 /// How long a program waits for a silent flusher or for room in the stage when SHEAF_TIMEOUT is unset, in milliseconds.

@@ -6,6 +6,8 @@
 
 use core::ffi::CStr;
 
+use crate::configuration::parse_decimal;
+
 /// `TMPFS_MAGIC` of statfs(2): file systems whose data is charged so.
 pub const TMPFS: u64 = 0x0102_1994;
 
@@ -162,12 +164,7 @@ fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> Option<&'a CStr> {
 
 /// A decimal number; `None` for `max`, and for whatever else is none.
 fn number(text: &[u8]) -> Option<u64> {
-    let digits = text.trim_ascii();
-    let add = |number: u64, digit: &u8| {
-        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
-        number.checked_mul(10)?.checked_add(u64::from(digit))
-    };
-    if digits.is_empty() { None } else { digits.iter().try_fold(0, add) }
+    parse_decimal(text.trim_ascii())
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ pub unsafe fn pwritev(fd: c_int, pieces: *const iovec, count: c_int, offset: off
 
 /// pwritev2(2).
 pub unsafe fn pwritev2(fd: c_int, pieces: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
-    growth::before(fd, if group::is_limited() { growth::vector_bytes(pieces, count) as u64 } else { 0 });
+    growth::before_vector(fd, pieces, count);
     // SAFETY: the program's arguments.
     let written = unsafe { real::pwritev2(fd, pieces, count, offset, flags) };
     let written = or_system_call(written, || {

@@ -28,7 +28,15 @@ const PORTION_LEAST: usize = 64 << 10;
 #[inline]
 pub fn before(fd: c_int, growth_bytes: u64) {
     if group::is_limited() {
-        see_to_memory(fd, || growth_bytes);
+        see_to_memory(fd, growth_bytes);
+    }
+}
+
+/// Before a call that writes a vector, all at once.
+#[inline]
+pub fn before_vector(fd: c_int, vector: *const iovec, count: c_int) {
+    if group::is_limited() {
+        see_to_memory(fd, vector_bytes(vector, count) as u64);
     }
 }
 
@@ -36,7 +44,7 @@ pub fn before(fd: c_int, growth_bytes: u64) {
 #[inline]
 pub fn before_length(fd: c_int, length_bytes: u64) {
     if group::is_limited() {
-        see_to_memory(fd, || length_bytes.saturating_sub(size_of_file(fd).unwrap_or(0)));
+        see_to_memory(fd, length_bytes.saturating_sub(size_of_file(fd).unwrap_or(0)));
     }
 }
 
@@ -44,7 +52,7 @@ pub fn before_length(fd: c_int, length_bytes: u64) {
 #[inline]
 pub fn before_copy(from: c_int, to: c_int, length_bytes: u64) {
     if group::is_limited() {
-        see_to_memory(to, || size_of_file(from).map_or(length_bytes, |size_bytes| length_bytes.min(size_bytes)));
+        see_to_memory(to, size_of_file(from).map_or(length_bytes, |size_bytes| length_bytes.min(size_bytes)));
     }
 }
 
@@ -57,7 +65,7 @@ pub fn write_in_portions(fd: c_int, count: usize, write: &dyn Fn(usize, usize) -
     let mut done = 0;
     loop {
         let rest = count - done;
-        see_to_memory(fd, || rest as u64);
+        see_to_memory(fd, rest as u64);
         let wanted = portion(fd, rest).unwrap_or(rest);
         let written = write(done, wanted);
         if written != wanted as ssize_t || wanted == rest {
@@ -106,9 +114,8 @@ fn size_of_file(fd: c_int) -> Option<u64> {
 /// Sees to it that the groups have the memory, or that the file is elsewhere.
 #[cold]
 #[inline(never)]
-fn see_to_memory(fd: c_int, growth_bytes: impl Fn() -> u64) {
+fn see_to_memory(fd: c_int, growth_bytes: u64) {
     let Some(configuration) = configuration::active() else { return };
-    let growth_bytes = growth_bytes();
     // A share is of what is left beyond the reserve.
     if !group::take(configuration, growth_bytes) && is_staged(configuration, fd) {
         make_room(configuration, fd, growth_bytes);

@@ -774,7 +774,8 @@ unsafe fn remove_file(directory: c_int, path: *const c_char, native: impl Fn(c_i
     };
     flusher::ensure(configuration);
     log::decision(configuration, "unlink", entry.canonical(), "in the stage");
-    let is_marked = replaced::is_marked(configuration, entry.canonical());
+    // Looked at before: the flusher takes the marker away when the name leaves the tree.
+    let is_marked = held.is_some() && replaced::is_marked(configuration, entry.canonical());
     let outcome = take_away(configuration, &entry, || system::unlink(entry.tree_path()));
     if !Held::was_in_vain(held.as_ref(), &outcome, &entry) {
         return report(outcome);

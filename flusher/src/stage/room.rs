@@ -1,8 +1,7 @@
 //! How much room a stage has: what its file system has free, and on tmpfs what the memory control groups leave of those
 //! who write there.
 
-use std::ffi::CStr;
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;

@@ -355,6 +355,20 @@ impl MemoryGroup {
         inside
     }
 
+    /// Runs a Python program without Sheaf, and with it in the group, there with further arguments: it says and leaves
+    /// the same, and nobody is killed.
+    fn assert_unnoticed(&self, scene: &Scene, script: &str, arguments: &[&OsStr]) {
+        let native = scene.native(&["python3", "-c", script]).expect_success().text();
+        let mut command = scene.preloaded_command("python3");
+        command.args(["-c", script]).args(arguments);
+        let text = process::run(&mut self.command(&command)).expect_success().text();
+        assert_eq!(text, native, "{script}");
+        scene.drain();
+        assert_eq!(self.kills(), 0, "{script}");
+        scene.verify();
+        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{script}");
+    }
+
     /// How often the kernel has killed somebody in it.
     fn kills(&self) -> u64 {
         let read = |name: &str| fs::read_to_string(self.directory.join(name));
@@ -387,14 +401,7 @@ for number in range(24):
         for _ in range(24):
             file.write(block)
         file.write(b'%d' % number)";
-    scene.native(&["python3", "-c", script]).expect_success();
-    let mut command = scene.preloaded_command("python3");
-    command.args(["-c", script]);
-    process::run(&mut group.command(&command)).expect_success();
-    scene.drain();
-    assert_eq!(group.kills(), 0);
-    scene.verify();
-    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    group.assert_unnoticed(&scene, script, &[]);
 }
 
 /// What others free in the stage's file system is no room for a group that has reached its limit.
@@ -414,15 +421,8 @@ for number in range(24):
             file.write(block)
     if number == 0 and len(sys.argv) > 1:
         os.remove(sys.argv[1])";
-    scene.native(&["python3", "-c", script]).expect_success();
-    let mut command = scene.preloaded_command("python3");
-    command.args(["-c", script]).arg(&held);
-    process::run(&mut group.command(&command)).expect_success();
+    group.assert_unnoticed(&scene, script, &[held.as_os_str()]);
     assert!(!held.exists(), "the program has not removed it");
-    scene.drain();
-    assert_eq!(group.kills(), 0);
-    scene.verify();
-    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
 }
 
 /// A file that is larger than what the group may use, in whatever way it grows: no call fails where a group is full, so
@@ -466,14 +466,7 @@ os.write(file, b'behind')
 os.close(file)
 with open('ckpt/after', 'wb') as file: file.write(block)"
         );
-        scene.native(&["python3", "-c", &script]).expect_success();
-        let mut command = scene.preloaded_command("python3");
-        command.args(["-c", &script]);
-        process::run(&mut group.command(&command)).expect_success();
-        scene.drain();
-        assert_eq!(group.kills(), 0, "{name}");
-        scene.verify();
-        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{name}");
+        group.assert_unnoticed(&scene, &script, &[]);
     }
 }
 
@@ -506,13 +499,7 @@ for fd in (file, readable, 99):
     writev(fd, pieces(1, 2**63), 2); writev(fd, pieces(1 << 19, (1 << 20) + 4096, 5), 3)
 print(os.lseek(file, 0, os.SEEK_CUR), os.fstat(file).st_size)
 os.close(file)";
-    let native = scene.native(&["python3", "-c", script]).expect_success().text();
-    let mut command = scene.preloaded_command("python3");
-    command.args(["-c", script]);
-    assert_eq!(process::run(&mut group.command(&command)).expect_success().text(), native);
-    scene.drain();
-    assert_eq!(group.kills(), 0);
-    assert_eq!(scene.captured_snapshot(), scene.native_snapshot());
+    group.assert_unnoticed(&scene, script, &[]);
 }
 
 /// Ranks that write all they have at once, each with one call: what one of them may use is not what all may.
@@ -542,14 +529,7 @@ for number in range(8):
 os.close(opened)
 assert all(os.waitpid(rank, 0)[1] == 0 for rank in ranks)"
         );
-        scene.native(&["python3", "-c", &script]).expect_success();
-        let mut command = scene.preloaded_command("python3");
-        command.args(["-c", &script]);
-        process::run(&mut group.command(&command)).expect_success();
-        scene.drain();
-        assert_eq!(group.kills(), 0, "{growth}");
-        scene.verify();
-        assert_eq!(scene.captured_snapshot(), scene.native_snapshot(), "{growth}");
+        group.assert_unnoticed(&scene, &script, &[]);
     }
 }
 

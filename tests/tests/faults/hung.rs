@@ -95,6 +95,23 @@ fn errors_last() {
     }
 }
 
+/// What a program writes whose publication then hangs.
+const STATE: &str = "seq 9000 >ckpt/state";
+
+/// Writes [`STATE`], and returns when the call that is to give the file its real name hangs, as it does until there is
+/// another rule.
+fn hang_in_rename(scene: &Scene, unreliable: &Unreliable) {
+    let before = unreliable.log().len();
+    unreliable.rule("everywhere\nrename * hang\nrename-with-flags * hang");
+    let mut write = scene.preloaded_command("bash");
+    process::run(write.args(["-c", STATE]).env("SHEAF_ON_EXIT", "leave")).expect_success();
+    let deadline = Instant::now() + process::LIMIT;
+    while !unreliable.log()[before..].iter().any(|call| call.starts_with("rename") && call.ends_with("Hang")) {
+        assert!(Instant::now() < deadline, "{}: nothing is published", scene.root().display());
+        std::thread::yield_now();
+    }
+}
+
 /// Layout `files`: the call that gives a file its real name hangs, a program goes on with the name, and then the call
 /// is done after all.
 #[test]
@@ -103,19 +120,10 @@ fn a_rename_that_is_done_late() {
         let (scene, unreliable) = used_before(Engine::Pwrite, "files");
         scene.preloaded(&["bash", "-c", WRITE]).expect_success();
         scene.drain();
-        const BEFORE: &str = "seq 9000 >ckpt/state";
-        for script in [BEFORE, script] {
+        for script in [STATE, script] {
             scene.native(&["bash", "-c", script]).expect_success();
         }
-        let before = unreliable.log().len();
-        unreliable.rule("everywhere\nrename * hang\nrename-with-flags * hang");
-        let mut write = scene.preloaded_command("bash");
-        process::run(write.args(["-c", BEFORE]).env("SHEAF_ON_EXIT", "leave")).expect_success();
-        let deadline = Instant::now() + process::LIMIT;
-        while !unreliable.log()[before..].iter().any(|call| call.starts_with("rename") && call.ends_with("Hang")) {
-            assert!(Instant::now() < deadline, "{script}: nothing is published");
-            std::thread::yield_now();
-        }
+        hang_in_rename(&scene, &unreliable);
         let mut change = scene.preloaded_command("bash");
         let mut program = process::start(change.args(["-c", script]).env("SHEAF_TIMEOUT", "1"));
         // It may have to wait for the directory, as natively.
@@ -134,24 +142,15 @@ fn a_rename_that_is_done_late() {
 #[test]
 fn a_name_that_leaves_after_a_wait_in_vain() {
     const CALLS: &str = "unlink,unlinkat,rename,renameat,renameat2,link,linkat";
-    const BEFORE: &str = "seq 9000 >ckpt/state";
     for change in [&["rm", "ckpt/state"][..], &["mv", "ckpt/state", "ckpt/other"], &["ln", "ckpt/state", "ckpt/other"]]
     {
         let (scene, unreliable) = used_before(Engine::Pwrite, "files");
         scene.preloaded(&["bash", "-c", WRITE]).expect_success();
         scene.drain();
-        for command in [&["bash", "-c", BEFORE][..], change] {
+        for command in [&["bash", "-c", STATE][..], change] {
             scene.native(command).expect_success();
         }
-        let before = unreliable.log().len();
-        unreliable.rule("everywhere\nrename * hang\nrename-with-flags * hang");
-        let mut write = scene.preloaded_command("bash");
-        process::run(write.args(["-c", BEFORE]).env("SHEAF_ON_EXIT", "leave")).expect_success();
-        let deadline = Instant::now() + process::LIMIT;
-        while !unreliable.log()[before..].iter().any(|call| call.starts_with("rename") && call.ends_with("Hang")) {
-            assert!(Instant::now() < deadline, "{change:?}: nothing is published");
-            std::thread::yield_now();
-        }
+        hang_in_rename(&scene, &unreliable);
         let mut command = scene.preloaded_command(change[0]);
         command.args(&change[1..]).env("SHEAF_TIMEOUT", "1");
         let (calls, late) = (format!("trace={CALLS}"), format!("inject={CALLS}:delay_enter=2000000:when=1"));
@@ -174,16 +173,8 @@ fn a_move_to_nowhere_while_a_rename_hangs() {
     let (scene, unreliable) = used_before(Engine::Pwrite, "files");
     scene.preloaded(&["bash", "-c", WRITE]).expect_success();
     scene.drain();
-    scene.native(&["bash", "-c", "seq 9000 >ckpt/state"]).expect_success();
-    let before = unreliable.log().len();
-    unreliable.rule("everywhere\nrename * hang\nrename-with-flags * hang");
-    let mut write = scene.preloaded_command("bash");
-    process::run(write.args(["-c", "seq 9000 >ckpt/state"]).env("SHEAF_ON_EXIT", "leave")).expect_success();
-    let deadline = Instant::now() + process::LIMIT;
-    while !unreliable.log()[before..].iter().any(|call| call.starts_with("rename") && call.ends_with("Hang")) {
-        assert!(Instant::now() < deadline, "nothing is published");
-        std::thread::yield_now();
-    }
+    scene.native(&["bash", "-c", STATE]).expect_success();
+    hang_in_rename(&scene, &unreliable);
     let mut change = scene.preloaded_command("mv");
     let moved = process::run(change.args(["ckpt/state", "nowhere/state"]).env("SHEAF_TIMEOUT", "1"));
     assert_eq!(moved.status.code(), Some(1), "{}", moved.describe());
